@@ -1,0 +1,57 @@
+# make demo   make the environment, edit a picture with the built-in model, say where the pictures are
+# make test   run the tests (the quick ones: neither slow nor gpu)
+# Others:     lint, format, bench, gpu, train, clean
+
+PYTHON ?= python3
+# For example PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"; see constraints.txt.
+PIP_FLAGS ?=
+OUT ?= out/demo
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(BIN)/adapedit
+
+.PHONY: demo test test-slow lint format bench gpu train clean $(VENV)
+
+demo: $(INSTALLED)
+	$(BIN)/adapedit edit "a red dog standing on the grass" "a red dog sitting on the grass" --out $(OUT)
+	@echo "The pictures are in $(OUT): source.png, target.png and the attention maps in maps.png"
+
+test: $(INSTALLED)
+	@$(BIN)/python -m pytest
+
+test-slow: $(INSTALLED)
+	@$(BIN)/python -m pytest -m "slow and not gpu"
+
+lint: $(INSTALLED)
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+format: $(INSTALLED)
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
+
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks
+
+# Everything that only a CUDA device can say.
+gpu: $(INSTALLED)
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m benchmarks.gpu
+
+train: $(INSTALLED)
+	$(BIN)/python -m adapedit.training
+
+# The console script is the last thing that pip writes: where it stands the environment is whole and is left alone,
+# where it does not the environment is made or finished. To make it anew: rm -rf .venv
+$(VENV): $(INSTALLED)
+
+$(INSTALLED):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python %d.%d found, 3.10 or later wanted: make PYTHON=python3.12" % sys.version_info[:2])'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt $(PIP_FLAGS) -e ".[dev]"
+
+clean:
+	rm -rf out build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find adapedit kernels engine export benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Rows, controls and the denoising loop: a UNet that takes an edit as data."""
