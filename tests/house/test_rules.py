@@ -1,0 +1,55 @@
+"""House rules that a reader can't check by eye in every change: no pickles, no shell, no overlong files."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.house.rules import ROOMS, ROOT, pickle_violations, python_files, shell_violations
+
+FILES = [path for folder in ROOMS.values() for path in python_files(folder)]
+LONGEST_FILE = 300
+
+
+@pytest.mark.parametrize("rule", [pickle_violations, shell_violations])
+def test_no_file_breaks_the_rule(rule):
+    found = [
+        line for path in FILES for line in rule(path.read_text(encoding="utf-8"), str(path.relative_to(ROOT)))
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_files_stay_short():
+    lengths = {path.relative_to(ROOT): len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
+    long = [f"{path}: {length} lines" for path, length in lengths.items() if length > LONGEST_FILE]
+    assert not long, f"split at {LONGEST_FILE} lines:\n" + "\n".join(long)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "def f():\n    from pickle import loads",
+        "import torch\nstate = torch.load('weights.pt', weights_only=True)",
+        "from torch import load",
+        "import numpy as np\nnp.load('a.npy', allow_pickle=True)",
+    ],
+)
+def test_the_checker_sees_a_pickle(source):
+    assert len(pickle_violations(source, "sample.py")) == 1
+
+
+@pytest.mark.parametrize(
+    "source", ["import os\nos.system('ls')", "import subprocess\nsubprocess.run('ls', shell=True)"]
+)
+def test_the_checker_sees_a_shell(source):
+    assert len(shell_violations(source, "sample.py")) == 1
+
+
+def test_the_checkers_let_plain_code_pass():
+    source = (
+        "from safetensors.torch import load_file\nimport numpy as np, subprocess\n"
+        "np.load('a.npy', allow_pickle=False)\n"
+        "subprocess.run(['ls'], shell=False)\nscheduler.load('torch.load')"
+    )
+    assert pickle_violations(source, "sample.py") == []
+    assert shell_violations(source, "sample.py") == []
