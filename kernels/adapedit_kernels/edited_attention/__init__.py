@@ -1,0 +1,127 @@
+"""Cross-attention that edits its probabilities and shows its maps."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from adapedit_kernels.dispatch import chosen_implementation
+from adapedit_kernels.edited_attention import reference
+from adapedit_kernels.edited_attention.arguments import check_arguments
+
+__all__ = ["edited_attention", "edited_attention_with_maps"]
+
+
+def edited_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    source_row: Tensor | None = None,
+    token_map: Tensor | None = None,
+    own_weight: Tensor | None = None,
+    spatial_weight: Tensor | None = None,
+    spatial_map: Tensor | None = None,
+    scale: float | None = None,
+    map_sum: Tensor | None = None,
+    map_weight: float = 1.0,
+    edited: bool = True,
+    check_values: bool = True,
+    implementation: str = "auto",
+) -> Tensor:
+    """Cross-attention with the maps of some rows blended with those of their source rows.
+
+    ``M = softmax(scale Q K^T)``, ``R = M[source_row] A``, ``W = u + v S``, ``M^ = R + W (M - R)``,
+    ``out = M^ V``; a row that is its own source uses ``M``.
+
+    Args:
+        query: [B, H, P, D] float32, float16 or bfloat16 (the reference takes float64 too).
+        key: [B, H, N, D], dtype of the query.
+        value: [B, H, N, D], dtype of the query.
+        source_row: [B] int64, the row that a row takes its map from.
+        token_map: ``A`` [B, N, N] floating; ``A[b, i, j]`` is the weight of source token i in target token j.
+        own_weight: ``u`` [B, N] floating.
+        spatial_weight: ``v`` [B, N] floating.
+        spatial_map: ``S`` [B, P] floating.
+        scale: factor on the logits, by default ``D ** -0.5``.
+        map_sum: [B, P, N] float32, added to in place: ``map_weight`` times the mean over heads of each row's own
+            ``M`` (never the blended map).
+        map_weight: see ``map_sum``.
+        edited: a static promise: False says that no row takes its map from another. The controls may then be
+            None, and plain attention is all that is paid for.
+        check_values: look at the values of ``source_row`` too. On a CUDA tensor this waits for the device, so a
+            loop that checked its controls once passes False; the kernel itself clamps rows into the batch.
+        implementation: ``"auto"``, ``"reference"`` or ``"triton"``.
+
+    Returns:
+        [B, H, P, D] in the query's dtype.
+
+    Raises:
+        AdapEditError: shapes, dtypes, devices or strides that don't fit, rows outside the batch.
+        ImplementationError: the named implementation can't run here.
+    """
+    chosen = chosen_implementation(implementation, query.device, operation="edited_attention")
+    controls = (source_row, token_map, own_weight, spatial_weight, spatial_map)
+    check_arguments(
+        query, key, value, controls, map_sum, edited=edited, check_values=check_values, chosen=chosen
+    )
+    out, maps = reference.edited_attention_with_maps(
+        query,
+        key,
+        value,
+        source_row=source_row,
+        token_map=token_map,
+        own_weight=own_weight,
+        spatial_weight=spatial_weight,
+        spatial_map=spatial_map,
+        scale=scale,
+        edited=edited,
+        maps=map_sum is not None,
+    )
+    if map_sum is not None:
+        assert maps is not None
+        map_sum.add_(maps.detach(), alpha=map_weight)
+    return out
+
+
+def edited_attention_with_maps(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    source_row: Tensor | None = None,
+    token_map: Tensor | None = None,
+    own_weight: Tensor | None = None,
+    spatial_weight: Tensor | None = None,
+    spatial_map: Tensor | None = None,
+    scale: float | None = None,
+    edited: bool = True,
+    check_values: bool = True,
+    implementation: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """As :func:`edited_attention`, with nothing in place: returns the output and the averaged own maps.
+
+    With the reference both are differentiable in query, key and value, and the call exports to ONNX.
+
+    Returns:
+        out [B, H, P, D], and the mean over heads of each row's own ``M`` [B, P, N] (float32; float64 for float64).
+    """
+    chosen = chosen_implementation(implementation, query.device, operation="edited_attention")
+    controls = (source_row, token_map, own_weight, spatial_weight, spatial_map)
+    check_arguments(
+        query, key, value, controls, None, edited=edited, check_values=check_values, chosen=chosen
+    )
+    out, maps = reference.edited_attention_with_maps(
+        query,
+        key,
+        value,
+        source_row=source_row,
+        token_map=token_map,
+        own_weight=own_weight,
+        spatial_weight=spatial_weight,
+        spatial_map=spatial_map,
+        scale=scale,
+        edited=edited,
+    )
+    assert maps is not None
+    return out, maps

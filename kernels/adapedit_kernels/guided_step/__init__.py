@@ -1,0 +1,115 @@
+"""One denoising step over all latents: guidance, scheduler update and local blend."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from adapedit_kernels.checks import check_dtype, check_rows, check_same_device, check_shape
+from adapedit_kernels.dispatch import chosen_implementation
+from adapedit_kernels.errors import AdapEditError
+from adapedit_kernels.guided_step import reference
+
+__all__ = ["guided_step"]
+
+_NAME = "guided_step"
+_FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def guided_step(
+    noise_pred: Tensor,
+    latents: Tensor,
+    guidance_rows: Tensor,
+    guidance_weights: Tensor,
+    sample_weight: Tensor,
+    output_weight: Tensor,
+    noise: Tensor | None = None,
+    noise_weight: Tensor | None = None,
+    blend_mask: Tensor | None = None,
+    blend_source: Tensor | None = None,
+    *,
+    check_values: bool = True,
+    implementation: str = "auto",
+) -> Tensor:
+    """The next latents of K tracks, each with its own coefficients.
+
+    ``eps_k = sum_g guidance_weights[k, g] noise_pred[guidance_rows[k, g]]``,
+    ``x'_k = sample_weight[k] x_k + output_weight[k] eps_k + noise_weight[k] noise_k``, and where a mask is given
+    ``x''_k = x'_s + mask (x'_k - x'_s)`` with ``s = blend_source[k]`` and ``x'_s`` before its own blend.
+
+    Args:
+        noise_pred: [B, C, h, w] floating, output of the UNet for all rows.
+        latents: [K, C, h, w] floating.
+        guidance_rows: [K, G] int64, rows of ``noise_pred``.
+        guidance_weights: [K, G] floating; classifier-free guidance ``g`` is (1 - g, g).
+        sample_weight: [K] floating.
+        output_weight: [K] floating.
+        noise: [K, C, h, w] floating, with ``noise_weight``.
+        noise_weight: [K] floating.
+        blend_mask: [K, 1, h, w] floating, 1 where a track keeps its own latents; with ``blend_source``.
+        blend_source: [K] int64.
+        check_values: look at the values of the index tensors too; waits for the device on CUDA tensors.
+        implementation: ``"auto"``, ``"reference"`` or ``"triton"``.
+
+    Returns:
+        [K, C, h, w] in the dtype of ``latents``; nothing is changed in place.
+
+    Raises:
+        AdapEditError: shapes, dtypes or devices that don't fit, indices out of range.
+        ImplementationError: the named implementation can't run here.
+    """
+    chosen_implementation(implementation, latents.device, operation=_NAME)
+    check_shape(_NAME, "latents", latents, (None, None, None, None), "[K, C, h, w]")
+    tracks, channels, height, width = latents.shape
+    check_shape(_NAME, "noise_pred", noise_pred, (None, channels, height, width), "[B, C, h, w]")
+    check_shape(_NAME, "guidance_rows", guidance_rows, (tracks, None), "[K, G]")
+    check_shape(_NAME, "guidance_weights", guidance_weights, tuple(guidance_rows.shape), "[K, G]")
+    check_shape(_NAME, "sample_weight", sample_weight, (tracks,), "[K]")
+    check_shape(_NAME, "output_weight", output_weight, (tracks,), "[K]")
+    _check_pair("noise", noise, "noise_weight", noise_weight)
+    _check_pair("blend_mask", blend_mask, "blend_source", blend_source)
+    if noise is not None and noise_weight is not None:
+        check_shape(_NAME, "noise", noise, (tracks, channels, height, width), "[K, C, h, w]")
+        check_shape(_NAME, "noise_weight", noise_weight, (tracks,), "[K]")
+    if blend_mask is not None and blend_source is not None:
+        check_shape(_NAME, "blend_mask", blend_mask, (tracks, 1, height, width), "[K, 1, h, w]")
+        check_shape(_NAME, "blend_source", blend_source, (tracks,), "[K]")
+    floating = {
+        "latents": latents,
+        "noise_pred": noise_pred,
+        "guidance_weights": guidance_weights,
+        "sample_weight": sample_weight,
+        "output_weight": output_weight,
+        "noise": noise,
+        "noise_weight": noise_weight,
+        "blend_mask": blend_mask,
+    }
+    for name, tensor in floating.items():
+        if tensor is not None:
+            check_dtype(_NAME, name, tensor, _FLOATING)
+    check_dtype(_NAME, "guidance_rows", guidance_rows, (torch.int64,))
+    if blend_source is not None:
+        check_dtype(_NAME, "blend_source", blend_source, (torch.int64,))
+    check_same_device(_NAME, floating | {"guidance_rows": guidance_rows, "blend_source": blend_source})
+    if check_values:
+        check_rows(_NAME, "guidance_rows", guidance_rows, noise_pred.shape[0])
+        if blend_source is not None:
+            check_rows(_NAME, "blend_source", blend_source, tracks)
+    return reference.guided_step(
+        noise_pred,
+        latents,
+        guidance_rows,
+        guidance_weights,
+        sample_weight,
+        output_weight,
+        noise,
+        noise_weight,
+        blend_mask,
+        blend_source,
+    )
+
+
+def _check_pair(first: str, one: Tensor | None, second: str, other: Tensor | None) -> None:
+    if (one is None) != (other is None):
+        missing, present = (first, second) if one is None else (second, first)
+        raise AdapEditError(f"{_NAME}: {present} is given without {missing}; give both or neither")
