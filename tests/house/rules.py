@@ -47,8 +47,8 @@ def dotted(node: ast.expr) -> str | None:
 def imported_modules(tree: ast.AST) -> Iterator[tuple[int, str]]:
     """(line, absolute module) of each import, those in functions and under ``TYPE_CHECKING`` among them.
 
-    ``import_module("a.b")`` and ``__import__("a.b")`` count where the name is a literal. Relative imports stay
-    in their package and are left out.
+    ``import_module("a.b")`` and ``__import__("a.b")`` count where the name is a literal. Relative imports
+    stay in their package and are left out.
     """
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -80,7 +80,7 @@ def import_violations(room: str, source: str, where: str) -> list[str]:
 
 
 def pickle_violations(source: str, where: str) -> list[str]:
-    """One line for each way in which ``source`` could read or write a pickle, which runs its author's code."""
+    """One line for each pickle that ``source`` could read or write: reading one runs its author's code."""
     tree = ast.parse(source)
     found = [
         f"{where}:{line}: imports {module}"
