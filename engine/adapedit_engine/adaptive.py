@@ -1,0 +1,99 @@
+"""FWT and DPS inside the loop: word steps and spatial map from what has been seen so far, in one pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from adapedit_kernels import RelationSettings, spatial_similarity, word_relation
+from adapedit_kernels.errors import AdapEditError
+
+
+class AdaptiveError(AdapEditError):
+    """Adaptive settings that do not fit their plan."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adaptive:
+    """What the loop needs to recompute tau and S of a plan's edited tracks at every step.
+
+    key_tokens:    [K1, N] bool, tokens of the words that the source does not have.
+    word_of_token: [K1, N] int64, number of the word that a token belongs to; -1: none (start, end, padding).
+    temporal:      recompute word steps (FWT). `word_steps` of the plan holds until maps have been seen.
+    spatial:       recompute the spatial map (DPS). `spatial_map` of the plan holds until then.
+    relation:      threshold, normalisation, centring and formula.
+    lambda_tau:    factor of the word steps, Eq. 7.
+    lambda_spatial: factor of the spatial map, Eq. 9.
+    update_every:  steps between two updates.
+    self_layers:   [L, K1] bool, self-attention layers whose queries and keys come from the source for the
+                   share of the trajectory that FWT gives to tokens without a word; None: as the plan's tables
+                   say.
+    """
+
+    key_tokens: Tensor
+    word_of_token: Tensor
+    temporal: bool = True
+    spatial: bool = True
+    relation: RelationSettings = field(default_factory=RelationSettings)
+    lambda_tau: float = 1.0
+    lambda_spatial: float = 1.0
+    update_every: int = 1
+    self_layers: Tensor | None = None
+
+    def check(self, *, tracks: int, tokens: int) -> None:
+        """Raise `AdaptiveError` unless this fits a plan of so many tracks and tokens."""
+        for name in ("key_tokens", "word_of_token"):
+            got = tuple(getattr(self, name).shape)
+            if got != (tracks, tokens):
+                raise AdaptiveError(f"adaptive.{name} has shape {got}, wanted ({tracks}, {tokens})")
+        if self.self_layers is not None and self.self_layers.shape[-1] != tracks:
+            raise AdaptiveError(
+                f"adaptive.self_layers has {self.self_layers.shape[-1]} tracks, wanted {tracks}"
+            )
+        if self.update_every < 1:
+            raise AdaptiveError(f"adaptive.update_every is {self.update_every}, wanted at least 1")
+
+    def to(self, device: torch.device) -> Adaptive:
+        """The same, with its tensors there."""
+        layers = None if self.self_layers is None else self.self_layers.to(device)
+        key_tokens, word_of_token = self.key_tokens.to(device), self.word_of_token.to(device)
+        return replace(self, key_tokens=key_tokens, word_of_token=word_of_token, self_layers=layers)
+
+
+class Found(NamedTuple):
+    """word_steps [K1, N]; spatial_map [K1, P]; self_share [K1], tau of tokens without a word."""
+
+    word_steps: Tensor
+    spatial_map: Tensor
+    self_share: Tensor
+
+
+def observe(maps: Tensor, features: Tensor, adaptive: Adaptive) -> Found:
+    """Word steps and spatial map of every track from its averaged maps [K1, P, N] and features [K1, P, V].
+
+    The faithful method calls this once, after a pass of its own; the single pass after every step.
+    """
+    relation = adaptive.relation
+    found = word_relation(
+        maps,
+        features,
+        adaptive.key_tokens,
+        adaptive.word_of_token,
+        lambda_tau=adaptive.lambda_tau,
+        threshold=relation.threshold,
+        threshold_mode=relation.threshold_mode,
+        normalise=relation.normalise,
+        temperature=relation.temperature,
+        centre=relation.centre,
+        variant=relation.variant,
+    )
+    spatial = spatial_similarity(
+        features,
+        found.key_embedding,
+        lambda_spatial=adaptive.lambda_spatial,
+        centre=relation.centre,
+    )
+    return Found(found.word_steps, spatial, found.default_steps)

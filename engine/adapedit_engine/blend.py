@@ -1,0 +1,63 @@
+"""Local blend of Prompt-to-Prompt: the target's latents only where the chosen words are looked at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from adapedit_kernels.errors import AdapEditError
+
+
+class BlendError(AdapEditError):
+    """A local blend that does not fit its plan."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalBlend:
+    """Keep the source's latents outside the places where chosen tokens were looked at.
+
+    token_weights: [K1, N], non-zero for the chosen tokens of each track (the source's row: its own words).
+    threshold:     share of a map's peak above which a pixel belongs to the words.
+    start:         share of the trajectory after which the blend acts.
+    """
+
+    token_weights: Tensor
+    threshold: float = 0.3
+    start: float = 0.2
+
+    def check(self, *, tracks: int, tokens: int) -> None:
+        """Raise `BlendError` unless this fits a plan of so many tracks and tokens."""
+        if tuple(self.token_weights.shape) != (tracks, tokens):
+            got = tuple(self.token_weights.shape)
+            raise BlendError(f"local_blend.token_weights has shape {got}, wanted ({tracks}, {tokens})")
+        for name, value in (("threshold", self.threshold), ("start", self.start)):
+            if not 0 <= value <= 1:
+                raise BlendError(f"local_blend.{name} is {value}, wanted a share between 0 and 1")
+
+    def active(self, step_index: int, steps: int) -> bool:
+        """Whether the blend acts after step `step_index`."""
+        return step_index >= int(self.start * steps)
+
+
+def blend_mask(
+    maps: Tensor,
+    token_weights: Tensor,
+    source_track: Tensor,
+    *,
+    map_size: tuple[int, int],
+    latent_size: tuple[int, int],
+    threshold: float,
+) -> Tensor:
+    """Where a track keeps its own latents: its words' places and those of its source's words, together.
+
+    maps [K1, P, N]: averaged so far, any positive factor; token_weights [K1, N]; source_track [K1] int64.
+    Returns [K1, 1, h, w] of 0 and 1 in the maps' dtype. Prompt-to-Prompt's: maximum over 3 x 3, nearest
+    neighbours, share of the peak. A track without chosen tokens has no places of its own.
+    """
+    heat = (maps @ token_weights.to(maps.dtype).unsqueeze(-1)).squeeze(-1).unflatten(1, map_size).unsqueeze(1)
+    heat = F.interpolate(F.max_pool2d(heat, 3, stride=1, padding=1), latent_size, mode="nearest")
+    peak = heat.amax((2, 3), keepdim=True)
+    own = (heat > threshold * peak) & (peak > 0)
+    return (own | own.index_select(0, source_track)).to(maps.dtype)

@@ -1,0 +1,279 @@
+"""The denoising loop: ticks over sets of edits, each at its own step, until all are done.
+
+A state is a value: a tick returns new states and changes none. Nothing here waits for the device.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from adapedit_engine.adaptive import Found, observe
+from adapedit_engine.blend import blend_mask
+from adapedit_engine.layout import Layout, join
+from adapedit_engine.plan import EditPlan, PlanError, plan_rows
+from adapedit_engine.rows import RowTables, check_plan
+from adapedit_engine.runners import Runner
+from adapedit_engine.unet import OUTPUT_NAMES
+from adapedit_kernels import guided_step
+from adapedit_kernels.errors import AdapEditError
+
+Progress = Callable[[int, int], None]
+
+
+class LoopError(AdapEditError):
+    """Ticking what can't be ticked: no states, or one that is done."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EditState:
+    """An edit between two steps. `step_index` steps are done; latents [K1, C, h, w] float32.
+
+    map_sum [K1, P, N] and feature_sum [K1, P, V], float32, are sums over those steps of the conditional rows'
+    own maps and features; `None` until the first, and for plans that do not ask for them. `found`: FWT and
+    DPS of the single pass so far.
+    """
+
+    tables: RowTables
+    latents: Tensor
+    step_index: int = 0
+    map_sum: Tensor | None = None
+    feature_sum: Tensor | None = None
+    found: Found | None = None
+
+    @property
+    def plan(self) -> EditPlan:
+        return self.tables.plan
+
+    @property
+    def done(self) -> bool:
+        return self.step_index >= self.plan.steps
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EditOutcome:
+    """What an edit ended with, on the runner's device.
+
+    latents [K1, C, h, w] float32. maps [K1, P, N] and features [K1, P, V]: averages over the steps, where the
+    plan asked for them. word_steps [K1, N] and spatial_map [K1, P]: the plan's, or the last that the single
+    pass found.
+    steps: how many were run. seconds: of wall time, shared with the edits that ran in the same calls; on a
+    device that works asynchronously, the time until the work was handed to it.
+    """
+
+    latents: Tensor
+    maps: Tensor | None
+    features: Tensor | None
+    word_steps: Tensor | None
+    spatial_map: Tensor | None
+    steps: int
+    seconds: float
+
+
+@torch.inference_mode()
+def begin(plan: EditPlan, runner: Runner) -> EditState:
+    """The state before the first step. Raises `PlanError` where the plan does not fit the runner's model."""
+    tables = RowTables.build(plan, runner)
+    return EditState(tables=tables, latents=plan.latents.to(runner.device, torch.float32))
+
+
+@torch.inference_mode()
+def tick(states: Sequence[EditState], runner: Runner, layout: Layout | None = None) -> list[EditState]:
+    """Advance every state by one step with one UNet call, each from its own step.
+
+    `layout`: `Layout.of([state.tables for state in states], runner)` where it is at hand from an earlier tick
+    of the same edits in the same order. Raises `LoopError` where there is nothing to do.
+    """
+    if not states or any(state.done for state in states):
+        raise LoopError("tick was given an edit that is done, or none: keep those that are not done")
+    if layout is None:
+        layout = Layout.of([state.tables for state in states], runner)
+    wants_maps = any(state.plan.needs_maps for state in states)
+    latents = join([state.latents for state in states])
+    inputs = _inputs(states, latents, layout, runner)
+    outputs = runner.infer(inputs, OUTPUT_NAMES if wants_maps else OUTPUT_NAMES[:1])
+    seen = [_accumulate(state, outputs, start) for state, start in zip(states, layout.first_row, strict=True)]
+    latents = _step(seen, latents, outputs["noise_pred"], layout, runner)
+    parts = latents.split([state.plan.tracks for state in states])
+    return [_advance(state, part) for state, part in zip(seen, parts, strict=True)]
+
+
+def denoise(
+    plans: Sequence[EditPlan],
+    runner: Runner,
+    *,
+    callback: Progress | None = None,
+    max_rows: int | None = None,
+) -> list[EditOutcome]:
+    """Run plans to their ends and return their outcomes in the same order.
+
+    Unrelated plans share UNet calls, of at most `max_rows` rows where that is given; a plan's rows are never
+    separated. `callback(done, total)` is called after every tick; raising in it cancels, and leaves nothing
+    behind. Raises `PlanError` before any work where a plan does not fit the model or the limit.
+    """
+    for plan in plans:
+        check_plan(plan, runner.specs)
+    groups = group_plans(plans, max_rows)
+    total = sum(max(plans[i].steps for i in group) for group in groups)
+    outcomes: dict[int, EditOutcome] = {}
+    done = 0
+    for group in groups:
+        start = time.perf_counter()
+        running = {i: begin(plans[i], runner) for i in group}
+        layout: Layout | None = None
+        while running:
+            if layout is None:
+                layout = Layout.of([state.tables for state in running.values()], runner)
+            running = dict(zip(running, tick(list(running.values()), runner, layout), strict=True))
+            done += 1
+            for i in [i for i, state in running.items() if state.done]:
+                outcomes[i] = outcome(running.pop(i), time.perf_counter() - start)
+                layout = None
+            if callback is not None:
+                callback(done, total)
+    return [outcomes[i] for i in range(len(plans))]
+
+
+def group_plans(plans: Sequence[EditPlan], max_rows: int | None) -> list[list[int]]:
+    """Indices of the plans that run together: first fit in the order given, plans of one shape only."""
+    groups: list[tuple[tuple[int, ...], int, list[int]]] = []
+    for i, plan in enumerate(plans):
+        rows, kind = plan_rows(plan), (*plan.latents.shape[1:], plan.tokens)
+        if max_rows is not None and rows > max_rows:
+            raise PlanError(
+                f"an edit of {plan.tracks} tracks takes {rows} rows, max_rows is {max_rows}: raise it"
+            )
+        for place, (other, used, members) in enumerate(groups):
+            if other == kind and (max_rows is None or used + rows <= max_rows):
+                groups[place] = (kind, used + rows, [*members, i])
+                break
+        else:
+            groups.append((kind, rows, [i]))
+    return [members for _, _, members in groups]
+
+
+@torch.inference_mode()
+def outcome(state: EditState, seconds: float = 0.0) -> EditOutcome:
+    """Averages and results of a state, at its end or before."""
+    plan, found, steps = state.plan, state.found, state.step_index
+    adaptive = plan.adaptive
+    word_steps = found.word_steps if found and adaptive and adaptive.temporal else plan.word_steps
+    spatial_map = found.spatial_map if found and adaptive and adaptive.spatial else plan.spatial_map
+    return EditOutcome(
+        latents=state.latents,
+        maps=None if state.map_sum is None else state.map_sum / steps,
+        features=None if state.feature_sum is None else state.feature_sum / steps,
+        word_steps=word_steps,
+        spatial_map=spatial_map,
+        steps=steps,
+        seconds=seconds,
+    )
+
+
+def _inputs(
+    states: Sequence[EditState], latents: Tensor, layout: Layout, runner: Runner
+) -> dict[str, Tensor]:
+    sample = latents.index_select(0, layout.track_of_row)
+    if any(state.tables.input_scale is not None for state in states):
+        scales = [_or_ones(s.tables.input_scale, s.tables.timestep)[s.step_index] for s in states]
+        sample = sample * join(scales).reshape(-1, 1, 1, 1)
+    sample = sample.to(runner.dtype)
+    if layout.conditioning_channels is not None:
+        sample = torch.cat([sample, layout.conditioning_channels], dim=1)
+    controls = layout.controls([state.tables.controls(state.step_index, state.found) for state in states])
+    return {
+        "sample": sample,
+        "timestep": join([state.tables.timestep[state.step_index] for state in states]),
+        **layout.prompt,
+        **controls.as_dict(),
+    }
+
+
+def _accumulate(state: EditState, outputs: dict[str, Tensor], first_row: int) -> EditState:
+    if not state.plan.needs_maps:
+        return state
+    rows = state.tables.conditional_row + first_row
+    maps = outputs["cross_attention_maps"].index_select(0, rows).float()
+    features = outputs["visual_features"].index_select(0, rows).float()
+    if state.map_sum is not None and state.feature_sum is not None:
+        maps, features = state.map_sum + maps, state.feature_sum + features
+    return replace(state, map_sum=maps, feature_sum=features)
+
+
+def _step(
+    states: Sequence[EditState], latents: Tensor, noise_pred: Tensor, layout: Layout, runner: Runner
+) -> Tensor:
+    """Guidance, scheduler and local blend for all tracks at once."""
+    at = [(state.tables, state.step_index) for state in states]
+    noise = noise_weight = mask = source = None
+    if any(table.noise is not None for table, _ in at):
+        noise = join(
+            [
+                torch.zeros_like(s.latents) if s.tables.noise is None else s.tables.noise[s.step_index]
+                for s in states
+            ]
+        )
+        noise_weight = join([_or_zeros(t.noise_weight, t.sample_weight)[i] for t, i in at])
+    if any(_blends(state) for state in states):
+        mask = join([_mask(state, runner) for state in states])
+        source = join([_blend_source(s) + k for s, k in zip(states, layout.first_track, strict=True)])
+    return guided_step(
+        noise_pred,
+        latents,
+        layout.guidance_rows,
+        layout.guidance_weights,
+        join([table.sample_weight[i] for table, i in at]),
+        join([table.output_weight[i] for table, i in at]),
+        noise,
+        noise_weight,
+        mask,
+        source,
+        check_values=False,
+    )
+
+
+def _advance(state: EditState, latents: Tensor) -> EditState:
+    steps_done, adaptive = state.step_index + 1, state.tables.adaptive
+    found = state.found
+    if adaptive is not None and steps_done % adaptive.update_every == 0:
+        assert state.map_sum is not None and state.feature_sum is not None
+        found = observe(state.map_sum / steps_done, state.feature_sum / steps_done, adaptive)
+    return replace(state, latents=latents, step_index=steps_done, found=found)
+
+
+def _blends(state: EditState) -> bool:
+    blend = state.plan.local_blend
+    return blend is not None and blend.active(state.step_index, state.plan.steps)
+
+
+def _blend_source(state: EditState) -> Tensor:
+    # A track that blends with itself is left as it is, bit for bit, whatever its mask.
+    tracks = torch.arange(state.plan.tracks, device=state.latents.device)
+    return state.tables.source_track if _blends(state) else tracks
+
+
+def _mask(state: EditState, runner: Runner) -> Tensor:
+    blend, (height, width) = state.plan.local_blend, state.latents.shape[-2:]
+    if blend is None or not _blends(state):
+        return torch.ones(state.plan.tracks, 1, height, width, device=state.latents.device)
+    assert state.map_sum is not None and state.tables.blend_tokens is not None
+    return blend_mask(
+        state.map_sum,
+        state.tables.blend_tokens,
+        state.tables.source_track,
+        map_size=runner.specs.map_size(height, width),
+        latent_size=(height, width),
+        threshold=blend.threshold,
+    )
+
+
+def _or_ones(table: Tensor | None, like: Tensor) -> Tensor:
+    return torch.ones_like(like) if table is None else table
+
+
+def _or_zeros(table: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros_like(like) if table is None else table

@@ -1,0 +1,140 @@
+"""Attention processors that read controls. They keep no state: everything they need comes with the call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from adapedit_engine.controls import Controls
+from adapedit_kernels import edited_attention_with_maps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capture:
+    """What the layers of one call leave behind, in execution order. Made anew for every call."""
+
+    maps: list[Tensor] = field(default_factory=list)  # [B, P, N] each, one per layer at the map resolution
+    features: list[Tensor] = field(default_factory=list)  # [B, P, V], one entry
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionCall:
+    """The one thing that travels through the UNet to its attention layers.
+
+    spatial_maps: by level (number of halvings of the latent side), [B, pixels of that level].
+    projected:    per cross-attention layer, keys and values [B, N, heads * head_dim]; None: project here.
+    """
+
+    controls: Controls = field(default_factory=Controls)
+    spatial_maps: Mapping[int, Tensor] = field(default_factory=dict)
+    projected: tuple[tuple[Tensor, Tensor], ...] | None = None
+    capture: Capture | None = None
+
+
+def split_heads(tensor: Tensor, heads: int) -> Tensor:
+    """[B, P, H * D] -> [B, H, P, D], a view."""
+    return tensor.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def project_text(attn: Any, encoder_hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values [B, N, H * D] of one cross-attention layer: they depend on the prompt alone."""
+    if attn.norm_cross is not None:
+        encoder_hidden_states = attn.norm_encoder_hidden_states(encoder_hidden_states)
+    return attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states)
+
+
+def _finish(attn: Any, mixed: Tensor) -> Tensor:
+    """[B, H, P, D] -> [B, P, channels]: join the heads, project, and the layer's own scaling."""
+    hidden_states = attn.to_out[1](attn.to_out[0](mixed.transpose(1, 2).flatten(2)))
+    return hidden_states if attn.rescale_output_factor == 1.0 else hidden_states / attn.rescale_output_factor
+
+
+class SelfAttentionProcessor:
+    """Fused self-attention whose queries, keys and values may come from other rows of the batch.
+
+    Taking Q and K from the source row gives the target the source's attention probabilities
+    (Prompt-to-Prompt); taking K and V gives MasaCtrl. No probabilities are formed for either.
+    """
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        call: AttentionCall | None = None,
+    ) -> Tensor:
+        controls = Controls() if call is None else call.controls
+        query = self._rows(attn.to_q(hidden_states), controls.self_query_row)
+        key = self._rows(attn.to_k(hidden_states), controls.self_key_row)
+        value = self._rows(attn.to_v(hidden_states), controls.self_value_row)
+        query, key, value = (split_heads(tensor, attn.heads) for tensor in (query, key, value))
+        return _finish(attn, F.scaled_dot_product_attention(query, key, value, scale=attn.scale))
+
+    def _rows(self, tensor: Tensor, rows: Tensor | None) -> Tensor:
+        return tensor if rows is None else tensor.index_select(0, rows[self.index])
+
+
+class CrossAttentionProcessor:
+    """Cross-attention whose maps may be mixed with another row's, and which can report its own maps.
+
+    index:            number among the cross-attention layers, in execution order.
+    level:            number of halvings of the latent side at this layer.
+    reports_maps:     this layer is at the map resolution.
+    reports_features: this layer's input is the visual features.
+    """
+
+    def __init__(self, index: int, *, level: int, reports_maps: bool, reports_features: bool) -> None:
+        self.index = index
+        self.level = level
+        self.reports_maps = reports_maps
+        self.reports_features = reports_features
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        call: AttentionCall | None = None,
+    ) -> Tensor:
+        call = call or AttentionCall()
+        if call.projected is not None:
+            key, value = call.projected[self.index]
+        else:
+            assert encoder_hidden_states is not None
+            key, value = project_text(attn, encoder_hidden_states)
+        query = split_heads(attn.to_q(hidden_states), attn.heads)
+        key, value = split_heads(key, attn.heads), split_heads(value, attn.heads)
+        # One implementation for every call, edited or not, maps wanted or not: fused attention for the plain
+        # ones would round differently, and the source of an edit would no longer be the plain generation bit
+        # for bit.
+        mixed, maps = edited_attention_with_maps(
+            query, key, value, scale=attn.scale, check_values=False, **self._edit(call)
+        )
+        if call.capture is not None and self.reports_maps:
+            call.capture.maps.append(maps)
+        if call.capture is not None and self.reports_features:
+            call.capture.features.append(hidden_states)
+        return _finish(attn, mixed)
+
+    def _edit(self, call: AttentionCall) -> dict[str, Any]:
+        controls = call.controls
+        if not controls.edited:
+            return {"edited": False}
+        return {
+            "source_row": controls.source_row,
+            "token_map": controls.token_map,
+            "own_weight": controls.own_weight,
+            "spatial_weight": controls.spatial_weight,
+            "spatial_map": call.spatial_maps[self.level],
+        }

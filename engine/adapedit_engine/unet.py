@@ -1,0 +1,259 @@
+"""ControlledUNet: diffusers' own UNet, with controls as inputs and attention maps as outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adapedit_engine.controls import CONTROL_NAMES, ControlError, Controls
+from adapedit_engine.layers import find_layers
+from adapedit_engine.processors import (
+    AttentionCall,
+    Capture,
+    CrossAttentionProcessor,
+    SelfAttentionProcessor,
+    project_text,
+)
+from adapedit_engine.specs import ModelSpecs, features_layer, resolve_map_level
+
+INPUT_NAMES = ("sample", "timestep", "encoder_hidden_states", *CONTROL_NAMES)
+OUTPUT_NAMES = ("noise_pred", "cross_attention_maps", "visual_features")
+
+
+class UNetOutput(NamedTuple):
+    """noise_pred [B, C, h, w]; cross_attention_maps [B, P, N] float32; visual_features [B, P, V].
+
+    The maps are each row's own, before any edit, averaged over heads and over the layers at the map
+    resolution. The last two are `None` when they were not asked for.
+    """
+
+    noise_pred: Tensor
+    cross_attention_maps: Tensor | None
+    visual_features: Tensor | None
+
+
+class ControlledUNet(nn.Module):
+    """A `UNet2DConditionModel` of the Stable Diffusion 1.x or 2.x family, driven by `Controls`.
+
+    The wrapped model's own processors are in place whenever none of `forward`, `attached` and
+    `controlled_attention` is running. A single call attaches by itself; around many calls, an export or a
+    compilation use `attached()`.
+
+    Two rules hold, bit for bit, on one batch shape: `noise_pred` does not depend on whether maps are asked
+    for, and a row that takes nothing from others does not depend on whether other rows do, nor on whether
+    that is said by `None` or by its own row number. So the source of an edit is the plain generation of its
+    prompt.
+
+    Differentiable: nothing here is detached or done in place.
+    """
+
+    def __init__(self, unet: nn.Module, *, map_divisor: int | None = None) -> None:
+        """`map_divisor`: latent side over map side (SD: 2, the default where the UNet has that level).
+
+        Raises `UnsupportedModelError` for models outside the family and for divisors without cross-attention.
+        """
+        super().__init__()
+        self_layers, cross_layers = find_layers(unet)
+        map_level = resolve_map_level(cross_layers, map_divisor)
+        features = features_layer(cross_layers, map_level)
+        self.unet = unet
+        config: Any = unet.config
+        first: Any = unet.get_submodule(cross_layers[0].name)
+        self.specs = ModelSpecs(
+            in_channels=config.in_channels,
+            out_channels=config.out_channels,
+            text_channels=first.cross_attention_dim,
+            self_layers=self_layers,
+            cross_layers=cross_layers,
+            map_level=map_level,
+            feature_channels=cross_layers[features].channels,
+            halving_pad=config.get("downsample_padding", 1),
+        )
+        # Pairs of module and processor, kept off the module tree: the UNet's own tree stays as it is.
+        pairs: list[tuple[Any, Any]] = [
+            (unet.get_submodule(layer.name), SelfAttentionProcessor(i)) for i, layer in enumerate(self_layers)
+        ]
+        for i, layer in enumerate(cross_layers):
+            processor = CrossAttentionProcessor(
+                i, level=layer.level, reports_maps=layer.level == map_level, reports_features=i == features
+            )
+            pairs.append((unet.get_submodule(layer.name), processor))
+        self._pairs = tuple(pairs)
+
+    @contextmanager
+    def attached(self) -> Iterator[ControlledUNet]:
+        """Set the control processors, and put back exactly the objects that were there. May be nested."""
+        before = [module.get_processor() for module, _ in self._pairs]
+        for module, processor in self._pairs:
+            _put_processor(module, processor)
+        try:
+            yield self
+        finally:
+            for (module, _), processor in zip(self._pairs, before, strict=True):
+                _put_processor(module, processor)
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        controls: Controls | None = None,
+        *,
+        projected: Sequence[tuple[Tensor, Tensor]] | None = None,
+        capture: bool = True,
+    ) -> UNetOutput:
+        """One prediction for B rows.
+
+        sample [B, C_in, h, w]; timestep [B], each row's own; encoder_hidden_states [B, N, D] or, in its
+        place, `projected`: what `project` made of it. Raises `ControlError` before any work where something
+        does not fit.
+        """
+        controls = Controls() if controls is None else controls
+        if not torch.compiler.is_compiling():
+            self._validate(sample, timestep, encoder_hidden_states, controls, projected)
+        call = AttentionCall(
+            controls=controls,
+            spatial_maps=self._spatial_maps(controls, sample.shape[-2], sample.shape[-1]),
+            projected=None if projected is None else tuple(projected),
+            capture=Capture() if capture else None,
+        )
+        module, processor = self._pairs[0]
+        if module.processor is processor:
+            return self._predict(sample, timestep, encoder_hidden_states, call)
+        with self.attached():
+            return self._predict(sample, timestep, encoder_hidden_states, call)
+
+    def project(self, encoder_hidden_states: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Keys and values [B, N, channels] of every cross-attention layer: needed once per prompt."""
+        modules = [self.unet.get_submodule(layer.name) for layer in self.specs.cross_layers]
+        return tuple(project_text(module, encoder_hidden_states) for module in modules)
+
+    def _predict(
+        self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor | None, call: AttentionCall
+    ) -> UNetOutput:
+        noise_pred = self.unet(
+            sample,
+            timestep,
+            encoder_hidden_states=None if call.projected is not None else encoder_hidden_states,
+            cross_attention_kwargs={"call": call},
+            return_dict=False,
+        )[0]
+        if call.capture is None:
+            return UNetOutput(noise_pred, None, None)
+        maps = call.capture.maps
+        mean = maps[0] if len(maps) == 1 else torch.stack(maps).mean(0)
+        return UNetOutput(noise_pred, mean, call.capture.features[0])
+
+    def _spatial_maps(self, controls: Controls, height: int, width: int) -> dict[int, Tensor]:
+        """The spatial map at each level that has cross-attention, [B, pixels of that level]."""
+        if controls.spatial_map is None:
+            return {}
+        picture = controls.spatial_map.unflatten(1, self.specs.map_size(height, width)).unsqueeze(1)
+        resized = {}
+        for level in self.specs.levels:
+            size = self.specs.size_at(level, height, width)
+            if level == self.specs.map_level:
+                resized[level] = controls.spatial_map
+            else:
+                resized[level] = F.interpolate(picture, size, mode="bilinear", align_corners=False).flatten(1)
+        return resized
+
+    def _validate(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor | None,
+        controls: Controls,
+        projected: Sequence[tuple[Tensor, Tensor]] | None,
+    ) -> None:
+        specs = self.specs
+        if sample.ndim != 4 or sample.shape[1] != specs.in_channels:
+            raise ControlError(
+                f"sample has shape {tuple(sample.shape)}, wanted (rows, {specs.in_channels}, h, w)"
+            )
+        batch, _, height, width = sample.shape
+        if tuple(timestep.shape) != (batch,):
+            raise ControlError(f"timestep has shape {tuple(timestep.shape)}, wanted ({batch},): one per row")
+        if (encoder_hidden_states is None) == (projected is None):
+            raise ControlError("give either encoder_hidden_states or projected, which replaces it")
+        if encoder_hidden_states is not None:
+            text = encoder_hidden_states
+            if text.ndim != 3 or text.shape[0] != batch or text.shape[2] != specs.text_channels:
+                wanted = f"({batch}, tokens, {specs.text_channels})"
+                raise ControlError(f"encoder_hidden_states has shape {tuple(text.shape)}, wanted {wanted}")
+            if text.dtype != sample.dtype and not torch.is_autocast_enabled(sample.device.type):
+                raise ControlError(
+                    f"encoder_hidden_states is {text.dtype} and sample is {sample.dtype}: cast one"
+                )
+            tokens = text.shape[1]
+        else:
+            assert projected is not None
+            if len(projected) != len(specs.cross_layers) or any(
+                key.shape[0] != batch for key, _ in projected
+            ):
+                wanted = f"{len(specs.cross_layers)} pairs of {batch} rows"
+                raise ControlError(
+                    f"projected does not fit this UNet: wanted {wanted}, as project() makes them"
+                )
+            tokens = projected[0][0].shape[1]
+        map_height, map_width = specs.map_size(height, width)
+        controls.validate(
+            batch=batch, tokens=tokens, pixels=map_height * map_width, layers=len(specs.self_layers)
+        )
+
+
+class GraphUNet(nn.Module):
+    """The same UNet as a function of tensors alone, in the order of `INPUT_NAMES`: what an export traces.
+
+    Returns the three tensors of `OUTPUT_NAMES`. Export it inside `controlled.attached()`.
+    """
+
+    def __init__(self, controlled: ControlledUNet) -> None:
+        super().__init__()
+        self.controlled = controlled
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        source_row: Tensor,
+        token_map: Tensor,
+        own_weight: Tensor,
+        spatial_weight: Tensor,
+        spatial_map: Tensor,
+        self_query_row: Tensor,
+        self_key_row: Tensor,
+        self_value_row: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        controls = Controls(
+            source_row=source_row,
+            token_map=token_map,
+            own_weight=own_weight,
+            spatial_weight=spatial_weight,
+            spatial_map=spatial_map,
+            self_query_row=self_query_row,
+            self_key_row=self_key_row,
+            self_value_row=self_value_row,
+        )
+        noise_pred, maps, features = self.controlled(sample, timestep, encoder_hidden_states, controls)
+        return noise_pred, maps, features
+
+
+@contextmanager
+def controlled_attention(unet: nn.Module, *, map_divisor: int | None = None) -> Iterator[ControlledUNet]:
+    """A `ControlledUNet` over `unet` for the length of a `with` block; then the old processors are back."""
+    with ControlledUNet(unet, map_divisor=map_divisor).attached() as controlled:
+        yield controlled
+
+
+def _put_processor(module: Any, processor: Any) -> None:
+    # A processor that is itself a module (LoRA, IP-Adapter) lives in the module tree, and plain assignment of
+    # a plain object over it is refused; Attention.set_processor would write a line to the log each time.
+    module._modules.pop("processor", None)
+    module.processor = processor
