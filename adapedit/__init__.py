@@ -1,7 +1,7 @@
 """Soft, text-guided image editing: two prompts in, the picture and its edit out.
 
-The names below are loaded when they are first used, so that ``import adapedit`` costs next to nothing and does
-not import torch.
+The names below are loaded when they are first used, so that ``import adapedit`` costs next to nothing and
+does not import torch.
 """
 
 from __future__ import annotations

@@ -1,0 +1,259 @@
+"""Alignment of a source prompt with a target prompt: what each word is to the edit, and which token is which.
+
+Alignment is by word, then by token inside a word. *Key words* are the words of the target prompt that the
+source prompt does not have at that place, but for the small words that no pixel shows: articles, punctuation,
+conjunctions and auxiliary verbs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from adapedit.matching import Pair, is_neutral, match_words, same_word, word_class, word_forms
+from adapedit.token_map import make_token_map
+from adapedit.words import TokenizedPrompt, tokenize_words
+from adapedit_kernels.errors import AdapEditError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Alignment", "Variant", "Word", "align"]
+
+Kind = Literal["kept", "replaced", "inserted", "deleted"]
+Variant = Literal["paper", "released"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Word:
+    """A word of one of the two prompts.
+
+    text:        as written.
+    index:       its place among the words of its prompt.
+    tokens:      the places of its tokens among the N of the text encoder, in order.
+    kind:        ``kept``, ``replaced`` (of a target word: it replaces another), ``inserted`` or ``deleted``.
+    counterpart: index of the word of the other prompt that it is aligned with; None if inserted or deleted.
+    is_key:      target words: whether the edit is about this word.
+    anchor:      deleted words: index of the target word that it belonged to, where one is left.
+    """
+
+    text: str
+    index: int
+    tokens: tuple[int, ...]
+    kind: Kind
+    counterpart: int | None = None
+    is_key: bool = False
+    anchor: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Alignment:
+    """What an editing method knows of two prompts. All tensors are on the CPU; N is the number of tokens.
+
+    source_input_ids, target_input_ids: [N] int64, what the text encoder takes: start, text, end, padding.
+    token_map:      [N, N] float32, ``A``: the weight of source token i in target token j. Rows sum to 1.
+    own_weight:     [N] float32, ``u``: 1 where a target token has no counterpart, else 0.
+    key_tokens:     [N] bool, target tokens of key words. None is set where words were only deleted.
+    kept_tokens:    [N] bool, target tokens of kept words.
+    word_of_token, source_word_of_token: [N] int64, index of the word; -1 for start, end and padding.
+    """
+
+    source_prompt: str
+    target_prompt: str
+    source_words: tuple[Word, ...]
+    target_words: tuple[Word, ...]
+    source_input_ids: Tensor
+    target_input_ids: Tensor
+    token_map: Tensor
+    own_weight: Tensor
+    key_tokens: Tensor
+    kept_tokens: Tensor
+    word_of_token: Tensor
+    source_word_of_token: Tensor
+
+    @property
+    def num_tokens(self) -> int:
+        """N."""
+        return len(self.own_weight)
+
+    @property
+    def key_words(self) -> tuple[Word, ...]:
+        """Key words of the target prompt."""
+        return tuple(word for word in self.target_words if word.is_key)
+
+    @property
+    def deleted_words(self) -> tuple[Word, ...]:
+        """Words of the source prompt that the target prompt does not have."""
+        return tuple(word for word in self.source_words if word.kind == "deleted")
+
+    @property
+    def anchor_tokens(self) -> Tensor:
+        """[N] bool, target tokens of the words that deleted words belonged to.
+
+        An edit that only deletes has no key word; these are what is left of the thing that it is about.
+        """
+        anchors = {word.anchor for word in self.deleted_words if word.anchor is not None}
+        return self.token_mask(self.target_words[index] for index in anchors)
+
+    def token_mask(self, words: Iterable[Word]) -> Tensor:
+        """[N] bool, True at the tokens of ``words`` (all of one prompt)."""
+        mask = torch.zeros(self.num_tokens, dtype=torch.bool)
+        for word in words:
+            mask[list(word.tokens)] = True
+        return mask
+
+    def find(
+        self, text: str, occurrence: int | None = None, *, prompt: Literal["source", "target"] = "target"
+    ) -> tuple[Word, ...]:
+        """The words of a prompt that read ``text``, whatever their case: all of them, or the n-th (from 1).
+
+        Raises:
+            AdapEditError: the prompt has no such word, or not so many; the message lists the words.
+        """
+        words = self.target_words if prompt == "target" else self.source_words
+        found = tuple(word for word in words if word.text.casefold() == text.strip().casefold())
+        if not found:
+            raise AdapEditError(
+                f"the {prompt} prompt has no word {text!r}; its words are: {', '.join(w.text for w in words)}"
+            )
+        if occurrence is None:
+            return found
+        if not 1 <= occurrence <= len(found):
+            raise AdapEditError(
+                f"the {prompt} prompt has {text!r} {len(found)} times, and occurrence {occurrence} was asked "
+                f"for; count from 1 in: {', '.join(w.text for w in words)}"
+            )
+        return (found[occurrence - 1],)
+
+    def as_variant(self, variant: Variant) -> Alignment:
+        """``paper``: as aligned. ``released``: no key word has a counterpart, as in the authors' code.
+
+        There ``own_weight`` is 1 for every key token; the token map stays, for it no longer counts there.
+        """
+        if variant not in ("paper", "released"):
+            raise AdapEditError(f"variant is {variant!r}; use 'paper' or 'released'")
+        if variant == "paper":
+            return self
+        return replace(self, own_weight=torch.maximum(self.own_weight, self.key_tokens.float()))
+
+
+def align(
+    source_prompt: str,
+    target_prompt: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int | None = None,
+) -> Alignment:
+    """Align two prompts.
+
+    Args:
+        tokenizer: of CLIP's kind, fast or slow.
+        max_length: N, the tokens that the text encoder takes (77 for Stable Diffusion); by default what the
+            tokenizer says.
+
+    Raises:
+        AdapEditError: a prompt is empty, has more than N tokens (none is ever cut) or a word that the
+            tokenizer has no token for.
+    """
+    source = tokenize_words(source_prompt, tokenizer, max_length=max_length, name="source prompt")
+    target = tokenize_words(target_prompt, tokenizer, max_length=max_length, name="target prompt")
+    pairs = match_words(source.texts, target.texts)
+    source_words = _source_words(source, target, pairs)
+    target_words = _target_words(source, target, pairs)
+
+    tokens = len(target.input_ids)
+    own_weight = torch.zeros(tokens)
+    key_tokens, kept_tokens = torch.zeros(2, tokens, dtype=torch.bool)
+    for word in target_words:
+        places = list(word.tokens)
+        own_weight[places] = float(word.kind == "inserted")
+        key_tokens[places] = word.is_key
+        kept_tokens[places] = word.kind == "kept"
+    return Alignment(
+        source_prompt=source_prompt,
+        target_prompt=target_prompt,
+        source_words=source_words,
+        target_words=target_words,
+        source_input_ids=torch.tensor(source.input_ids),
+        target_input_ids=torch.tensor(target.input_ids),
+        token_map=make_token_map(source, target, pairs),
+        own_weight=own_weight,
+        key_tokens=key_tokens,
+        kept_tokens=kept_tokens,
+        word_of_token=_word_of_token(target),
+        source_word_of_token=_word_of_token(source),
+    )
+
+
+def _source_words(
+    source: TokenizedPrompt, target: TokenizedPrompt, pairs: Sequence[Pair]
+) -> tuple[Word, ...]:
+    words = []
+    for step, (old, new) in enumerate(pairs):
+        if old is not None:
+            text = source.texts[old]
+            words.append(
+                Word(
+                    text=text,
+                    index=old,
+                    tokens=source.positions[old],
+                    kind="deleted" if new is None else _kind(text, target.texts[new]),
+                    counterpart=new,
+                    anchor=_anchor(step, source, pairs) if new is None and not is_neutral(text) else None,
+                )
+            )
+    return tuple(words)
+
+
+def _target_words(
+    source: TokenizedPrompt, target: TokenizedPrompt, pairs: Sequence[Pair]
+) -> tuple[Word, ...]:
+    words = []
+    for old, new in pairs:
+        if new is not None:
+            text = target.texts[new]
+            kind: Kind = "inserted" if old is None else _kind(source.texts[old], text)
+            words.append(
+                Word(
+                    text=text,
+                    index=new,
+                    tokens=target.positions[new],
+                    kind=kind,
+                    counterpart=old,
+                    is_key=kind != "kept" and not is_neutral(text),
+                )
+            )
+    return tuple(words)
+
+
+def _kind(old: str, new: str) -> Kind:
+    return "kept" if same_word(old, new) else "replaced"
+
+
+def _anchor(step: int, source: TokenizedPrompt, pairs: Sequence[Pair]) -> int | None:
+    """The target word that the deleted word of ``pairs[step]`` belonged to.
+
+    That is the noun that it stood before, as in ``a small red dog``; where a small word comes next, as in ``a
+    dog with a hat on the grass``, the last noun, verb or adjective before; and failing that the first after.
+    """
+    forms = word_forms(source.texts)
+    paired = [
+        (place, old, new) for place, (old, new) in enumerate(pairs) if old is not None and new is not None
+    ]
+    left = [(old, new) for place, old, new in paired if place < step]
+    right = [(old, new) for place, old, new in paired if place > step and forms[old] != "punctuation"]
+    while right and forms[right[0][0]].startswith("modifier"):
+        right.pop(0)
+    candidates = right[:1] + left[::-1] + right[1:]
+    return next((new for old, new in candidates if word_class(source.texts[old]) == "content"), None)
+
+
+def _word_of_token(prompt: TokenizedPrompt) -> Tensor:
+    result = torch.full((len(prompt.input_ids),), -1, dtype=torch.int64)
+    for index, places in enumerate(prompt.positions):
+        result[list(places)] = index
+    return result

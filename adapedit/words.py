@@ -1,0 +1,173 @@
+"""The words of a prompt and the tokens of each, as the text encoder will see them.
+
+A word is a run of letters, digits and marks, with apostrophes and hyphens inside it, and points, commas and
+colons inside a number (``dog's``, ``well-known``, ``3.5``); any other run of signs is a word of its own.
+Where a tokenizer makes one token of the end of a word and the start of the next (CLIP reads ``'standing'``
+as ``'s``, ``tand``, ``ing``, ``'``) the two are one word here.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from adapedit_kernels.errors import AdapEditError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["TokenizedPrompt", "tokenize_words", "word_spans"]
+
+_JOINERS = frozenset("'’-‐")
+_NUMBER_JOINERS = frozenset(".,:")
+_UNLIMITED = 1_000_000  # a tokenizer without a limit says 1e30
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizedPrompt:
+    """A prompt, the ids that the text encoder takes, and where the words are among them.
+
+    input_ids: N ids: start, the tokens of the text, end, padding.
+    texts:     the words as written, in order.
+    positions: for each word the places of its tokens in ``input_ids``; together 1 to ``end`` - 1, no gap.
+    end:       the place of the end token.
+    """
+
+    prompt: str
+    input_ids: tuple[int, ...]
+    texts: tuple[str, ...]
+    positions: tuple[tuple[int, ...], ...]
+    end: int
+
+
+def tokenize_words(
+    prompt: str, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None = None, name: str = "prompt"
+) -> TokenizedPrompt:
+    """Tokenize ``prompt`` and find the tokens of each word.
+
+    Works with any tokenizer of CLIP's kind (start, text, end, padding; white space separates tokens). The
+    place of a word is never guessed: a boundary counts only where the tokens of the text before it and those
+    of the text after it, made apart, are together the tokens of the whole.
+
+    Args:
+        max_length: N, the tokens that the text encoder takes; by default what the tokenizer says.
+        name: what errors call the prompt.
+
+    Raises:
+        AdapEditError: the prompt is no string, is empty, has more than N tokens (it is never cut) or a word
+            that the tokenizer has no token for; or the tokenizer is not of CLIP's kind.
+    """
+    if not isinstance(prompt, str):
+        raise AdapEditError(f"the {name} is of type {type(prompt).__name__}; give a string")
+    spans = word_spans(prompt)
+    if not spans:
+        raise AdapEditError(f"the {name} is empty; describe the picture in a few words")
+    limit = _limit(tokenizer, max_length)
+    content = _text_ids(prompt, tokenizer)
+    surplus = len(content) + 2 - limit
+    if surplus > 0:
+        raise AdapEditError(
+            f"the {name} has {len(content) + 2} tokens, start and end among them, and the model takes "
+            f"{limit}: shorten it by {surplus}"
+        )
+
+    texts: list[str] = []
+    positions: list[tuple[int, ...]] = []
+    begin, first = None, 0  # of the word at hand: its first character, and the number of tokens before it
+    for start, stop in spans:
+        begin = start if begin is None else begin
+        before = _text_ids(prompt[:stop], tokenizer)
+        if before + _text_ids(prompt[stop:], tokenizer) != content:
+            continue  # a token reaches over this boundary
+        texts.append(prompt[begin:stop])
+        positions.append(tuple(range(first + 1, len(before) + 1)))
+        begin, first = None, len(before)
+
+    _refuse_unknown(texts, positions, content, tokenizer, name)
+    input_ids = _padded_ids(prompt, content, tokenizer, limit)
+    return TokenizedPrompt(
+        prompt=prompt,
+        input_ids=tuple(input_ids),
+        texts=tuple(texts),
+        positions=tuple(positions),
+        end=len(content) + 1,
+    )
+
+
+def word_spans(text: str) -> list[tuple[int, int]]:
+    """(start, stop) of each word of ``text``, in characters."""
+    spans: list[tuple[int, int]] = []
+    kinds = [_kind(character) for character in text]
+    for place, character in enumerate(text):
+        if kinds[place] == "mark":  # an accent or a variation selector belongs to what it stands on
+            kinds[place] = kinds[place - 1] if place and kinds[place - 1] != "space" else "sign"
+        elif kinds[place] == "sign" and _joins(text, kinds, place, character):
+            kinds[place] = "word"
+    for place, kind in enumerate(kinds):
+        if kind == "space":
+            continue
+        if spans and spans[-1][1] == place and kinds[place - 1] == kind:
+            spans[-1] = (spans[-1][0], place + 1)
+        else:
+            spans.append((place, place + 1))
+    return spans
+
+
+def _kind(character: str) -> str:
+    if character.isspace():
+        return "space"
+    return {"L": "word", "N": "word", "M": "mark"}.get(unicodedata.category(character)[0], "sign")
+
+
+def _joins(text: str, kinds: list[str], place: int, character: str) -> bool:
+    """Whether the sign at ``place`` stands inside a word, as in ``dog's``, or inside a number."""
+    if not 0 < place < len(text) - 1 or kinds[place - 1] != "word" or kinds[place + 1] != "word":
+        return False
+    if character in _NUMBER_JOINERS:
+        return text[place - 1].isdigit() and text[place + 1].isdigit()
+    return character in _JOINERS
+
+
+def _text_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    # verbose is off since a length over the limit is an error here, not a warning.
+    return list(tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"])
+
+
+def _limit(tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> int:
+    limit = tokenizer.model_max_length if max_length is None else max_length
+    if limit >= _UNLIMITED:
+        raise AdapEditError(
+            "the tokenizer names no largest number of tokens; give max_length, the text encoder's "
+            "max_position_embeddings (77 for Stable Diffusion)"
+        )
+    return int(limit)
+
+
+def _refuse_unknown(
+    texts: list[str],
+    positions: list[tuple[int, ...]],
+    content: list[int],
+    tokenizer: PreTrainedTokenizerBase,
+    name: str,
+) -> None:
+    # CLIP's unknown token is its end token, and its text encoder takes the first of those for the end.
+    refused = {tokenizer.unk_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id}
+    for text, places in zip(texts, positions, strict=True):
+        if not places:
+            raise AdapEditError(f"the tokenizer makes no token of {text!r} in the {name}; leave it out")
+        if refused & {content[place - 1] for place in places}:
+            raise AdapEditError(f"the model does not know {text!r} in the {name}; use another word")
+
+
+def _padded_ids(prompt: str, content: list[int], tokenizer: PreTrainedTokenizerBase, limit: int) -> list[int]:
+    encoded = tokenizer(prompt, padding="max_length", max_length=limit, truncation=False, verbose=False)
+    input_ids = list(encoded["input_ids"])
+    framed = [tokenizer.bos_token_id, *content, tokenizer.eos_token_id]
+    padding = [tokenizer.pad_token_id] * (limit - len(framed))
+    if input_ids != framed + padding:
+        raise AdapEditError(
+            f"{type(tokenizer).__name__} does not frame a prompt as start, text, end, padding; "
+            "use the CLIPTokenizer of a Stable Diffusion checkpoint"
+        )
+    return input_ids
