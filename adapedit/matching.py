@@ -83,10 +83,10 @@ def _ways_to(
     """
     for kept in (True, False):
         changed = _GAP + _BREAK * kept
-        if i:
-            yield (i, j, False), changed, (i - 1, j, kept)
         if j:
             yield (i, j, False), changed, (i, j - 1, kept)
+        if i:
+            yield (i, j, False), changed, (i - 1, j, kept)
     for kept in (True, False):
         if i and j:
             before = (i - 1, j - 1, kept)
@@ -133,9 +133,10 @@ def _alike(source: str, target: str) -> bool:
 
 
 def word_forms(words: Sequence[str]) -> list[str]:
-    """What each word looks like: ``verb`` by its ending, ``modifier n`` before a noun, ``noun``, or its class.
+    """What each word looks like: ``verb`` by its ending, ``modifier n`` before a noun, ``noun``, or a class.
 
-    n counts the words from there to the noun. A guess, good for choosing between replacements that are otherwise as good as each other.
+    n counts the words from there to the noun. A guess, good for choosing between replacements that are
+    otherwise as good as each other.
     """
     forms: list[str] = []
     to_noun: int | None = None  # words from here to the noun that follows, where one does

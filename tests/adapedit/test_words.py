@@ -1,0 +1,164 @@
+"""Words of a prompt and their tokens."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adapedit.words import tokenize_words, word_spans
+from adapedit_kernels.errors import AdapEditError
+from tests.helpers.tokenizers import small_clip_tokenizer
+
+PROMPTS = (
+    "a red dog standing on the grass",
+    "A Red DOG, standing on the grass!",
+    "the dog's well-known hat isn't 3.5 metres wide",
+    "  two\tdogs\nand   a cat  ",
+    "a dog and a dog and a dog",
+    'a sign that says "no dogs", $5.00 (really?!)',
+    "oil painting,trending,4k,--ar 16:9",
+    "zebra",
+    "rock'n'roll & blues; o'brien's",
+)
+
+
+def texts(prompt: str) -> list[str]:
+    return [prompt[start:stop] for start, stop in word_spans(prompt)]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ("a red dog", ["a", "red", "dog"]),
+        ("A dog, standing.", ["A", "dog", ",", "standing", "."]),
+        ("the dog's hat", ["the", "dog's", "hat"]),
+        ("the dogs' hats", ["the", "dogs", "'", "hats"]),
+        ("a well-known 19th-century house", ["a", "well-known", "19th-century", "house"]),
+        ("3.5 kg, 1,000 dogs at 16:9.", ["3.5", "kg", ",", "1,000", "dogs", "at", "16:9", "."]),
+        ("photo,photo", ["photo", ",", "photo"]),
+        ("e.g. end.Next", ["e", ".", "g", ".", "end", ".", "Next"]),
+        ("a -dog- --v 5", ["a", "-", "dog", "-", "--", "v", "5"]),
+        ("wow!!! (really?!)", ["wow", "!!!", "(", "really", "?!)"]),
+        ("a 🐶 and a ❤️", ["a", "🐶", "and", "a", "❤️"]),
+        ("cafe\u0301 naïve", ["cafe\u0301", "naïve"]),
+        ("\u0301 dog", ["\u0301", "dog"]),
+        ("  \t\n ", []),
+        ("", []),
+    ],
+)
+def test_words_are_split(prompt, words):
+    assert texts(prompt) == words
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=40))
+def test_spans_cover_all_but_the_space(prompt):
+    spans = word_spans(prompt)
+    assert all(start < stop for start, stop in spans)
+    assert all(before[1] <= after[0] for before, after in pairwise(spans))
+    inside = {place for start, stop in spans for place in range(start, stop)}
+    assert inside == {place for place, character in enumerate(prompt) if not character.isspace()}
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_tokens_of_words_are_those_that_the_tokenizer_says(prompt):
+    # The tokenizer's own offsets, which the function does not use, are the second opinion.
+    tokenizer = small_clip_tokenizer()
+    encoded = tokenizer(prompt, padding="max_length", max_length=77, return_offsets_mapping=True)
+    result = tokenize_words(prompt, tokenizer)
+    assert list(result.input_ids) == encoded["input_ids"]
+    assert [place for places in result.positions for place in places] == list(range(1, result.end))
+    assert result.input_ids[result.end] == tokenizer.eos_token_id
+    begin = 0
+    for text, places in zip(result.texts, result.positions, strict=True):
+        begin = prompt.index(text, begin)
+        offsets = [encoded["offset_mapping"][place] for place in places]
+        assert (offsets[0][0], offsets[-1][1]) == (begin, begin + len(text))
+        begin += len(text)
+
+
+def test_words_may_be_several_tokens():
+    result = tokenize_words("a zebra standing", small_clip_tokenizer())
+    assert result.texts == ("a", "zebra", "standing")
+    assert [len(places) for places in result.positions] == [1, 5, 1]
+
+
+def test_words_that_share_a_token_are_one_word():
+    # CLIP's rule for "it's" reads the quote of 'standing' as the start of 's.
+    result = tokenize_words("a dog 'standing' here", small_clip_tokenizer())
+    assert result.texts == ("a", "dog", "'standing", "'", "here")
+
+
+def test_padding_may_be_a_token_of_its_own():
+    # Stable Diffusion 2 pads with "!", Stable Diffusion 1 with the end token.
+    tokenizer = small_clip_tokenizer(max_length=8, pad_token="<pad>")
+    result = tokenize_words("a dog", tokenizer)
+    assert result.input_ids[result.end :] == (tokenizer.eos_token_id, *[tokenizer.pad_token_id] * 4)
+
+
+def test_the_longest_prompt_is_taken_and_one_token_more_is_refused():
+    tokenizer = small_clip_tokenizer()
+    result = tokenize_words("dog " * 75, tokenizer)
+    assert (len(result.texts), result.end, len(result.input_ids)) == (75, 76, 77)
+    message = r"the target prompt has 78 tokens, start and end among them, .* takes 77: shorten it by 1$"
+    with pytest.raises(AdapEditError, match=message):
+        tokenize_words("dog " * 76, tokenizer, name="target prompt")
+    with pytest.raises(AdapEditError, match=r"has 5 tokens, .* takes 4: shorten it by 1$"):
+        tokenize_words("a red dog", tokenizer, max_length=4)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("", "the prompt is empty; describe"),
+        (" \n ", "the prompt is empty; describe"),
+        (None, "the prompt is of type NoneType; give a string"),
+        (["a dog"], "the prompt is of type list; give a string"),
+        ("a café", "the model does not know 'café' in the prompt; use another word"),
+        ("a <|endoftext|> dog", "the model does not know '<|endoftext|>' in the prompt"),
+    ],
+)
+def test_bad_prompts_are_refused(prompt, message):
+    with pytest.raises(AdapEditError) as caught:
+        tokenize_words(prompt, small_clip_tokenizer())
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+class OddTokenizer:
+    """The small tokenizer with one habit changed."""
+
+    def __init__(self, **habits):
+        self._inner = small_clip_tokenizer()
+        self._habits = habits
+
+    def __getattr__(self, name):
+        return self._habits.get(name, getattr(self._inner, name))
+
+    def __call__(self, text, **options):
+        ids = self._inner(text, **options)["input_ids"]
+        return {"input_ids": self._habits.get("ids", list)(ids)}
+
+
+def test_a_tokenizer_without_a_limit_needs_one():
+    tokenizer = OddTokenizer(model_max_length=int(1e30))
+    with pytest.raises(AdapEditError, match="give max_length"):
+        tokenize_words("a dog", tokenizer)
+    assert len(tokenize_words("a dog", tokenizer, max_length=16).input_ids) == 16
+
+
+def test_a_tokenizer_with_another_frame_is_refused():
+    tokenizer = OddTokenizer(ids=lambda ids: [*ids[:-1], 0] if len(ids) == 77 else ids)
+    with pytest.raises(
+        AdapEditError, match="OddTokenizer does not frame a prompt as start, text, end, padding"
+    ):
+        tokenize_words("a dog", tokenizer)
+
+
+def test_a_word_without_tokens_is_refused():
+    tokenizer = OddTokenizer(ids=lambda ids: [i for i in ids if i != small_clip_tokenizer().vocab["dog</w>"]])
+    with pytest.raises(AdapEditError, match="makes no token of 'dog' in the prompt; leave it out"):
+        tokenize_words("a dog here", tokenizer)

@@ -1,0 +1,52 @@
+"""A small tokenizer of CLIP's kind: byte-level BPE with ``</w>``, its merges learned from a few sentences."""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import lru_cache
+from itertools import pairwise
+
+from transformers import CLIPTokenizer
+
+SENTENCES = (
+    "a red dog standing on the grass a dog sitting on the grass a small red dog a cat jumping in the snow",
+    "a photo of a cat riding on a bicycle a photo of a house on a mountain a cat sitting next to a mirror",
+    "the quick brown fox jumps over the lazy dog a glass of milk a bowl of soup two dogs walking in the park",
+)
+MERGES = 120  # enough for the common words to be one token, few enough for the others to be several
+
+
+@lru_cache
+def small_clip_tokenizer(max_length: int = 77, pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
+    """A :class:`CLIPTokenizer` that knows all of ASCII and takes ``max_length`` tokens."""
+    letters = [chr(code) for code in range(33, 127)]
+    merges = _learn_merges(" ".join(SENTENCES).split())
+    tokens = letters + [letter + "</w>" for letter in letters] + ["".join(pair) for pair in merges]
+    tokens += ["<|startoftext|>", "<|endoftext|>"] + ([pad_token] if pad_token != "<|endoftext|>" else [])
+    return CLIPTokenizer(
+        vocab={token: place for place, token in enumerate(tokens)},
+        merges=merges,
+        pad_token=pad_token,
+        model_max_length=max_length,
+    )
+
+
+def _learn_merges(words: list[str]) -> list[tuple[str, str]]:
+    """Byte-pair encoding: join the commonest pair of neighbours, again and again."""
+    pieces = {word: [*word[:-1], word[-1] + "</w>"] for word in words}
+    counts = Counter(words)
+    merges: list[tuple[str, str]] = []
+    while len(merges) < MERGES:
+        pairs: Counter[tuple[str, str]] = Counter()
+        for word, parts in pieces.items():
+            for pair in pairwise(parts):
+                pairs[pair] += counts[word]
+        if not pairs:
+            break
+        best = max(pairs, key=lambda pair: (pairs[pair], pair))
+        merges.append(best)
+        for parts in pieces.values():
+            for place in range(len(parts) - 2, -1, -1):
+                if tuple(parts[place : place + 2]) == best:
+                    parts[place : place + 2] = ["".join(best)]
+    return merges
