@@ -245,7 +245,7 @@ def _anchor(step: int, source: TokenizedPrompt, pairs: Sequence[Pair]) -> int | 
         (place, old, new) for place, (old, new) in enumerate(pairs) if old is not None and new is not None
     ]
     left = [(old, new) for place, old, new in paired if place < step]
-    right = [(old, new) for place, old, new in paired if place > step and forms[old] != "punctuation"]
+    right = [(old, new) for place, old, new in paired if place > step]
     while right and forms[right[0][0]].startswith("modifier"):
         right.pop(0)
     candidates = right[:1] + left[::-1] + right[1:]

@@ -22,9 +22,8 @@ State = tuple[int, int, bool]  # source words and target words behind us; whethe
 
 # Costs are whole numbers so that a tie is a tie. A replacement is dearer than one gap and cheaper than two.
 _GAP = 16
-_REPLACED_BY_LIKE_WORD = 18
-_REPLACED_BY_LIKE_FORM = 22
 _REPLACED = 24
+_REPLACED_BY_LIKE_FORM = 20
 _BREAK = 1
 
 _CLASSES = {
@@ -39,13 +38,11 @@ _CLASSES = {
     "auxiliary": "is are was were be been being am has have had do does did",
 }
 _CLASS_OF = {word: name for name, words in _CLASSES.items() for word in words.split()}
-_ENDINGS = ("ing", "ed", "ly", "est")
 _VERB_ENDINGS = ("ing", "ed")
 _SHORTEST_VERB = 5  # king and red are none
 _NO_VERBS = frozenset(
     "painting drawing building ceiling clothing evening morning lightning wedding spring".split()
 )
-_SHORTEST_STEM = 3
 
 
 def match_words(source: Sequence[str], target: Sequence[str]) -> tuple[Pair, ...]:
@@ -93,10 +90,8 @@ def _ways_to(
             if same_word(source[i - 1], target[j - 1]):
                 yield (i, j, True), _BREAK * (not kept), before
             elif word_class(source[i - 1]) == word_class(target[j - 1]):
-                if _alike(source[i - 1], target[j - 1]):
-                    change = _REPLACED_BY_LIKE_WORD
-                else:
-                    change = _REPLACED_BY_LIKE_FORM if forms[0][i - 1] == forms[1][j - 1] else _REPLACED
+                like = forms[0][i - 1] == forms[1][j - 1]
+                change = _REPLACED_BY_LIKE_FORM if like else _REPLACED
                 yield (i, j, False), change + _BREAK * kept, before
 
 
@@ -120,16 +115,6 @@ def is_neutral(word: str) -> bool:
 def _normal(word: str) -> str:
     lower = unicodedata.normalize("NFC", word).lower().replace("’", "'")
     return lower.strip("'") or lower
-
-
-def _alike(source: str, target: str) -> bool:
-    """Whether one is the other's stem (``dog``, ``dogs``) or both have one ending of a verb or adverb."""
-    short, long = sorted((_normal(source), _normal(target)), key=len)
-    if len(short) >= _SHORTEST_STEM and long.startswith(short):
-        return True
-    if {short, long} & _NO_VERBS:
-        return False
-    return any(short.endswith(ending) and long.endswith(ending) for ending in _ENDINGS)
 
 
 def word_forms(words: Sequence[str]) -> list[str]:

@@ -236,6 +236,7 @@ def test_a_deleted_words_attention_goes_to_the_start_token():
         ("a dog with a hat on the grass", "a dog on the grass", "dog"),
         ("children drawing of a castle", "a castle", "castle"),
         ("a dog, sitting", "a dog", "dog"),
+        ("a dog sitting, grass", "a dog, grass", "dog"),
         ("a dog and a small bird", "a dog and a bird", "bird"),
     ],
 )
