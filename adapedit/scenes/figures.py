@@ -184,7 +184,11 @@ def bird(pose: str) -> list[Part]:
 
 
 def _face(x: float, y: float) -> list[Part]:
-    return [Part(ellipse(x, y, 0.13, 0.14), SKIN), _eye(x + 0.02, y + 0.0, 0.022), _eye(x + 0.09, y + 0.0, 0.022)]
+    return [
+        Part(ellipse(x, y, 0.13, 0.14), SKIN),
+        _eye(x + 0.02, y + 0.0, 0.022),
+        _eye(x + 0.09, y + 0.0, 0.022),
+    ]
 
 
 def boy(pose: str) -> list[Part]:
@@ -248,7 +252,9 @@ def girl(pose: str) -> list[Part]:
             _girl_hair(-0.02, 0.70),
             Part(limb((0.20, 0.08), (0.42, 0.08), 0.05), SKIN),
             Part(limb((0.42, 0.08), (0.46, 0.12), 0.055), INK),
-            Part(polygon((-0.12, 0.54), (0.10, 0.54), (0.34, 0.16), (0.30, 0.02), (-0.30, 0.02), (-0.28, 0.14))),
+            Part(
+                polygon((-0.12, 0.54), (0.10, 0.54), (0.34, 0.16), (0.30, 0.02), (-0.30, 0.02), (-0.28, 0.14))
+            ),
             Part(limb((0.04, 0.46), (0.20, 0.26), 0.05), 0.75),
             Part(ellipse(0.22, 0.24, 0.052, 0.052), SKIN),
             *_girl_head(-0.02, 0.70),

@@ -36,8 +36,12 @@ class Reader(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.features = nn.Sequential(_stage(3, 16), _stage(16, 32), _stage(32, 64), _stage(64, 96), nn.Conv2d(96, 48, 1))
-        self.hidden = nn.Sequential(nn.Flatten(), nn.Linear(48 * 8 * 8, 256), nn.ReLU(inplace=True), nn.Dropout(0.1))
+        self.features = nn.Sequential(
+            _stage(3, 16), _stage(16, 32), _stage(32, 64), _stage(64, 96), nn.Conv2d(96, 48, 1)
+        )
+        self.hidden = nn.Sequential(
+            nn.Flatten(), nn.Linear(48 * 8 * 8, 256), nn.ReLU(inplace=True), nn.Dropout(0.1)
+        )
         self.heads = nn.ModuleDict({name: nn.Linear(256, classes) for name, classes in HEADS.items()})
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
@@ -51,7 +55,12 @@ class Reader(nn.Module):
         return [
             (
                 tuple(
-                    Figure(**{name: values[answers[f"{name}{slot}"][row]] for name, values in FIGURE_ATTRIBUTES.items()})
+                    Figure(
+                        **{
+                            name: values[answers[f"{name}{slot}"][row]]
+                            for name, values in FIGURE_ATTRIBUTES.items()
+                        }
+                    )
                     for slot in range(answers["count"][row] + 1)
                 ),
                 PLACES[answers["place"][row]],

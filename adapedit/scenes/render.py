@@ -88,7 +88,9 @@ def _scenery(canvas: _Canvas, place: str, layout: Layout) -> None:
         canvas.box(0, horizon, 1, 1, (122, 190, 92))
         for x, y in ((0.07, 0.70), (0.30, 0.94), (0.56, 0.93), (0.78, 0.95), (0.93, 0.73)):
             for lean in (-0.016, 0.0, 0.016):
-                canvas.polygon(np.array([(x - 0.008, y), (x + lean, y - 0.05), (x + 0.008, y)]), (88, 154, 66))
+                canvas.polygon(
+                    np.array([(x - 0.008, y), (x + lean, y - 0.05), (x + 0.008, y)]), (88, 154, 66)
+                )
     elif place == "snow":
         canvas.box(0, 0, 1, 1, (190, 202, 226))
         for x in (left, right):
@@ -138,7 +140,10 @@ def _background(canvas: _Canvas, scene: Scene) -> None:
 def _placed(figure: Figure, x: float, facing: int, unit: float) -> list[Part]:
     scale = np.array([facing * unit, -unit])
     origin = np.array([x, GROUND_LINE])
-    return [Part(part.points * scale + origin, part.paint, part.outlined) for part in DRAW[figure.kind](figure.pose)]
+    return [
+        Part(part.points * scale + origin, part.paint, part.outlined)
+        for part in DRAW[figure.kind](figure.pose)
+    ]
 
 
 def render(scene: Scene, size: int = IMAGE_SIZE) -> Picture:
@@ -150,7 +155,9 @@ def render(scene: Scene, size: int = IMAGE_SIZE) -> Picture:
         unit = HEIGHT[figure.size, len(scene.figures)]
         parts = _placed(figure, x, facing, unit)
         shadow = 0.62 if figure.pose == "jumping" else 1.0
-        ground = tuple(round(channel * 0.78) for channel in canvas.picture.getpixel((2, int(0.88 * canvas.side))))  # type: ignore[union-attr]
+        ground = tuple(
+            round(channel * 0.78) for channel in canvas.picture.getpixel((2, int(0.88 * canvas.side)))
+        )  # type: ignore[union-attr]
         canvas.blob(x, GROUND_LINE + 0.005, 0.36 * unit * shadow, 0.06 * unit * shadow, ground)  # type: ignore[arg-type]
         mask = _Canvas(size, "L")
         for part in parts:

@@ -14,7 +14,12 @@ KINDS = ("boy", "girl", "dog", "cat", "bird")
 POSES = ("standing", "sitting", "jumping")
 PLACES = ("grass", "snow", "beach", "street")
 
-FIGURE_ATTRIBUTES: dict[str, tuple[str, ...]] = {"size": SIZES, "colour": COLOURS, "kind": KINDS, "pose": POSES}
+FIGURE_ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    "size": SIZES,
+    "colour": COLOURS,
+    "kind": KINDS,
+    "pose": POSES,
+}
 """Attributes of a figure and the words that name their values."""
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {**FIGURE_ATTRIBUTES, "place": PLACES}
@@ -62,7 +67,9 @@ class Scene:
         if self.place not in PLACES:
             raise ValueError(f"place is {self.place!r}; use one of {', '.join(PLACES)}")
         if len(self.figures) not in (1, 2) or len(self.layout.x) != len(self.figures):
-            raise ValueError(f"a scene has 1 or 2 figures, each with a position; got {len(self.figures)} figures")
+            raise ValueError(
+                f"a scene has 1 or 2 figures, each with a position; got {len(self.figures)} figures"
+            )
 
     def edited(self, attribute: str, value: str, figure: int = 0) -> Scene:
         """The same scene with one attribute changed and all nuisance held fixed: the true edit."""

@@ -28,7 +28,13 @@ class Trainee:
         average: float = 0.999,
         weight_decay: float = 1e-2,
     ) -> None:
-        self.modules, self.path, self.steps, self.average, self.warm_up = modules, path, steps, average, warm_up
+        self.modules, self.path, self.steps, self.average, self.warm_up = (
+            modules,
+            path,
+            steps,
+            average,
+            warm_up,
+        )
         self.parameters = {
             f"{name}.{key}": value
             for name, module in modules.items()

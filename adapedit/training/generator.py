@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from adapedit_engine.unet import ControlledUNet
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from numpy.typing import NDArray
 from torch import Tensor
@@ -20,6 +19,7 @@ from adapedit.training.checkpoint import Trainee
 from adapedit.training.data import GRID, RenderedScenes, scene_at
 from adapedit.training.text import HIDDEN_SIZE, make_text_encoder, make_tokenizer
 from adapedit.training.vae import LATENT_CHANNELS
+from adapedit_engine.unet import ControlledUNet
 
 MAP_WEIGHT = 0.01
 """Weight of the map loss beside the noise loss."""
@@ -50,7 +50,9 @@ def make_scheduler() -> DDIMScheduler:
 
 
 @torch.inference_mode()
-def encode_scenes(vae: AutoencoderKL, scenes: RenderedScenes, path: Path, batch: int = 32) -> NDArray[np.float16]:
+def encode_scenes(
+    vae: AutoencoderKL, scenes: RenderedScenes, path: Path, batch: int = 32
+) -> NDArray[np.float16]:
     """Latents (mean, unscaled) of all scenes, [n, C, GRID, GRID] float16, kept on disk beside the checkpoints."""
     if path.exists():
         return np.load(path)
@@ -102,7 +104,9 @@ def map_loss(maps: Tensor, targets: Tensor, valid: Tensor, weight: Tensor) -> Te
 class Batches:
     """Batches of latents, captions, masks; a tenth of the captions is dropped for classifier-free guidance."""
 
-    def __init__(self, latents: NDArray[np.float16], scenes: RenderedScenes, tokenizer: CLIPTokenizer) -> None:
+    def __init__(
+        self, latents: NDArray[np.float16], scenes: RenderedScenes, tokenizer: CLIPTokenizer
+    ) -> None:
         self.latents = torch.from_numpy(latents)
         self.scale = 1 / float(self.latents[:2000].float().std())
         self.scenes, self.tokenizer = scenes, tokenizer
@@ -116,7 +120,9 @@ class Batches:
         for index in chosen:
             words = random_caption(self.items[index], rng)
             dropped = rng.random() < 0.1
-            target, known = word_targets(words, torch.from_numpy(self.scenes.masks[index] / np.float32(255)), length)
+            target, known = word_targets(
+                words, torch.from_numpy(self.scenes.masks[index] / np.float32(255)), length
+            )
             texts.append("" if dropped else words.text)
             targets.append(target)
             valid.append(known & (not dropped))
@@ -172,7 +178,10 @@ def main() -> None:
             shown[place] += (value - shown[place]) * max(0.01, 1 / (trainee.step - first))
         if trainee.step % 50 == 0:
             rate = (trainee.step - first) * args.batch / (time.perf_counter() - start)
-            print(f"step {trainee.step} noise {shown[0]:.4f} maps {shown[1]:.3f} {rate:.1f} samples/s", flush=True)
+            print(
+                f"step {trainee.step} noise {shown[0]:.4f} maps {shown[1]:.3f} {rate:.1f} samples/s",
+                flush=True,
+            )
         if trainee.step % args.save_every == 0 or trainee.step == args.steps:
             trainee.save()
     trainee.load_average()

@@ -1,4 +1,4 @@
-"""The reader's training: rendered scenes only, blurred and jittered so that it reads drawings that are less than perfect."""
+"""The reader's training: rendered scenes only, blurred and jittered, so that it reads imperfect drawings too."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def jitter(pixels: Tensor) -> Tensor:
 def loss_of(answers: dict[str, Tensor], truth: Tensor) -> Tensor:
     """Mean cross-entropy over the heads that have something to say. truth [B, heads] int64, -1 = nothing."""
     losses = [
-        F.cross_entropy(answers[name].float(), truth[:, place], ignore_index=-1) for place, name in enumerate(HEADS)
+        F.cross_entropy(answers[name].float(), truth[:, place], ignore_index=-1)
+        for place, name in enumerate(HEADS)
     ]
     return torch.stack(losses).nansum()
 
@@ -70,7 +71,9 @@ def main() -> None:
     reader = Reader().to(memory_format=torch.channels_last)
     trainee = Trainee({"reader": reader}, args.state, steps=args.steps, learning_rate=1.5e-3, average=0.995)
     scenes = RenderedScenes.open(args.scenes)
-    truth = torch.tensor([[labels(scene_at(i, scenes.seed))[name] for name in HEADS] for i in range(len(scenes.images))])
+    truth = torch.tensor(
+        [[labels(scene_at(i, scenes.seed))[name] for name in HEADS] for i in range(len(scenes.images))]
+    )
     rng = np.random.default_rng((13, trainee.step))
     while trainee.step < args.steps:
         chosen = np.sort(rng.integers(len(scenes.images), size=args.batch))

@@ -28,8 +28,8 @@ def _pieces(word: str, ranks: dict[tuple[str, str], int]) -> list[str]:
 def make_tokenizer(words: Iterable[str]) -> CLIPTokenizer:
     """A CLIP tokenizer to which each of `words` is one token.
 
-    Merges are added word by word, each joining what the earlier ones leave of it; later merges rank lower, so they never
-    break an earlier word. The vocabulary also holds pieces of words; no text made of known words ever shows one.
+    Merges are added word by word, each joining what the earlier ones leave of it; later merges rank lower, so
+    they never break an earlier word. The vocabulary also holds pieces of words; no known text ever shows one.
     """
     vocabulary: dict[str, int] = {}
     ranks: dict[tuple[str, str], int] = {}

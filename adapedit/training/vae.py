@@ -63,13 +63,19 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--crop", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
-    parser.add_argument("--decoder-only", action="store_true", help="keep the latents: refine how they are drawn")
+    parser.add_argument(
+        "--decoder-only", action="store_true", help="keep the latents: refine how they are drawn"
+    )
     parser.add_argument("--from", dest="start", type=Path, help="diffusers folder to start from")
     parser.add_argument("--save-every", type=int, default=250)
     args = parser.parse_args()
 
     torch.manual_seed(0)
-    vae = make_vae() if args.start is None else AutoencoderKL.from_pretrained(args.start, torch_dtype=torch.float32)
+    vae = (
+        make_vae()
+        if args.start is None
+        else AutoencoderKL.from_pretrained(args.start, torch_dtype=torch.float32)
+    )
     vae = vae.to(memory_format=torch.channels_last)
     if args.decoder_only:
         vae.encoder.requires_grad_(False)

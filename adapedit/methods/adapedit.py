@@ -1,0 +1,158 @@
+"""AdapEdit as data: word steps from FWT, the spatial map from DPS (SPEC: Eq. 4 to 9 of the paper)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from adapedit.alignment import Alignment
+from adapedit.methods.context import EditContext, Findings
+from adapedit.methods.settings import AdapEdit
+from adapedit_engine.adaptive import Adaptive, observe
+from adapedit_engine.loop import EditOutcome
+from adapedit_engine.plan import EditPlan
+from adapedit_kernels import RelationSettings, word_relation
+
+RELEASED_THRESHOLD = 0.002
+"""alpha_tau of the authors' code; the paper's is 0.03."""
+
+
+@dataclass(frozen=True)
+class AdapEditMethod:
+    """Two passes (faithful) or one: see `AdapEdit` for the knobs."""
+
+    settings: AdapEdit
+
+    def observe(self, context: EditContext) -> EditPlan | None:
+        """The target prompt alone, for the averages of FWT and DPS."""
+        settings = self.settings
+        if settings.single_pass or not (settings.fwt or self._spatial):
+            return None
+        return context.plan((context.target,), collect=True)
+
+    def plan(self, context: EditContext, observed: EditOutcome | None) -> EditPlan:
+        settings, alignment = self.settings, context.alignment
+        aligned = alignment.as_variant(settings.variant)
+        tokens, pixels = alignment.num_tokens, context.map_size[0] * context.map_size[1]
+        word_steps = torch.full((tokens,), settings.cross_replace_steps)
+        self_share = settings.cross_replace_steps
+        spatial_map = torch.ones(pixels)
+        adaptive: Adaptive | None = None
+        if observed is not None and observed.maps is not None and observed.features is not None:
+            found = observe(observed.maps, observed.features, self.adaptive(context, tracks=1))
+            if settings.fwt:
+                word_steps, self_share = found.word_steps[0].cpu(), float(found.self_share[0])
+            if self._spatial:
+                spatial_map = found.spatial_map[0].cpu()
+        elif settings.single_pass:
+            adaptive = self.adaptive(context, tracks=2)
+            if settings.fwt:
+                # Nothing has been seen before the first step: hold every word through it.
+                word_steps = torch.ones(tokens)
+        if self._spatial and settings.spatial_map == "per-step" and adaptive is None:
+            adaptive = self.adaptive(context, tracks=2)
+        if settings.self_replace_steps is not None:
+            self_share = settings.self_replace_steps
+        temporal = adaptive is not None and adaptive.temporal
+        rows = None if temporal and settings.self_replace_steps is None else context.self_table(self_share)
+        return context.plan(
+            (context.source, context.target),
+            source_track=(0, 0),
+            token_map=context.on_target(aligned.token_map),
+            own_weight=context.on_target(aligned.own_weight),
+            word_steps=context.on_target(word_steps),
+            strength=torch.tensor([1.0, settings.lambda_s if settings.variant == "paper" else 1.0]),
+            spatial_map=context.on_target(spatial_map),
+            self_query=rows,
+            self_key=rows,
+            adaptive=adaptive,
+            collect=True,
+        )
+
+    def findings(self, context: EditContext, observed: EditOutcome | None, edited: EditOutcome) -> Findings:
+        word_steps = None if edited.word_steps is None else edited.word_steps[1].cpu()
+        spatial = None if edited.spatial_map is None else edited.spatial_map[1].cpu()
+        seen, track = (observed, 0) if observed is not None else (edited, 1)
+        assert seen.maps is not None and seen.features is not None
+        alignment = context.alignment
+        relation = word_relation(
+            seen.maps[track : track + 1].cpu(),
+            seen.features[track : track + 1].cpu(),
+            key_tokens(alignment)[None],
+            alignment.word_of_token[None],
+            lambda_tau=self.settings.lambda_tau,
+            **vars(self._relation()),
+        ).relation[0]
+        warnings = collapse_warnings(alignment, relation, spatial if self._spatial else None)
+        return Findings(word_steps=word_steps, relation=relation, spatial_map=spatial, warnings=warnings)
+
+    @property
+    def _spatial(self) -> bool:
+        return self.settings.dps and self.settings.variant == "paper"
+
+    def _relation(self) -> RelationSettings:
+        settings = self.settings
+        if settings.variant == "released":
+            return RelationSettings(
+                threshold=RELEASED_THRESHOLD if settings.mask else 0.0,
+                threshold_mode="absolute",
+                normalise="sum",
+                centre=False,
+                variant="released",
+            )
+        return RelationSettings(
+            threshold=settings.alpha_tau if settings.mask else 0.0,
+            threshold_mode=settings.threshold_mode,
+            normalise=settings.normalise,
+            temperature=settings.temperature,
+            centre=settings.centre,
+            variant="paper",
+        )
+
+    def adaptive(self, context: EditContext, *, tracks: int) -> Adaptive:
+        """What FWT and DPS want to know of the edit, for a plan whose last track is the target."""
+        settings, alignment = self.settings, context.alignment
+        keys = torch.zeros(tracks, alignment.num_tokens, dtype=torch.bool)
+        keys[-1] = key_tokens(alignment)
+        layers = torch.zeros(len(context.specs.self_layers), tracks, dtype=torch.bool)
+        layers[:, -1] = context.coarse_layers()
+        from_relation = settings.fwt and settings.single_pass and settings.self_replace_steps is None
+        return Adaptive(
+            key_tokens=keys,
+            word_of_token=alignment.word_of_token.expand(tracks, -1).clone(),
+            temporal=settings.fwt and settings.single_pass,
+            spatial=self._spatial,
+            relation=self._relation(),
+            lambda_tau=settings.lambda_tau,
+            lambda_spatial=settings.lambda_spatial,
+            self_layers=layers if from_relation else None,
+        )
+
+
+def key_tokens(alignment: Alignment) -> Tensor:
+    """[N] bool: tokens of the key words; of an edit that only deletes, those of what the words belonged to."""
+    return alignment.key_tokens if alignment.key_tokens.any() else alignment.anchor_tokens
+
+
+def collapse_warnings(alignment: Alignment, relation: Tensor, spatial_map: Tensor | None) -> tuple[str, ...]:
+    """Say when FWT or DPS has nothing to tell apart, and which knob mends it.
+
+    relation [N] (Lambda), spatial_map [P] (S). An edit that changes nothing has nothing to warn of.
+    """
+    if not key_tokens(alignment).any():
+        return ()
+    warnings = []
+    words = torch.tensor([relation[word.tokens[0]] for word in alignment.target_words if not word.is_key])
+    if len(words) > 1 and float(words.max() - words.min()) < 0.05:
+        warnings.append(
+            f"FWT has collapsed: all kept words are related to the edit by {float(words.mean()):.2f}, so all get the "
+            "same steps; try normalise='sum', threshold_mode='relative', centre=True"
+        )
+    if spatial_map is not None and (float(spatial_map.max()) < 0.05 or float(spatial_map.std()) < 0.02):
+        warnings.append(
+            f"DPS has collapsed: the spatial map is {float(spatial_map.mean()):.2f} nearly everywhere, so it points at "
+            "nothing; lower alpha_tau or set threshold_mode='relative', centre=True"
+        )
+    return tuple(warnings)

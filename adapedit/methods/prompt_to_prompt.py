@@ -1,0 +1,83 @@
+"""Prompt-to-Prompt as data: one tau for all words unless told otherwise, S = 1, lambda_s = 1."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from adapedit.alignment import Alignment
+from adapedit.methods.context import EditContext, Findings
+from adapedit.methods.settings import PromptToPrompt, WordValue
+from adapedit_engine.blend import LocalBlend
+from adapedit_engine.loop import EditOutcome
+from adapedit_engine.plan import EditPlan
+from adapedit_kernels.errors import AdapEditError
+
+
+@dataclass(frozen=True)
+class PromptToPromptMethod:
+    """Replacement and refinement are the alignment's token map and own weight; re-weighting scales its columns."""
+
+    settings: PromptToPrompt
+
+    def observe(self, context: EditContext) -> None:
+        return None
+
+    def plan(self, context: EditContext, observed: EditOutcome | None) -> EditPlan:
+        settings, alignment = self.settings, context.alignment
+        word_steps = torch.full((alignment.num_tokens,), settings.cross_replace_steps)
+        word_steps = with_word_values(word_steps, alignment, settings.word_replace_steps)
+        factors = with_word_values(torch.ones(alignment.num_tokens), alignment, settings.equalizer)
+        rows = context.self_table(settings.self_replace_steps)
+        return context.plan(
+            (context.source, context.target),
+            source_track=(0, 0),
+            token_map=context.on_target(alignment.token_map * factors),
+            own_weight=context.on_target(alignment.own_weight),
+            word_steps=context.on_target(word_steps),
+            self_query=rows,
+            self_key=rows,
+            local_blend=self._local_blend(alignment),
+            collect=True,
+        )
+
+    def findings(self, context: EditContext, observed: EditOutcome | None, edited: EditOutcome) -> Findings:
+        return Findings(word_steps=None if edited.word_steps is None else edited.word_steps[1].cpu())
+
+    def _local_blend(self, alignment: Alignment) -> LocalBlend | None:
+        if not self.settings.local_blend:
+            return None
+        return LocalBlend(
+            token_weights=blend_tokens(alignment, self.settings.local_blend),
+            threshold=self.settings.blend_threshold,
+            start=self.settings.blend_start,
+        )
+
+
+def with_word_values(values: Tensor, alignment: Alignment, changes: Iterable[WordValue]) -> Tensor:
+    """A copy of per-token `values` [N] with the named words' tokens set."""
+    values = values.clone()
+    for change in changes:
+        words = alignment.find(change.word, change.occurrence)
+        values[alignment.token_mask(words)] = change.value
+    return values
+
+
+def blend_tokens(alignment: Alignment, words: Iterable[str]) -> Tensor:
+    """[2, N]: 1 at the tokens of `words` in the source (row 0) and target prompt; a word in neither is an error."""
+    weights = torch.zeros(2, alignment.num_tokens)
+    for text in words:
+        missing = None
+        for row, prompt in enumerate(("source", "target")):
+            try:
+                found = alignment.find(text, prompt=prompt)  # type: ignore[arg-type]
+            except AdapEditError as error:
+                if missing is not None:
+                    raise
+                missing = error
+                continue
+            weights[row, alignment.token_mask(found)] = 1
+    return weights

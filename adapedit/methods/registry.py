@@ -1,0 +1,19 @@
+"""From settings to the method that they configure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from adapedit.methods.adapedit import AdapEditMethod
+from adapedit.methods.context import Method
+from adapedit.methods.plain import PlainMethod
+from adapedit.methods.prompt_to_prompt import PromptToPromptMethod
+from adapedit.methods.settings import AdapEdit, Plain, PromptToPrompt
+from adapedit.model import ModelFacts
+
+_KINDS: dict[type, Any] = {Plain: PlainMethod, PromptToPrompt: PromptToPromptMethod, AdapEdit: AdapEditMethod}
+
+
+def make_method(settings: Any, facts: ModelFacts) -> Method:
+    """The method of these settings; knobs that were not named take the model's own defaults."""
+    return _KINDS[type(settings)](settings.with_defaults(facts.defaults.get(settings.name, {})))

@@ -1,0 +1,124 @@
+"""The knobs of every method as validated data; nothing here needs torch, so that the command line starts fast."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from adapedit_kernels.errors import AdapEditError
+
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Knob = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def with_defaults(self, defaults: Mapping[str, Any]) -> Any:
+        """The same with a model's own defaults for every knob that was not named."""
+        open_knobs = {name: value for name, value in defaults.items() if name not in self.model_fields_set}
+        return type(self).model_validate({**self.model_dump(), **open_knobs})
+
+
+class WordValue(_Settings):
+    """A value for a word of the target prompt; `occurrence` counts from 1, None means every one of them."""
+
+    word: str
+    value: Knob
+    occurrence: int | None = Field(default=None, ge=1)
+
+
+class Plain(_Settings):
+    """No edit at all: two prompts from one seed. The baseline that shows what a seed alone keeps."""
+
+    name: Literal["plain"] = "plain"
+
+
+class PromptToPrompt(_Settings):
+    """Prompt-to-Prompt (Hertz et al. 2022): replacement, refinement and re-weighting follow from the alignment.
+
+    cross_replace_steps: share of the trajectory in which a word's map is the source's.
+    word_replace_steps:  the same for single words, over `cross_replace_steps`.
+    self_replace_steps:  share in which self-attention at the coarse levels is the source's.
+    local_blend:         words (of either prompt) outside whose places the source's latents are kept.
+    equalizer:           factors on words' maps.
+    """
+
+    name: Literal["prompt-to-prompt"] = "prompt-to-prompt"
+    cross_replace_steps: Share = 0.8
+    word_replace_steps: tuple[WordValue, ...] = ()
+    self_replace_steps: Share = 0.4
+    local_blend: tuple[str, ...] = ()
+    blend_threshold: Share = 0.3
+    blend_start: Share = 0.2
+    equalizer: tuple[WordValue, ...] = ()
+
+
+class AdapEdit(_Settings):
+    """AdapEdit (AAAI 2024): FWT frees words by their relation to the edited ones, DPS says where the edit may act.
+
+    lambda_tau:     factor on the words' steps, Eq. 7: less frees words earlier.
+    lambda_s:       weight of the target's maps after a word is freed, Eq. 8.
+    lambda_spatial: factor on the spatial map, Eq. 9.
+    alpha_tau:      what of a map counts as looked at (threshold_mode "absolute": a probability, as in the paper;
+                    "relative": a share of each map's peak).
+    normalise, temperature, centre: how maps become weights, and whether features lose their mean over the pixels.
+    variant:        "paper", or "released": the authors' code's formulas (its threshold and normalisation, no DPS).
+    single_pass:    FWT and DPS from running averages of the edit itself instead of a first pass over the target.
+    spatial_map:    "static", or "per-step": DPS again at every step from what has been seen.
+    fwt, dps, mask: switches for the ablations; without FWT every word has `cross_replace_steps`.
+    self_replace_steps: share for self-attention; None: what FWT gives to tokens without a word.
+    """
+
+    name: Literal["adapedit"] = "adapedit"
+    lambda_tau: Knob = 1.0
+    lambda_s: Share = 0.98
+    lambda_spatial: Knob = 1.0
+    alpha_tau: Share = 0.3
+    threshold_mode: Literal["relative", "absolute"] = "relative"
+    normalise: Literal["sum", "softmax"] = "sum"
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.01
+    centre: bool = True
+    variant: Literal["paper", "released"] = "paper"
+    single_pass: bool = False
+    spatial_map: Literal["static", "per-step"] = "static"
+    fwt: bool = True
+    dps: bool = True
+    mask: bool = True
+    cross_replace_steps: Share = 0.8
+    self_replace_steps: Share | None = None
+
+
+MethodSettings = Annotated[Plain | PromptToPrompt | AdapEdit, Field(discriminator="name")]
+
+METHODS: dict[str, type[_Settings]] = {
+    "adapedit": AdapEdit,
+    "prompt-to-prompt": PromptToPrompt,
+    "plain": Plain,
+}
+"""Every method by its name."""
+
+
+def make_settings(name: str, **knobs: Any) -> Any:
+    """Settings of the method `name`. Raises `AdapEditError` for unknown names and knobs, and for bad values."""
+    if name not in METHODS:
+        raise AdapEditError(f"there is no method {name!r}; use one of: {', '.join(METHODS)}")
+    kind = METHODS[name]
+    unknown = [knob for knob in knobs if knob not in kind.model_fields or knob == "name"]
+    if unknown:
+        known = ", ".join(field for field in kind.model_fields if field != "name") or "none"
+        raise AdapEditError(f"{name} has no knob {unknown[0]!r}; its knobs: {known}")
+    try:
+        return kind(**knobs)
+    except ValidationError as error:
+        raise AdapEditError(one_line(error)) from error
+
+
+def one_line(error: ValidationError) -> str:
+    """What pydantic found first, in a line: the field, what it got, what it wanted."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"]) or "request"
+    wanted = first["msg"][0].lower() + first["msg"][1:]
+    return f"{where} is {first['input']!r}: {wanted}"

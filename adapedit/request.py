@@ -1,0 +1,41 @@
+"""EditRequest: everything that an edit depends on, as validated data that can be written down and repeated."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from adapedit.methods.settings import AdapEdit, MethodSettings, one_line
+from adapedit_kernels.errors import AdapEditError
+
+
+class EditRequest(BaseModel):
+    """One edit.
+
+    source_prompt, target_prompt: what the picture shows, and what it shall show.
+    seed:                of the first latents, shared by source and target.
+    num_inference_steps: T.
+    guidance_scale:      of classifier-free guidance; None: what suits the model (7.5 for Stable Diffusion).
+    height, width:       pixels; None: what the model was trained for.
+    method:              the editing method with its knobs.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source_prompt: str
+    target_prompt: str
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    num_inference_steps: Annotated[int, Field(ge=1, le=1000)] = 50
+    guidance_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    height: Annotated[int, Field(ge=8)] | None = None
+    width: Annotated[int, Field(ge=8)] | None = None
+    method: MethodSettings = Field(default_factory=AdapEdit)
+
+    @classmethod
+    def make(cls, **fields: Any) -> EditRequest:
+        """The request, or an `AdapEditError` that says in one line which field is wrong and what was wanted."""
+        try:
+            return cls(**fields)
+        except ValidationError as error:
+            raise AdapEditError(one_line(error)) from error
