@@ -170,4 +170,5 @@ def _fits(value: Tensor, shape: tuple[int | None, ...]) -> bool:
 
 
 def _shown(shape: tuple[int | None, ...]) -> str:
-    return "(" + ", ".join("any" if side is None else str(side) for side in shape) + ")"
+    sides = ["any" if side is None else str(side) for side in shape]
+    return f"({sides[0]},)" if len(sides) == 1 else f"({', '.join(sides)})"

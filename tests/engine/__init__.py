@@ -1,0 +1,1 @@
+"""The engine: controls, the controlled UNet, schedules, plans and the loop."""

@@ -1,0 +1,90 @@
+"""A random UNet that runs in milliseconds, and plans for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from torch import Tensor
+
+from adapedit_engine import ControlledUNet, EditPlan, Schedule
+
+TOKENS, TEXT, SIDE, STEPS = 6, 24, 8, 5
+GUIDANCE = 3.0
+
+TINY: dict[str, Any] = {
+    "sample_size": SIDE,
+    "block_out_channels": (32, 64),
+    "layers_per_block": 1,
+    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    "cross_attention_dim": TEXT,
+    "attention_head_dim": 4,
+    "norm_num_groups": 8,
+}
+
+
+def tiny_unet(seed: int = 0, **changes: Any) -> UNet2DConditionModel:
+    """Random weights, with the projections of queries and keys enlarged so that attention is far from flat."""
+    torch.manual_seed(seed)
+    unet = UNet2DConditionModel(**{**TINY, **changes}).eval().requires_grad_(False)
+    for name, parameter in unet.named_parameters():
+        if name.endswith(("attn1.to_q.weight", "attn2.to_q.weight", "attn2.to_k.weight")):
+            parameter.mul_(3)
+    return unet
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def ddim(steps: int = STEPS) -> Schedule:
+    return Schedule.from_scheduler(DDIMScheduler(clip_sample=False), steps)
+
+
+def prompts(*seeds: int, guidance: int = 2) -> Tensor:
+    """[tracks, G, N, D]: an empty prompt shared by all, then each track's own."""
+    empty = noise(guidance - 1, TOKENS, TEXT, seed=99)
+    return torch.stack([torch.cat([empty, noise(1, TOKENS, TEXT, seed=seed)]) for seed in seeds])
+
+
+def plan(*seeds: int, latents_seed: int = 7, **changes: Any) -> EditPlan:
+    """A plan of one track per prompt seed, from the same latents; by default nothing is edited."""
+    tracks = len(seeds)
+    fields: dict[str, Any] = {
+        "schedule": changes.pop("schedule", None) or ddim(),
+        "latents": noise(1, 4, SIDE, SIDE, seed=latents_seed).repeat(tracks, 1, 1, 1),
+        "encoder_hidden_states": prompts(*seeds),
+        "guidance_weights": torch.tensor([[1 - GUIDANCE, GUIDANCE]]).repeat(tracks, 1),
+    }
+    return EditPlan(**{**fields, **changes})
+
+
+def edit_plan(*seeds: int, word_steps: float | Tensor = 0.5, **changes: Any) -> EditPlan:
+    """The first track is the source of all others; tokens map one to one, the fourth has no counterpart."""
+    tracks = len(seeds)
+    own_weight = torch.zeros(tracks, TOKENS)
+    own_weight[1:, 3] = 1
+    fields: dict[str, Any] = {
+        "source_track": (0,) * tracks,
+        "token_map": torch.eye(TOKENS).repeat(tracks, 1, 1),
+        "own_weight": own_weight,
+        "word_steps": torch.ones(tracks, TOKENS) * word_steps,
+    }
+    return plan(*seeds, **{**fields, **changes})
+
+
+def self_share(
+    unet: UNet2DConditionModel, share: float, tracks: int = 2, steps: int = STEPS, level: int = 1
+) -> Tensor:
+    """[T, L, K1]: layers from `level` on, in the first `share` of the steps."""
+    layers = ControlledUNet(unet).specs.self_layers
+    deep = torch.tensor([layer.level >= level for layer in layers])
+    early = torch.arange(steps) < share * steps
+    return (early[:, None, None] & deep[None, :, None]).expand(-1, -1, tracks).contiguous()
+
+
+def largest(one: Tensor, other: Tensor) -> float:
+    """The largest difference."""
+    return float((one - other).abs().max())
