@@ -16,7 +16,7 @@ from transformers import CLIPTokenizer
 
 from adapedit.scenes.captions import VOCABULARY, Caption, random_caption
 from adapedit.training.checkpoint import Trainee
-from adapedit.training.data import GRID, RenderedScenes, scene_at
+from adapedit.training.data import GRID, RenderedScenes, held_out, scene_at
 from adapedit.training.text import HIDDEN_SIZE, make_text_encoder, make_tokenizer
 from adapedit.training.vae import LATENT_CHANNELS
 from adapedit_engine.unet import ControlledUNet
@@ -33,10 +33,10 @@ def make_unet() -> UNet2DConditionModel:
         out_channels=LATENT_CHANNELS,
         down_block_types=("CrossAttnDownBlock2D",) * 3,
         up_block_types=("CrossAttnUpBlock2D",) * 3,
-        block_out_channels=(96, 160, 192),
+        block_out_channels=(64, 128, 192),
         layers_per_block=1,
         cross_attention_dim=HIDDEN_SIZE,
-        attention_head_dim=(3, 5, 6),  # numbers of heads, in spite of the name: 32 channels each
+        attention_head_dim=(2, 4, 6),  # numbers of heads, in spite of the name: 32 channels each
         norm_num_groups=16,
     )
 
@@ -51,19 +51,21 @@ def make_scheduler() -> DDIMScheduler:
 
 @torch.inference_mode()
 def encode_scenes(
-    vae: AutoencoderKL, scenes: RenderedScenes, path: Path, batch: int = 32
+    vae: AutoencoderKL, scenes: RenderedScenes, path: Path, count: int, batch: int = 32
 ) -> NDArray[np.float16]:
-    """Latents (mean, unscaled) of all scenes, [n, C, GRID, GRID] float16, kept on disk beside the checkpoints."""
+    """Latents (mean, unscaled) of the first `count` scenes, [n, C, GRID, GRID] float16, kept on disk."""
     if path.exists():
         return np.load(path)
     parts = []
-    for start in range(0, len(scenes.images), batch):
-        pixels = torch.from_numpy(np.array(scenes.images[start : start + batch])).permute(0, 3, 1, 2)
+    for start in range(0, count, batch):
+        pixels = torch.from_numpy(np.array(scenes.images[start : min(start + batch, count)])).permute(
+            0, 3, 1, 2
+        )
         pixels = (pixels.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
             parts.append(vae.encode(pixels).latent_dist.mean.half().numpy())
         if start % (batch * 50) == 0:
-            print(f"encoded {start}/{len(scenes.images)}", flush=True)
+            print(f"encoded {start}/{count}", flush=True)
     latents = np.concatenate(parts)
     path.parent.mkdir(parents=True, exist_ok=True)
     np.save(path, latents)
@@ -111,10 +113,11 @@ class Batches:
         self.scale = 1 / float(self.latents[:2000].float().std())
         self.scenes, self.tokenizer = scenes, tokenizer
         self.items = [scene_at(index, scenes.seed) for index in range(len(latents))]
+        self.allowed = np.array([index for index, scene in enumerate(self.items) if not held_out(scene)])
 
     def draw(self, rng: np.random.Generator, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """latents [B, C, G, G] scaled, token ids [B, N], targets [B, P, N], valid [B, N]."""
-        chosen = rng.integers(len(self.items), size=size)
+        chosen = rng.choice(self.allowed, size)
         texts, targets, valid = [], [], []
         length = self.tokenizer.model_max_length
         for index in chosen:
@@ -136,6 +139,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=Path, default=Path("out/training/scenes"))
     parser.add_argument("--vae", type=Path, default=Path("out/training/vae"))
     parser.add_argument("--out", type=Path, default=Path("out/training/generator"))
+    parser.add_argument("--count", type=int, default=24000, help="scenes to train on")
     parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
@@ -148,7 +152,7 @@ def main() -> None:
     vae = AutoencoderKL.from_pretrained(args.vae, torch_dtype=torch.float32).eval()
     scheduler = make_scheduler()
     scenes = RenderedScenes.open(args.scenes)
-    batches = Batches(encode_scenes(vae, scenes, args.out / "latents.npy"), scenes, tokenizer)
+    batches = Batches(encode_scenes(vae, scenes, args.out / "latents.npy", args.count), scenes, tokenizer)
     vae.register_to_config(scaling_factor=batches.scale)
     trainee = Trainee(
         {"unet": unet, "text_encoder": text_encoder},
