@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=Path, default=Path("out/training/scenes"))
     parser.add_argument("--state", type=Path, default=Path("out/training/reader/state.safetensors"))
     parser.add_argument("--out", type=Path, default=BUILTIN)
-    parser.add_argument("--steps", type=int, default=3500)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch", type=int, default=64)
     args = parser.parse_args()
 
@@ -78,12 +78,14 @@ def main() -> None:
     while trainee.step < args.steps:
         chosen = np.sort(rng.integers(len(scenes.images), size=args.batch))
         pixels = jitter(to_pixels(scenes.images[chosen])).contiguous(memory_format=torch.channels_last)
-        loss = loss_of(reader(pixels), truth[chosen])
+        with torch.autocast("cpu", torch.bfloat16):
+            answers = reader(pixels)
+        loss = loss_of(answers, truth[chosen])
         loss.backward()
         trainee.update()
         if trainee.step % 100 == 0:
             print(f"step {trainee.step} loss {loss.item():.4f}", flush=True)
-        if trainee.step % 500 == 0:
+        if trainee.step % 200 == 0:
             trainee.save()
     trainee.load_average()
     reader.eval()

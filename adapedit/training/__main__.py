@@ -1,0 +1,32 @@
+"""All stages in order, each resuming where it was stopped: scenes, autoencoder, reader, generator, publication."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+OUT = Path("out/training")
+
+STAGES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("data", ("--out", str(OUT / "scenes"), "--count", "36000")),
+    ("vae", ("--steps", "4400")),
+    ("reader", ("--steps", "2000")),
+    ("generator", ("--count", "24000", "--steps", "3600")),
+    ("vae", ("--decoder-only", "--from", str(OUT / "vae"), "--out", str(OUT / "decoder"), "--steps", "2000")),
+    ("publish", ("--vae", str(OUT / "decoder"))),
+    ("evaluate", ()),
+)
+
+
+def main() -> None:
+    for stage, arguments in STAGES:
+        if stage == "data" and (OUT / "scenes" / "images.npy").exists():
+            continue
+        command = [sys.executable, "-m", f"adapedit.training.{stage}", *arguments]
+        print(" ".join(command[1:]), flush=True)
+        subprocess.run(command, check=True)
+
+
+if __name__ == "__main__":
+    main()

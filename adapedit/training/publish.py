@@ -1,0 +1,80 @@
+"""Last stage: the trained parts as the built-in model, float16 safetensors in the diffusers layout."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from adapedit.model import BUILTIN, FACTS_FILE
+from adapedit.scenes.captions import VOCABULARY
+from adapedit.training.generator import make_scheduler
+
+LIMIT = 40 * 2**20
+"""Bytes that the built-in model may take in the tree."""
+
+DEFAULTS: dict[str, dict[str, object]] = {}
+"""Knobs that a study on the development half of the scene suite found better than the paper's for this model."""
+
+
+def publish(trained: Path, out: Path, vae: Path | None = None, guidance_scale: float = 4.0) -> int:
+    """Write the model folder `out` from `trained` (diffusers layout, float32) and return its size in bytes.
+
+    vae: another autoencoder with the same latents (a refined decoder) in place of the trained folder's own.
+    """
+    part = out.with_name(out.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    scale = AutoencoderKL.load_config(trained, subfolder="vae")["scaling_factor"]
+    decoder = AutoencoderKL.from_pretrained(trained / "vae" if vae is None else vae)
+    decoder.register_to_config(scaling_factor=scale)
+    decoder.half().save_pretrained(part / "vae")
+    UNet2DConditionModel.from_pretrained(trained, subfolder="unet").half().save_pretrained(part / "unet")
+    CLIPTextModel.from_pretrained(trained, subfolder="text_encoder").half().save_pretrained(
+        part / "text_encoder"
+    )
+    CLIPTokenizer.from_pretrained(trained, subfolder="tokenizer").save_pretrained(part / "tokenizer")
+    make_scheduler().save_pretrained(part / "scheduler")
+    shutil.copy(trained / "model_index.json", part / "model_index.json")
+    facts = {
+        "map_divisor": 1,
+        "self_divisor": 2,
+        "guidance_scale": guidance_scale,
+        "known_words": list(VOCABULARY),
+        "defaults": DEFAULTS,
+    }
+    (part / FACTS_FILE).write_text(json.dumps(facts, indent=2) + "\n")
+    for name in ("README.md",):
+        if (out / name).exists():
+            shutil.copy(out / name, part / name)
+    shutil.rmtree(out, ignore_errors=True)
+    part.rename(out)
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    if size > LIMIT:
+        raise ValueError(f"{out} has {size / 2**20:.1f} MiB, at most {LIMIT / 2**20:.0f} are wanted")
+    return size
+
+
+def halve(path: Path) -> None:
+    """Store the float tensors of a safetensors file as float16, in place."""
+    tensors = load_file(path)
+    save_file({k: v.half() if v.dtype == torch.float32 else v for k, v in tensors.items()}, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trained", type=Path, default=Path("out/training/generator/model"))
+    parser.add_argument("--vae", type=Path, help="folder of a refined autoencoder (same latents)")
+    parser.add_argument("--out", type=Path, default=BUILTIN)
+    parser.add_argument("--guidance", type=float, default=4.0)
+    args = parser.parse_args()
+    print(f"{args.out}: {publish(args.trained, args.out, args.vae, args.guidance) / 2**20:.1f} MiB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""The training stages: they learn, they resume exactly, and their parts fit together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from adapedit.metrics.looking import area_under_curve
+from adapedit.scenes.captions import VOCABULARY, caption
+from adapedit.scenes.reader import HEADS, Reader, labels
+from adapedit.training.checkpoint import Trainee
+from adapedit.training.data import GRID, RenderedScenes, build, scene_at
+from adapedit.training.generator import map_loss, word_targets
+from adapedit.training.reader import jitter, loss_of, to_pixels
+from adapedit.training.text import MAX_TOKENS, make_tokenizer
+
+
+def test_every_known_word_is_one_token() -> None:
+    tokenizer = make_tokenizer(VOCABULARY)
+    assert all(tokenizer.tokenize(word) == [word + "</w>"] for word in VOCABULARY)
+    ids = tokenizer("A small RED dog", padding="max_length").input_ids
+    assert len(ids) == MAX_TOKENS and ids[0] == tokenizer.bos_token_id and ids[5] == tokenizer.eos_token_id
+
+
+def test_tokens_are_told_where_to_look() -> None:
+    scene = next(s for s in map(scene_at, range(100)) if len(s.figures) == 2)
+    words = caption(scene)
+    masks = torch.rand(2, GRID, GRID)
+    targets, valid = word_targets(words, masks, MAX_TOKENS)
+    for position, word in enumerate(words.words, start=1):
+        assert bool(valid[position]) == (word.role != "function")
+        if word.role == "kind":
+            assert word.figure is not None
+            assert torch.equal(targets[:, position], masks[word.figure].flatten())
+        if word.role == "place":
+            assert torch.equal(targets[:, position], 1 - masks.amax(0).flatten())
+    assert not valid[0] and not valid[len(words.words) + 1 :].any()
+
+
+def test_the_map_loss_is_least_where_maps_lie_on_their_masks() -> None:
+    targets = torch.zeros(1, 16, 3)
+    targets[0, :4, 1] = 1
+    valid = torch.tensor([[False, True, False]])
+    weight = torch.ones(1)
+
+    def loss(maps: torch.Tensor) -> float:
+        return float(map_loss(maps, targets, valid, weight))
+
+    on, flat, one_pixel, off = (torch.full((1, 16, 3), 1e-4) for _ in range(4))
+    on[0, :4, 1], flat[0, :, 1], one_pixel[0, 0, 1], off[0, 4:8, 1] = 0.5, 0.5, 0.5, 0.5
+    assert loss(on) < loss(one_pixel) < loss(off)
+    assert loss(on) < 0.01 < loss(flat) < loss(off)
+
+
+def test_training_resumes_where_it_stopped(tmp_path: Path) -> None:
+    def make(path: Path) -> tuple[nn.Module, Trainee]:
+        torch.manual_seed(0)
+        module = nn.Linear(3, 2)
+        return module, Trainee({"m": module}, path, steps=8, learning_rate=0.1, warm_up=2)
+
+    def train(module: nn.Module, trainee: Trainee, until: int) -> None:
+        while trainee.step < until:
+            inputs = torch.full((4, 3), float(trainee.step))
+            module(inputs).square().mean().backward()
+            trainee.update()
+
+    whole, trainee = make(tmp_path / "a.safetensors")
+    train(whole, trainee, 8)
+    first, stopped = make(tmp_path / "b.safetensors")
+    train(first, stopped, 5)
+    stopped.save()
+    again, resumed = make(tmp_path / "b.safetensors")
+    assert resumed.step == 5
+    train(again, resumed, 8)
+    assert torch.equal(whole.weight, again.weight)
+    assert all(torch.equal(trainee.averaged[key], resumed.averaged[key]) for key in trainee.averaged)
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_rendered_scenes_are_written_whole(tmp_path: Path) -> None:
+    build(tmp_path, 6, workers=1, chunk=4)
+    scenes = RenderedScenes.open(tmp_path)
+    assert scenes.images.shape == (6, 128, 128, 3) and scenes.masks.shape == (6, 2, GRID, GRID)
+    assert (scenes.images.reshape(6, -1).std(1) > 10).all()
+    assert not list(tmp_path.glob("*.part*"))
+
+
+def test_the_reader_learns_from_rendered_scenes() -> None:
+    from adapedit.scenes.render import render
+
+    torch.manual_seed(0)
+    scenes = [scene_at(i) for i in range(8)]
+    pixels = to_pixels(np.stack([render(scene).image for scene in scenes]))
+    truth = torch.tensor([[labels(scene)[name] for name in HEADS] for scene in scenes])
+    reader = Reader()
+    optimizer = torch.optim.Adam(reader.parameters(), 3e-3)
+    first = loss_of(reader(pixels), truth).item()
+    for _ in range(25):
+        optimizer.zero_grad()
+        loss = loss_of(reader(pixels), truth)
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.3 * first
+    assert jitter(pixels).shape == pixels.shape
+
+
+@pytest.mark.parametrize(
+    ("scores", "area"), [([3, 2, 1, 0], 1.0), ([0, 1, 2, 3], 0.0), ([1, 1, 1, 1], 0.5), ([3, 1, 2, 0], 0.75)]
+)
+def test_area_under_curve(scores: list[float], area: float) -> None:
+    inside = np.array([True, True, False, False])
+    assert area_under_curve(np.array(scores, float), inside) == area
+    assert np.isnan(area_under_curve(np.array(scores, float), np.zeros(4, bool)))
