@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from safetensors import SafetensorError, safe_open
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
 
+from adapedit.checkpoint import BUILTIN, ModelError, locate, read_part
+from adapedit.methods.settings import make_settings, one_line
 from adapedit_engine.runners import Runner
 from adapedit_engine.runners.pytorch import PyTorchRunner
-from adapedit_kernels.errors import AdapEditError
 
-BUILTIN = Path(__file__).parent / "models" / "builtin"
+__all__ = [
+    "BUILTIN",
+    "FACTS_FILE",
+    "EditModel",
+    "ModelError",
+    "ModelFacts",
+    "Vocabulary",
+    "load_model",
+    "load_vocabulary",
+]
+
 FACTS_FILE = "adapedit.json"
-COMPONENTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
-
-
-class ModelError(AdapEditError):
-    """A model that is not there, is broken, or is of a kind that can't be edited."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,18 +47,32 @@ class ModelFacts:
     known_words: tuple[str, ...] | None = None
     defaults: dict[str, dict[str, Any]] = field(default_factory=dict)
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
     @classmethod
-    def read(cls, folder: Path) -> ModelFacts:
-        """The facts beside a checkpoint, or the paper's where the file is missing."""
-        path = folder / FACTS_FILE
-        if not path.exists():
+    def read(cls, folder: Path | None) -> ModelFacts:
+        """The facts beside a checkpoint, or the paper's where there are none. Raises `ModelError` for a bad file."""
+        path = None if folder is None else folder / FACTS_FILE
+        if path is None or not path.exists():
             return cls()
         try:
-            values = json.loads(path.read_text())
-            words = values.pop("known_words", None)
-            return cls(**values, known_words=None if words is None else tuple(words))
-        except (ValueError, TypeError) as error:
-            raise ModelError(f"{path} can't be read ({error}); correct it or remove it") from error
+            facts = TypeAdapter(cls).validate_python(json.loads(path.read_text(encoding="utf-8")))
+            for method, knobs in facts.defaults.items():
+                make_settings(method, **knobs)
+        except (ValueError, OSError) as error:
+            reason = one_line(error) if isinstance(error, ValidationError) else str(error)
+            raise ModelError(f"{path} can't be used ({reason}); correct it or remove it") from error
+        return facts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vocabulary:
+    """What is needed to align prompts for a model. max_tokens: N, the text encoder's own limit."""
+
+    name: str
+    tokenizer: Any
+    max_tokens: int
+    facts: ModelFacts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,48 +134,27 @@ def load_model(
 ) -> EditModel:
     """Load the built-in model (None or "builtin"), a diffusers folder, or a hub name that the user gives.
 
-    Weights are read from safetensors files only, and their headers are checked before anything is built. Raises
+    Weights are read from safetensors files only, and the files are checked before anything is built. Raises
     `ModelError` with the mend in one line.
     """
-    name = "builtin" if source is None else str(source)
-    place: str | Path = BUILTIN if name == "builtin" else Path(name).expanduser()
-    if Path(place).is_dir():
-        place = Path(place)
-        _check_folder(place)
-        facts = ModelFacts.read(place)
-    elif re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists():
-        place, facts = name, ModelFacts()
-    else:
-        raise ModelError(
-            f"there is no model at {name!r}; "
-            "give 'builtin', a folder in the diffusers layout, or a hub name (owner/name)"
-        )
+    place = locate(source)
+    facts = ModelFacts.read(place.folder)
+    device = _usable(device)
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
-
-    try:
-        tokenizer = CLIPTokenizer.from_pretrained(place, subfolder="tokenizer")
-        text_encoder = CLIPTextModel.from_pretrained(
-            place, subfolder="text_encoder", use_safetensors=True, dtype=dtype
-        )
-        unet = UNet2DConditionModel.from_pretrained(
-            place, subfolder="unet", use_safetensors=True, torch_dtype=dtype
-        )
-        vae = AutoencoderKL.from_pretrained(place, subfolder="vae", use_safetensors=True, torch_dtype=dtype)
-        if scheduler is None:
-            config = DDIMScheduler.load_config(place, subfolder="scheduler")
-            scheduler = DDIMScheduler.from_config(config, clip_sample=False, thresholding=False)
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ModelError(f"model {name!r} can't be loaded: {reason}") from error
+    tokenizer = read_part(place, "tokenizer", CLIPTokenizer)
+    text_encoder = read_part(place, "text_encoder", CLIPTextModel, dtype=dtype)
+    unet = read_part(place, "unet", UNet2DConditionModel, torch_dtype=dtype)
+    vae = read_part(place, "vae", AutoencoderKL, torch_dtype=dtype)
+    if scheduler is None:
+        # Whatever scheduler the checkpoint names, DDIM takes its noise schedule; clipping would not be linear.
+        scheduler = read_part(place, "scheduler", DDIMScheduler, clip_sample=False, thresholding=False)
     for module in (text_encoder, unet, vae):
         module.requires_grad_(False)
         module.to(device).eval()
     return EditModel(
-        name=name,
+        name=place.name,
         tokenizer=tokenizer,
         text_encoder=text_encoder,
         runner=PyTorchRunner(unet, map_divisor=facts.map_divisor),
@@ -167,25 +165,24 @@ def load_model(
     )
 
 
-def _check_folder(folder: Path) -> None:
-    """Refuse what is no checkpoint, and weights that are broken, before anything is built."""
-    missing = [part for part in COMPONENTS if not (folder / part).is_dir()]
-    if not (folder / "model_index.json").is_file() or missing:
-        what = f"no {', '.join(missing)}" if missing else "no model_index.json"
-        raise ModelError(
-            f"{folder} is no Stable Diffusion checkpoint in the diffusers layout ({what}); "
-            "save one with StableDiffusionPipeline.save_pretrained"
-        )
-    for part in ("text_encoder", "unet", "vae"):
-        weights = sorted((folder / part).glob("*.safetensors"))
-        if not weights:
-            raise ModelError(
-                f"{folder / part} has no .safetensors file and pickled weights are never read; "
-                "save the model with safe_serialization=True"
-            )
-        for path in weights:
-            try:
-                with safe_open(path, "pt") as file:
-                    file.keys()
-            except (SafetensorError, OSError) as error:
-                raise ModelError(f"{path} is corrupt or cut short ({error}); copy it again") from error
+def load_vocabulary(source: str | Path | None = None) -> Vocabulary:
+    """The tokenizer alone, which is enough to align prompts. Raises as `load_model` does."""
+    place = locate(source)
+    from transformers import CLIPTextConfig, CLIPTokenizer
+
+    return Vocabulary(
+        name=place.name,
+        tokenizer=read_part(place, "tokenizer", CLIPTokenizer),
+        max_tokens=int(read_part(place, "text_encoder", CLIPTextConfig).max_position_embeddings),
+        facts=ModelFacts.read(place.folder),
+    )
+
+
+def _usable(device: str | torch.device) -> torch.device:
+    try:
+        device = torch.device(device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0].split(". ")[0]
+        raise ModelError(f"device {str(device)!r} can't be used here ({reason}); use 'cpu'") from error
+    return device

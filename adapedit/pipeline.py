@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from adapedit.alignment import Alignment, align
-from adapedit.methods.context import EditContext, Findings
+from adapedit.methods.context import EditContext, Method
 from adapedit.methods.registry import make_method
 from adapedit.methods.settings import make_settings
 from adapedit.model import EditModel, load_model
+from adapedit.prepare import complete, make_context
+from adapedit.progress import Clock, Progress, StepCount
 from adapedit.request import EditRequest
-from adapedit.result import EditResult, WordReport
+from adapedit.result import EditResult, make_result
+from adapedit.sharing import merge, share, split
 from adapedit_engine.loop import EditOutcome, denoise
-from adapedit_engine.schedule import Schedule
+from adapedit_engine.plan import EditPlan
+from adapedit_engine.rows import check_plan
 from adapedit_kernels.errors import AdapEditError
 
-Progress = Callable[[int, int], None]
 MAX_ROWS = 32
 
 
@@ -101,205 +101,97 @@ class AdapEditPipeline:
         requests: Sequence[EditRequest],
         *,
         max_rows: int | None = MAX_ROWS,
+        share_sources: bool = True,
         callback: Progress | None = None,
     ) -> list[EditResult]:
         """Unrelated edits together: other prompts, methods, knobs and numbers of steps may share a batch.
 
-        max_rows: rows of one UNet call at most (an edit takes four); more edits run group after group.
+        max_rows:      rows of one UNet call at most (an edit takes four); more edits run group after group.
+        share_sources: run a source that several edits have in common once: 2 (1 + K) rows for K edits of it.
+                       Pictures are the same within a grey level.
+        callback(done, total): called after every UNet call; raising in it cancels.
+
         All requests are checked before any work; an error names the request by its place.
         """
         if not requests:
             return []
-        clock = _Clock()
-        contexts, methods, complete = [], [], []
+        clock = Clock()
+        edits = []
         for place, request in enumerate(requests):
             try:
-                request = self._completed(request)
-                contexts.append(self._context(request))
-                methods.append(make_method(request.method, self.model.facts))
+                edits.append(_Edit.of(request, self.model))
             except AdapEditError as error:
                 if len(requests) == 1:
                     raise
                 raise type(error)(f"request {place}: {error}") from error
-            complete.append(request)
-        first = [method.observe(context) for method, context in zip(methods, contexts, strict=True)]
+        drafts = [edit.draft for edit in edits]
+        observing = {place: edit.observe for place, edit in enumerate(edits) if edit.observe is not None}
+        places = list(observing)
+        first = _groups(list(observing.values()), share_sources, max_rows)
+        second = _groups(drafts, share_sources, max_rows)
+        observations = [merge([observing[places[i]] for i in group]) for group in first]
+        steps = StepCount(callback, [observations, [merge([drafts[i] for i in g]) for g in second]], max_rows)
         clock.lap("text")
 
-        report = _Steps(callback, contexts, [plan is not None for plan in first])
         with self.model.runner as runner:
-            observed: list[EditOutcome | None] = [None] * len(requests)
-            there = [place for place, plan in enumerate(first) if plan is not None]
-            passes = denoise(
-                [plan for plan in first if plan is not None],
-                runner,
-                callback=report.observing,
-                max_rows=max_rows,
-            )
-            for place, outcome in zip(there, passes, strict=True):
-                observed[place] = outcome
+            seen: dict[int, EditOutcome] = {}
+            passes = denoise(observations, runner, callback=steps.of(0), max_rows=max_rows)
+            for group, outcome in zip(first, passes, strict=True):
+                parts = split(outcome, [observing[places[i]] for i in group])
+                seen |= {places[i]: part for i, part in zip(group, parts, strict=True)}
             clock.lap("observe")
-            plans = [m.plan(c, o) for m, c, o in zip(methods, contexts, observed, strict=True)]
-            edited = denoise(plans, runner, callback=report.editing, max_rows=max_rows)
+            plans = [edit.method.plan(edit.context, seen.get(i)) for i, edit in enumerate(edits)]
+            merged = [merge([plans[i] for i in group]) for group in second]
+            edited = denoise(merged, runner, callback=steps.of(1), max_rows=max_rows)
         clock.lap("edit")
         pictures = [self._pictures(outcome.latents) for outcome in edited]
         clock.lap("decode")
-        results = []
-        for i, request in enumerate(complete):
-            found = methods[i].findings(contexts[i], observed[i], edited[i])
-            for message in found.warnings:
-                warnings.warn(f"{request.target_prompt!r}: {message}", EditWarning, stacklevel=2)
-            results.append(
-                _result(request, self.model.name, contexts[i], edited[i], found, pictures[i], clock.seconds)
-            )
-        return results
 
-    def _completed(self, request: EditRequest) -> EditRequest:
-        """The request with every open value filled in from the model."""
-        side = self.model.latent_size * self.model.vae_factor
-        size = {"height": request.height or side, "width": request.width or side}
-        deepest = max(layer.level for layer in self.model.runner.specs.self_layers)
-        wanted = self.model.vae_factor * 2**deepest
-        for name, value in size.items():
-            if value % wanted:
-                raise AdapEditError(f"{name} is {value}, wanted a multiple of {wanted} for this model")
-        facts = self.model.facts
-        return request.model_copy(
-            update={
-                **size,
-                "guidance_scale": facts.guidance_scale
-                if request.guidance_scale is None
-                else request.guidance_scale,
-                "method": request.method.with_defaults(facts.defaults.get(request.method.name, {})),
-            }
-        )
-
-    def _context(self, request: EditRequest) -> EditContext:
-        """Align, encode and draw the first latents of one request."""
-        model = self.model
-        self._refuse_unknown_words(request)
-        alignment = align(
-            request.source_prompt, request.target_prompt, model.tokenizer, max_length=model.max_tokens
-        )
-        schedule = Schedule.from_scheduler(model.scheduler, request.num_inference_steps)
-        ids = torch.stack([model.unconditional_ids(), alignment.source_input_ids, alignment.target_input_ids])
-        # One prompt at a time: its encoding does not depend on what else is asked for.
-        unconditional, source, target = (model.encode_ids(row[None])[0] for row in ids)
-        assert request.height is not None and request.width is not None and request.guidance_scale is not None
-        channels = model.runner.specs.out_channels
-        shape = (channels, request.height // model.vae_factor, request.width // model.vae_factor)
-        generator = torch.Generator("cpu").manual_seed(request.seed)
-        latents = torch.randn(1, *shape, generator=generator) * schedule.init_noise_sigma
-        noise = torch.randn(len(schedule), *shape, generator=generator) if schedule.stochastic else None
-        return EditContext(
-            alignment=alignment,
-            facts=model.facts,
-            specs=model.runner.specs,
-            schedule=schedule,
-            guidance_scale=request.guidance_scale,
-            latents=latents,
-            noise=noise,
-            unconditional=unconditional,
-            source=source,
-            target=target,
-        )
-
-    def _refuse_unknown_words(self, request: EditRequest) -> None:
-        known = self.model.facts.known_words
-        if known is None:
-            return
-        for name in ("source", "target"):
-            words = getattr(request, f"{name}_prompt").lower().split()
-            unknown = [word for word in words if word not in known]
-            if unknown:
-                raise AdapEditError(
-                    f"the {name} prompt has {unknown[0]!r}, a word that model {self.model.name!r} does not know; "
-                    f"it knows: {', '.join(known)}"
+        results: dict[int, EditResult] = {}
+        for group, outcome, painted in zip(second, edited, pictures, strict=True):
+            parts = split(outcome, [plans[i] for i in group])
+            for target, (i, part) in enumerate(zip(group, parts, strict=True), start=1):
+                edit = edits[i]
+                results[i] = make_result(
+                    request=edit.request,
+                    model=self.model.name,
+                    context=edit.context,
+                    edited=part,
+                    found=edit.method.findings(edit.context, seen.get(i), part),
+                    source_image=painted[0],
+                    target_image=painted[target],
+                    seconds=clock.seconds,
                 )
+        for i in range(len(edits)):
+            for message in results[i].warnings:
+                warnings.warn(f"{edits[i].request.target_prompt!r}: {message}", EditWarning, stacklevel=2)
+        return [results[i] for i in range(len(edits))]
 
     def _pictures(self, latents: Tensor) -> list[Image.Image]:
         pixels = self.model.decode(latents).permute(0, 2, 3, 1).mul(255).round().to(torch.uint8).numpy()
         return [Image.fromarray(picture) for picture in pixels]
 
 
-class _Clock:
-    """Seconds per stage."""
+@dataclass(frozen=True, kw_only=True)
+class _Edit:
+    """A checked request. `draft` is its plan as far as it is known before the observing pass: all but values."""
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = self._start = time.perf_counter()
+    request: EditRequest
+    context: EditContext
+    method: Method
+    observe: EditPlan | None
+    draft: EditPlan
 
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.seconds[name] = now - self._last
-        self.seconds["total"] = now - self._start
-        self._last = now
-
-
-class _Steps:
-    """One progress count over the observing and the editing passes."""
-
-    def __init__(
-        self, callback: Progress | None, contexts: Sequence[EditContext], observing: Sequence[bool]
-    ) -> None:
-        self._callback, self._before, self._first_total = callback, 0, 0
-        lengths = [len(context.schedule) for context in contexts]
-        self._observe_length = max(
-            (n for n, there in zip(lengths, observing, strict=True) if there), default=0
+    @classmethod
+    def of(cls, request: EditRequest, model: EditModel) -> _Edit:
+        request = complete(request, model)
+        context, method = make_context(request, model), make_method(request.method, model.facts)
+        draft = method.plan(context, None)
+        check_plan(draft, model.runner.specs)
+        return cls(
+            request=request, context=context, method=method, observe=method.observe(context), draft=draft
         )
-        self._edit_length = max(lengths)
-
-    def observing(self, done: int, total: int) -> None:
-        self._first_total = total
-        if self._callback is not None:
-            self._callback(done, total + self._edit_length * max(1, total // max(1, self._observe_length)))
-
-    def editing(self, done: int, total: int) -> None:
-        if self._callback is not None:
-            self._callback(self._first_total + done, self._first_total + total)
 
 
-def _grid(values: Tensor, size: tuple[int, int]) -> NDArray[np.float32]:
-    return values.float().cpu().reshape(*size, *values.shape[1:]).numpy()
-
-
-def _result(
-    request: EditRequest,
-    model: str,
-    context: EditContext,
-    edited: EditOutcome,
-    found: Findings,
-    pictures: Sequence[Image.Image],
-    seconds: dict[str, float],
-) -> EditResult:
-    assert edited.maps is not None
-    return EditResult(
-        request=request,
-        model=model,
-        source_image=pictures[0],
-        target_image=pictures[1],
-        alignment=context.alignment,
-        words=_reports(context.alignment, found),
-        source_maps=_grid(edited.maps[0], context.map_size),
-        target_maps=_grid(edited.maps[1], context.map_size),
-        spatial_map=None if found.spatial_map is None else _grid(found.spatial_map, context.map_size),
-        timings=dict(seconds),
-        warnings=found.warnings,
-    )
-
-
-def _reports(alignment: Alignment, found: Findings) -> tuple[WordReport, ...]:
-    reports = []
-    for word in alignment.target_words:
-        place = word.tokens[0]
-        replaced = alignment.source_words[word.counterpart] if word.counterpart is not None else None
-        reports.append(
-            WordReport(
-                text=word.text,
-                kind=word.kind,
-                is_key=word.is_key,
-                replaces=replaced.text if replaced is not None and word.kind == "replaced" else None,
-                word_steps=None if found.word_steps is None else float(found.word_steps[place]),
-                relation=None if found.relation is None else float(found.relation[place]),
-            )
-        )
-    return tuple(reports)
+def _groups(plans: Sequence[EditPlan], shared: bool, max_rows: int | None) -> list[tuple[int, ...]]:
+    return share(plans, max_rows=max_rows) if shared else [(place,) for place in range(len(plans))]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -39,3 +41,19 @@ class EditRequest(BaseModel):
             return cls(**fields)
         except ValidationError as error:
             raise AdapEditError(one_line(error)) from error
+
+    @classmethod
+    def read(cls, path: str | Path) -> EditRequest:
+        """The request of an edit.json that `EditResult.save` wrote, or of the folder that it is in.
+
+        Raises `AdapEditError` where there is none, or one that says something else.
+        """
+        path = Path(path)
+        path = path / "edit.json" if path.is_dir() else path
+        try:
+            fields = json.loads(path.read_text(encoding="utf-8"))["request"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise AdapEditError(
+                f"{path} is no edit.json ({error}); give a folder that an edit was saved in"
+            ) from error
+        return cls.make(**fields)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,12 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from adapedit import __version__
 from adapedit.alignment import Alignment, Word
-from adapedit.maps import Cell, overlay, sheet
+from adapedit.maps import overlay
+from adapedit.methods.context import EditContext, Findings
+from adapedit.output import OutputFolder
 from adapedit.request import EditRequest
-from adapedit_kernels.errors import AdapEditError
+from adapedit.sheets import Cell, Heading, sheet
+from adapedit_engine.loop import EditOutcome
 
 FORMAT = 1
 
@@ -69,16 +71,10 @@ class EditResult:
 
     def maps_sheet(self) -> Image.Image:
         """Pictures, spatial map and every word's map, labelled, as one picture."""
-        first = [
-            Cell(self.source_image, "source", self.request.source_prompt),
-            Cell(self.target_image, "target", self.request.target_prompt),
-        ]
+        first = [Cell(self.source_image, "source"), Cell(self.target_image, "target")]
         if self.spatial_map is not None:
-            first.append(
-                Cell(
-                    overlay(self.target_image, self.spatial_map, peak=1.0), "spatial map S", "bright: edited"
-                )
-            )
+            picture = overlay(self.target_image, self.spatial_map, peak=1.0)
+            first.append(Cell(picture, "spatial map S", "bright: the edit may act"))
         source = [
             Cell(overlay(self.source_image, self.word_map(word, prompt="source")), word.text, word.kind)
             for word in self.alignment.source_words
@@ -87,7 +83,14 @@ class EditResult:
             Cell(overlay(self.target_image, self.word_map(word)), word.text, _note(report))
             for word, report in zip(self.alignment.target_words, self.words, strict=True)
         ]
-        return sheet([("", first), ("Source: where each word looks", source), ("Target", target)])
+        rows = [("", first), ("Where each word of the source looks", source), ("and of the target", target)]
+        return sheet(rows, headings=self.headings(), columns=8)
+
+    def headings(self) -> tuple[Heading, Heading]:
+        """Both prompts for the top of a sheet, what differs standing out."""
+        source = tuple((word.text, word.kind != "kept") for word in self.alignment.source_words)
+        target = tuple((word.text, word.is_key) for word in self.alignment.target_words)
+        return Heading("source", source), Heading("target", target)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but pictures and maps, ready for JSON."""
@@ -102,12 +105,12 @@ class EditResult:
         }
 
     def save(self, folder: str | Path) -> Path:
-        """Write source.png, target.png, maps.png and edit.json; earlier ones are replaced, each whole.
+        """Write source.png, target.png, maps.png and edit.json; earlier ones are replaced.
 
-        Raises `AdapEditError` where the folder can't be written; nothing half-written is left.
+        Raises `OutputError` where the folder can't be written; nothing half-written is left.
         """
         folder = Path(folder)
-        with output_folder(folder) as part:
+        with OutputFolder(folder) as part:
             self.source_image.save(part / "source.png")
             self.target_image.save(part / "target.png")
             self.maps_sheet().save(part / "maps.png")
@@ -115,50 +118,60 @@ class EditResult:
         return folder
 
 
-class output_folder:
-    """A temporary folder beside `folder` whose files take their places in it when the block ends well.
+def make_result(
+    *,
+    request: EditRequest,
+    model: str,
+    context: EditContext,
+    edited: EditOutcome,
+    found: Findings,
+    source_image: Image.Image,
+    target_image: Image.Image,
+    seconds: Mapping[str, float],
+) -> EditResult:
+    """Put together what the engine, the method and the decoder gave; `edited` has the source's track first."""
+    assert edited.maps is not None
 
-    Raises `AdapEditError` on entry where nothing can be written there.
-    """
+    def grid(values: Tensor) -> NDArray[np.float32]:
+        return values.float().cpu().reshape(*context.map_size, *values.shape[1:]).numpy()
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-
-    def __enter__(self) -> Path:
-        try:
-            self.folder.parent.mkdir(parents=True, exist_ok=True)
-            if self.folder.exists() and not os.access(self.folder, os.W_OK):
-                raise PermissionError(13, "Permission denied")
-            if self.folder.exists() and not self.folder.is_dir():
-                raise NotADirectoryError(20, "it is a file")
-            self.part = Path(tempfile.mkdtemp(prefix=f".{self.folder.name}.", dir=self.folder.parent))
-        except OSError as error:
-            raise _unwritable(self.folder, error) from error
-        return self.part
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        try:
-            if kind is None:
-                self.folder.mkdir(exist_ok=True)
-                # The description goes last: where it stands, the pictures beside it are its own.
-                for path in sorted(self.part.iterdir(), key=lambda path: path.suffix == ".json"):
-                    os.replace(path, self.folder / path.name)
-        except OSError as problem:
-            raise _unwritable(self.folder, problem) from problem
-        finally:
-            shutil.rmtree(self.part, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise _unwritable(self.folder, error) from error
+    return EditResult(
+        request=request,
+        model=model,
+        source_image=source_image,
+        target_image=target_image,
+        alignment=context.alignment,
+        words=_reports(context.alignment, found),
+        source_maps=grid(edited.maps[0]),
+        target_maps=grid(edited.maps[1]),
+        spatial_map=None if found.spatial_map is None else grid(found.spatial_map),
+        timings=dict(seconds),
+        warnings=found.warnings,
+    )
 
 
-def _unwritable(folder: Path, error: OSError) -> AdapEditError:
-    return AdapEditError(f"can't write to {folder} ({error.strerror or error}); choose another output folder")
+def _reports(alignment: Alignment, found: Findings) -> tuple[WordReport, ...]:
+    reports = []
+    for word in alignment.target_words:
+        place = word.tokens[0]
+        replaced = alignment.source_words[word.counterpart] if word.counterpart is not None else None
+        reports.append(
+            WordReport(
+                text=word.text,
+                kind=word.kind,
+                is_key=word.is_key,
+                replaces=replaced.text if replaced is not None and word.kind == "replaced" else None,
+                word_steps=None if found.word_steps is None else float(found.word_steps[place]),
+                relation=None if found.relation is None else float(found.relation[place]),
+            )
+        )
+    return tuple(reports)
 
 
 def _note(report: WordReport) -> str:
     parts = ["edited" if report.is_key else report.kind]
     if report.word_steps is not None:
-        parts.append(f"τ {report.word_steps:.2f}")
+        parts.append(f"tau {report.word_steps:.2f}")
     if report.relation is not None:
-        parts.append(f"Λ {report.relation:.2f}")
+        parts.append(f"relation {report.relation:.2f}")
     return ", ".join(parts)

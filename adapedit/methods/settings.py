@@ -19,7 +19,7 @@ class _Settings(BaseModel):
     def with_defaults(self, defaults: Mapping[str, Any]) -> Any:
         """The same with a model's own defaults for every knob that was not named."""
         open_knobs = {name: value for name, value in defaults.items() if name not in self.model_fields_set}
-        return type(self).model_validate({**self.model_dump(), **open_knobs})
+        return self if not open_knobs else type(self).model_validate({**self.model_dump(), **open_knobs})
 
 
 class WordValue(_Settings):
