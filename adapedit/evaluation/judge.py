@@ -1,0 +1,196 @@
+"""The judge: did the edit happen, and did everything else stay?
+
+A reader that was trained on drawn pictures only says what the source and the edited picture show. It is compared with
+itself: what counts as kept is what it saw in the *source*, so its mistakes fall on all methods alike. An edit scores
+
+    product = success * kept * background
+
+with success and kept 0 or 1 and background the structural similarity, clipped to 0..1, where nothing may change (see
+`regions`). Copying the source has no success; another picture of the same prompt has no background.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from skimage.metrics import structural_similarity
+from torch import Tensor
+
+from adapedit.evaluation.regions import fit_scene, preserved_region
+from adapedit.evaluation.suite import Case
+from adapedit.scenes.render import IMAGE_SIZE, render
+from adapedit.scenes.world import FIGURE_ATTRIBUTES, Figure
+from adapedit_kernels.errors import AdapEditError
+
+Reading = tuple[tuple[Figure, ...], str]
+MOST_DECIBELS = 60.0
+"""PSNR of pictures that do not differ at all: more than any that do."""
+
+
+class JudgeError(AdapEditError):
+    """A picture that is none of the scene world's."""
+
+
+class SceneReader(Protocol):
+    """Says what pictures [B, 3, 128, 128] float32 in -1..1 show: figures from left to right, and the place."""
+
+    def read(self, pixels: Tensor) -> list[Reading]: ...
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class View:
+    """A source picture [S, S, 3] uint8 as the judge sees it.
+
+    usable:    false where it has another number of figures than its prompt, or shows the edit already: such a case
+               says nothing about any method, and is left out for all of them.
+    preserved: [S, S] bool, where nothing may change.
+    truth:     the true edited picture, of rendered sources.
+    """
+
+    case: Case
+    image: NDArray[np.uint8]
+    reading: Reading
+    usable: bool
+    preserved: NDArray[np.bool_]
+    truth: NDArray[np.uint8] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What one edited picture is worth.
+
+    success:    every changed word is seen where it belongs.
+    kept:       every other attribute, the number of figures among them, reads as in the source; kept_share: how many.
+    psnr, ssim: against the source, where nothing may change; decibels (at most 60), and -1..1.
+    moved:      root mean square difference to the source over the whole picture, 0..1.
+    truth_psnr, truth_ssim: against the true edited picture, of rendered sources.
+    """
+
+    usable: bool
+    success: bool
+    kept: bool
+    kept_share: float
+    psnr: float
+    ssim: float
+    moved: float
+    truth_psnr: float | None = None
+    truth_ssim: float | None = None
+
+    @property
+    def background(self) -> float:
+        return min(max(self.ssim, 0.0), 1.0)
+
+    @property
+    def product(self) -> float:
+        return self.success * self.kept * self.background
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Scores edited pictures of the scene world."""
+
+    reader: SceneReader
+
+    def view(self, case: Case, source: Image.Image, *, rendered: bool = False) -> View:
+        """Look at a source picture; `rendered`: it is the drawing of `case.source`, so that the truth is known."""
+        image = _pixels(source)
+        (reading,) = self._read([image])
+        figures, place = reading
+        scene = case.source if rendered else fit_scene(image, figures, place)
+        usable = len(figures) == case.figures and not any(_seen(reading, case))
+        return View(
+            case=case,
+            image=image,
+            reading=reading,
+            usable=usable,
+            preserved=preserved_region(scene, case.changes) if usable else np.ones(image.shape[:2], bool),
+            truth=render(case.target).image if rendered else None,
+        )
+
+    def verdicts(self, view: View, edited: Sequence[Image.Image]) -> list[Verdict]:
+        """Judge edits of one source."""
+        images = [_pixels(picture) for picture in edited]
+        return [
+            _verdict(view, image, reading) for image, reading in zip(images, self._read(images), strict=True)
+        ]
+
+    def _read(self, images: Sequence[NDArray[np.uint8]]) -> list[Reading]:
+        if not images:
+            return []
+        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+        return self.reader.read(pixels)
+
+
+def masked_ssim(one: NDArray[np.uint8], two: NDArray[np.uint8], region: NDArray[np.bool_]) -> float:
+    """Structural similarity (Wang et al. 2004: Gaussian window of 1.5 pixels) averaged over a region; 1 if empty.
+
+    Outside the region the second picture is replaced by the first, so that windows across its border do not count
+    what is allowed to differ.
+    """
+    if not region.any():
+        return 1.0
+    inside = np.where(region[..., None], two, one)
+    _, values = structural_similarity(
+        one, inside, channel_axis=2, data_range=255, gaussian_weights=True, sigma=1.5,
+        use_sample_covariance=False, full=True,
+    )  # fmt: skip
+    return float(values.mean(2)[region].mean())
+
+
+def masked_psnr(one: NDArray[np.uint8], two: NDArray[np.uint8], region: NDArray[np.bool_]) -> float:
+    """Peak signal-to-noise ratio over a region, decibels, at most 60."""
+    error = float(np.square(one[region].astype(np.float64) - two[region]).mean()) if region.any() else 0.0
+    return MOST_DECIBELS if error == 0 else min(MOST_DECIBELS, float(10 * np.log10(255**2 / error)))
+
+
+def _verdict(view: View, image: NDArray[np.uint8], reading: Reading) -> Verdict:
+    everywhere = np.ones(image.shape[:2], bool)
+    kept = _kept(view, reading)
+    truth = view.truth
+    return Verdict(
+        usable=view.usable,
+        success=view.usable and all(_seen(reading, view.case)),
+        kept=all(kept),
+        kept_share=float(np.mean(kept)),
+        psnr=masked_psnr(view.image, image, view.preserved),
+        ssim=masked_ssim(view.image, image, view.preserved),
+        moved=float(np.sqrt(np.square(view.image.astype(np.float64) - image).mean()) / 255),
+        truth_psnr=None if truth is None else masked_psnr(truth, image, everywhere),
+        truth_ssim=None if truth is None else masked_ssim(truth, image, everywhere),
+    )
+
+
+def _seen(reading: Reading, case: Case) -> list[bool]:
+    """Per change, whether the picture shows what it asks for."""
+    return [_value(reading, change.attribute, change.figure) == change.after for change in case.changes]
+
+
+def _kept(view: View, reading: Reading) -> list[bool]:
+    changed = {(change.attribute, change.figure) for change in view.case.changes}
+    slots = range(len(view.reading[0]))
+    others = [(name, slot) for slot in slots for name in FIGURE_ATTRIBUTES if (name, slot) not in changed]
+    others += [] if ("place", None) in changed else [("place", None)]
+    same = [_value(reading, *other) == _value(view.reading, *other) for other in others]
+    return [len(reading[0]) == len(view.reading[0]), *same]
+
+
+def _value(reading: Reading, attribute: str, figure: int | None) -> str | None:
+    figures, place = reading
+    if figure is None:
+        return place
+    return getattr(figures[figure], attribute) if figure < len(figures) else None
+
+
+def _pixels(picture: Image.Image) -> NDArray[np.uint8]:
+    if picture.size != (IMAGE_SIZE, IMAGE_SIZE):
+        raise JudgeError(
+            f"got a picture of {picture.width} x {picture.height} pixels; the judge reads {IMAGE_SIZE} x {IMAGE_SIZE}, "
+            "use a model of the scene world"
+        )
+    return np.asarray(picture.convert("RGB"))
