@@ -66,18 +66,20 @@ class Controls:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> Controls:
-        """All tensors present, and every row its own: plain generation for a graph with fixed inputs."""
+        """All tensors present, and every row its own: plain generation for a graph with fixed inputs.
+
+        No two fields share a tensor: an export that is shown one tensor for two inputs makes them one input.
+        """
         rows = torch.arange(batch, device=device)
-        layer_rows = rows.expand(layers, batch).contiguous()
         return cls(
             source_row=rows,
             token_map=torch.eye(tokens, device=device, dtype=dtype).repeat(batch, 1, 1),
             own_weight=torch.zeros(batch, tokens, device=device, dtype=dtype),
             spatial_weight=torch.zeros(batch, tokens, device=device, dtype=dtype),
             spatial_map=torch.ones(batch, pixels, device=device, dtype=dtype),
-            self_query_row=layer_rows,
-            self_key_row=layer_rows,
-            self_value_row=layer_rows,
+            self_query_row=rows.repeat(layers, 1),
+            self_key_row=rows.repeat(layers, 1),
+            self_value_row=rows.repeat(layers, 1),
         )
 
     def validate(self, *, batch: int, tokens: int, pixels: int, layers: int) -> None:

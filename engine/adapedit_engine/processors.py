@@ -115,13 +115,13 @@ class CrossAttentionProcessor:
             key, value = project_text(attn, encoder_hidden_states)
         query = split_heads(attn.to_q(hidden_states), attn.heads)
         key, value = split_heads(key, attn.heads), split_heads(value, attn.heads)
+        wanted = call.capture is not None and self.reports_maps
         # One implementation for every call, edited or not, maps wanted or not: fused attention for the plain
-        # ones would round differently, and the source of an edit would no longer be the plain generation bit
-        # for bit.
+        # ones would round differently, and the source of an edit would no longer be the plain generation.
         mixed, maps = edited_attention_with_maps(
-            query, key, value, scale=attn.scale, check_values=False, **self._edit(call)
+            query, key, value, scale=attn.scale, maps=wanted, check_values=False, **self._edit(call)
         )
-        if call.capture is not None and self.reports_maps:
+        if call.capture is not None and maps is not None:
             call.capture.maps.append(maps)
         if call.capture is not None and self.reports_features:
             call.capture.features.append(hidden_states)

@@ -1,9 +1,12 @@
+from typing import Any
+
 import pytest
 import torch
 
 from adapedit_engine import CONTROL_NAMES, ControlError, Controls
+from tests.engine.tiny import there
 
-SIZES = {"batch": 4, "tokens": 6, "pixels": 9, "layers": 3}
+SIZES: dict[str, Any] = {"batch": 4, "tokens": 6, "pixels": 9, "layers": 3}
 
 
 def identity(**changes) -> Controls:
@@ -15,8 +18,14 @@ def test_identity_fits_and_names_every_field():
     controls.validate(**SIZES)
     assert tuple(controls.as_dict()) == CONTROL_NAMES
     assert controls.edited
-    assert controls.source_row.tolist() == [0, 1, 2, 3]
-    assert controls.self_query_row.tolist() == [[0, 1, 2, 3]] * 3
+    assert there(controls.source_row).tolist() == [0, 1, 2, 3]
+    assert there(controls.self_query_row).tolist() == [[0, 1, 2, 3]] * 3
+
+
+def test_identity_shares_no_tensor_between_fields():
+    """An export that is shown one tensor for two inputs takes them for one input."""
+    pointers = [tensor.data_ptr() for tensor in identity().as_dict().values()]
+    assert len(set(pointers)) == len(pointers)
 
 
 def test_nothing_given_is_nothing_edited():
@@ -33,8 +42,8 @@ def test_dict_round_trip_ignores_other_inputs():
 
 def test_to_changes_the_dtype_of_weights_only():
     moved = identity().to(dtype=torch.float16)
-    assert moved.token_map.dtype == torch.float16
-    assert moved.source_row.dtype == moved.self_key_row.dtype == torch.int64
+    assert there(moved.token_map).dtype == torch.float16
+    assert there(moved.source_row).dtype == there(moved.self_key_row).dtype == torch.int64
 
 
 @pytest.mark.parametrize(

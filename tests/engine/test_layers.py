@@ -1,6 +1,7 @@
 """Finding the attention layers of a UNet, and refusing what can't be controlled."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 from adapedit_engine import ControlledUNet, UnsupportedModelError
 from tests.engine.tiny import TOKENS, largest, noise, tiny_unet
 
-SD_BLOCKS = {
+SD_BLOCKS: dict[str, Any] = {
     "block_out_channels": (32, 32, 64, 64),
     "layers_per_block": 2,
     "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),

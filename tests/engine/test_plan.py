@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from diffusers import DDPMScheduler
@@ -43,7 +45,7 @@ def test_spatial_weight_is_strength_where_a_token_is_free_and_has_a_counterpart(
 
 
 FLAGS = torch.ones(STEPS, 7, 2, dtype=torch.bool)
-KEYS = {
+KEYS: dict[str, Any] = {
     "key_tokens": torch.zeros(2, TOKENS, dtype=torch.bool),
     "word_of_token": torch.zeros(2, TOKENS).long(),
 }
@@ -133,5 +135,5 @@ def test_plans_that_do_not_fit_the_model_are_refused_before_any_work(changes, me
 
 def test_a_plan_can_not_be_changed():
     with pytest.raises(AttributeError):
-        plan(1).collect = True
+        plan(1).collect = True  # type: ignore[misc]
     assert isinstance(plan(1), EditPlan)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from adapedit_engine import OUTPUT_NAMES, ControlledUNet, PyTorchRunner, RunnerError, denoise
-from tests.engine.tiny import SIDE, TEXT, TOKENS, largest, noise, plan, tiny_unet
+from tests.engine.tiny import SIDE, TEXT, TOKENS, largest, noise, plan, there, tiny_unet
 
 
 def inputs(runner: PyTorchRunner) -> dict[str, torch.Tensor]:
@@ -70,7 +70,7 @@ def test_low_precision_runs_with_latents_in_float32():
     with PyTorchRunner(unet.to(torch.bfloat16)) as runner:
         assert runner.dtype == torch.bfloat16
         (rough,) = denoise([plan(1, collect=True)], runner)
-    assert rough.latents.dtype == rough.maps.dtype == torch.float32
+    assert rough.latents.dtype == there(rough.maps).dtype == torch.float32
     assert largest(rough.latents, exact.latents) < 0.2 * float(exact.latents.abs().max())
 
 

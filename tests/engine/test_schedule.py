@@ -11,6 +11,9 @@ import torch
 from adapedit_engine import Schedule, ScheduleError
 from tests.engine.tiny import largest, noise
 
+# numpy's, at every step of schedulers that keep their sigmas in arrays
+pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")
+
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 CASES: list[tuple[str, dict[str, Any], dict[str, Any], int]] = [
     ("DDIMScheduler", {"clip_sample": False, "steps_offset": 1, "set_alpha_to_one": False}, {}, 50),
@@ -126,12 +129,14 @@ def test_nonlinearity_is_found_by_probing():
 
 @pytest.mark.parametrize("steps", [0, -1, 1.5, True, "5"])
 def test_number_of_steps(steps):
-    with pytest.raises(ScheduleError, match="num_inference_steps is .*, wanted a whole number of at least 1"):
+    with pytest.raises(
+        ScheduleError, match=r"num_inference_steps is .*, wanted a whole number of at least 1"
+    ):
         Schedule.from_scheduler(make("DDIMScheduler", clip_sample=False), steps)
 
 
 def test_more_steps_than_the_scheduler_has():
-    with pytest.raises(ScheduleError, match="DDIMScheduler can't be a table of steps .*1001"):
+    with pytest.raises(ScheduleError, match=r"DDIMScheduler can't be a table of steps .*1001"):
         Schedule.from_scheduler(make("DDIMScheduler", clip_sample=False), 1001)
 
 

@@ -11,7 +11,7 @@ from diffusers.models.attention_processor import AttnProcessor
 
 from adapedit_engine import ControlError, ControlledUNet, Controls, controlled_attention
 from tests.engine import slow
-from tests.engine.tiny import SIDE, TEXT, TOKENS, largest, noise, tiny_unet
+from tests.engine.tiny import SIDE, TEXT, TOKENS, largest, noise, there, tiny_unet
 
 BATCH = 4
 LAYERS = 7
@@ -47,18 +47,17 @@ def test_edited_maps_are_those_of_the_formula(map_divisor: int):
     side = SIDE // map_divisor
     controls = random_controls(side**2)
     output = ControlledUNet(unet, map_divisor=map_divisor)(sample, timestep, text, controls)
-    assert controls.spatial_map is not None
+    picture = there(controls.spatial_map).reshape(BATCH, 1, side, side)
+    source = there(controls.source_row).tolist()
+    token_map, own_weight = there(controls.token_map), there(controls.own_weight)
+    weight = there(controls.spatial_weight)
 
     def change(maps: torch.Tensor, cross: bool, name: str) -> torch.Tensor:
         if not cross:
             return maps
         here = int(maps.shape[2] ** 0.5)
-        picture = controls.spatial_map.reshape(BATCH, 1, side, side)
         spatial = F.interpolate(picture, (here, here), mode="bilinear", align_corners=False).flatten(1)
-        source = controls.source_row.tolist()
-        return slow.edited_maps(
-            maps, source, controls.token_map, controls.own_weight, controls.spatial_weight, spatial
-        )
+        return slow.edited_maps(maps, source, token_map, own_weight, weight, spatial)
 
     with slow.slow_attention(unet, change):
         expected = unet(sample, timestep, text).sample

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 
 from adapedit_engine import ControlledUNet, EditPlan, Schedule
+
+T = TypeVar("T")
 
 TOKENS, TEXT, SIDE, STEPS = 6, 24, 8, 5
 GUIDANCE = 3.0
@@ -88,3 +90,9 @@ def self_share(
 def largest(one: Tensor, other: Tensor) -> float:
     """The largest difference."""
     return float((one - other).abs().max())
+
+
+def there(value: T | None) -> T:
+    """The value, which is not None."""
+    assert value is not None
+    return value
