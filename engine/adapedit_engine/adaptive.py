@@ -16,7 +16,7 @@ class AdaptiveError(AdapEditError):
     """Adaptive settings that do not fit their plan."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Adaptive:
     """What the loop needs to recompute tau and S of a plan's edited tracks at every step.
 

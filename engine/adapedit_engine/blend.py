@@ -14,7 +14,7 @@ class BlendError(AdapEditError):
     """A local blend that does not fit its plan."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class LocalBlend:
     """Keep the source's latents outside the places where chosen tokens were looked at.
 

@@ -23,7 +23,7 @@ class ControlError(AdapEditError):
     """Controls whose shapes, dtypes or values do not fit the UNet call they were given to."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Controls:
     """What B rows of one UNet call take from each other. The field names are the graph's input names.
 

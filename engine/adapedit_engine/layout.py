@@ -16,7 +16,7 @@ from adapedit_engine.rows import RowTables
 from adapedit_engine.runners import Runner
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Layout:
     """What stays the same while the same plans share the calls. Rows and tracks are numbered in the call."""
 

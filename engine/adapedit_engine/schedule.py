@@ -24,7 +24,7 @@ class ScheduleError(AdapEditError):
     """A scheduler whose step is not a fixed combination of sample, model output and noise."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Schedule:
     """T denoising steps, x' = sample_weight x + output_weight model(input_scale x) + noise_weight noise.
 

@@ -135,3 +135,30 @@ def test_unusual_attention_is_refused():
     with pytest.raises(UnsupportedModelError, match="attn1 has group_norm set"):
         ControlledUNet(unet)
     assert isinstance(unet, UNet2DConditionModel)
+
+
+@pytest.mark.parametrize(
+    ("changes", "heads"),
+    [
+        ({"cross_attention_dim": 768, "attention_head_dim": 8}, 8),
+        (
+            {
+                "cross_attention_dim": 1024,
+                "attention_head_dim": (5, 10, 20, 20),
+                "use_linear_projection": True,
+            },
+            5,
+        ),
+    ],
+    ids=["1.4", "2.1"],
+)
+def test_true_shapes_of_stable_diffusion(changes: dict[str, Any], heads: int):
+    """Sixteen layers of each kind; maps at 32 x 32 from five of them, features 640 wide. No memory is taken."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(sample_size=64, **changes)
+    specs = ControlledUNet(unet).specs
+    assert len(specs.self_layers) == len(specs.cross_layers) == 16
+    assert specs.map_size(64, 64) == (32, 32)
+    assert [layer.level for layer in specs.cross_layers].count(specs.map_level) == 5
+    assert (specs.feature_channels, specs.text_channels) == (640, changes["cross_attention_dim"])
+    assert unet.get_submodule(specs.self_layers[0].name).heads == heads
