@@ -1,0 +1,63 @@
+"""Packed linear layers: the same numbers, faster, and gone when the block ends."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from adapedit_engine import PyTorchRunner, denoise
+from adapedit_engine.packing import PackedLinears, can_pack
+from tests.engine.tiny import edit_plan, largest, noise, tiny_unet
+
+needs_onednn = pytest.mark.skipif(not can_pack(nn.Linear(2, 2)), reason="this build of torch has no oneDNN")
+
+
+def test_an_edit_is_the_same_with_packed_weights():
+    with PyTorchRunner(tiny_unet(), pack=True) as packed, PyTorchRunner(tiny_unet(), pack=False) as plain:
+        (one,), (other,) = denoise([edit_plan(1, 2)], packed), denoise([edit_plan(1, 2)], plain)
+    assert largest(one.latents, other.latents) < 1e-4
+
+
+@needs_onednn
+def test_layers_are_left_as_they_were():
+    unet = tiny_unet()
+    layers = [layer for layer in unet.modules() if type(layer) is nn.Linear]
+    with PyTorchRunner(unet):
+        assert all("forward" in vars(layer) for layer in layers)
+    assert not any("forward" in vars(layer) for layer in layers)
+
+
+@needs_onednn
+@torch.no_grad()
+def test_a_changed_weight_is_packed_anew():
+    layer, x = nn.Linear(8, 4), noise(3, 8)
+    packed = PackedLinears(layer)
+    for change in (
+        lambda: None,
+        lambda: layer.weight.mul_(2),
+        lambda: layer.weight.copy_(noise(4, 8, seed=3)),
+    ):
+        change()
+        expected = layer(x)
+        with packed.attached(), packed.attached():
+            assert torch.allclose(layer(x), expected, atol=1e-6)
+
+
+@needs_onednn
+def test_gradients_and_other_dtypes_go_the_plain_way():
+    layer = nn.Linear(8, 4)
+    with PackedLinears(layer).attached():
+        layer(noise(3, 8)).sum().backward()
+        assert layer.weight.grad is not None
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            assert layer(noise(3, 8)).dtype == torch.bfloat16
+
+
+def test_layers_that_compute_otherwise_are_left_alone():
+    class Doubled(nn.Linear):
+        def forward(self, input):
+            return 2 * super().forward(input)
+
+    assert not can_pack(Doubled(2, 2))
+    assert not can_pack(nn.Linear(2, 2).half())
