@@ -1,0 +1,1 @@
+"""Benchmarks: one module each, JSON under `benchmarks/results/`, rendered by `benchmarks.render`."""

@@ -1,0 +1,23 @@
+"""Iteration-level scheduling: unrelated edits join and leave the UNet's batch between steps."""
+
+from adapedit_engine.scheduler.core import Scheduler
+from adapedit_engine.scheduler.executor import EngineExecutor, Executor
+from adapedit_engine.scheduler.jobs import AdmissionError, DeadlineError, Passes, SchedulerStats, Ticket
+from adapedit_engine.scheduler.memory import measure_call_bytes, plan_bytes
+from adapedit_engine.scheduler.slots import SLOT_SIZES, PaddedRunner, slot_for
+
+__all__ = [
+    "SLOT_SIZES",
+    "AdmissionError",
+    "DeadlineError",
+    "EngineExecutor",
+    "Executor",
+    "PaddedRunner",
+    "Passes",
+    "Scheduler",
+    "SchedulerStats",
+    "Ticket",
+    "measure_call_bytes",
+    "plan_bytes",
+    "slot_for",
+]

@@ -1,0 +1,105 @@
+"""What the scheduler drives: something that begins plans and advances a set of them by a step."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Protocol
+
+from adapedit_engine.layout import Layout
+from adapedit_engine.loop import EditOutcome, EditState, begin, outcome, tick
+from adapedit_engine.plan import EditPlan, plan_rows
+from adapedit_engine.rows import check_plan
+from adapedit_engine.runners import Runner
+from adapedit_engine.scheduler.memory import plan_bytes
+from adapedit_engine.scheduler.slots import slot_for
+
+LAYOUTS = 8
+
+
+class Executor(Protocol):
+    """Plans and states are opaque to the scheduler; states are values, so a failed tick can be tried again."""
+
+    def check(self, plan: Any) -> None:
+        """Raise where the plan can't run."""
+        ...
+
+    def rows(self, plan: Any) -> int: ...
+
+    def kind(self, plan: Any) -> Hashable:
+        """Plans of one kind can share a call."""
+        ...
+
+    def slot(self, rows: int) -> int:
+        """Rows that a call of so many really takes."""
+        ...
+
+    def plan_bytes(self, plan: Any) -> int:
+        """Memory that a plan holds from its beginning to its end."""
+        ...
+
+    def call_bytes(self, rows: int) -> int:
+        """Memory that a call of so many rows needs on top, while it runs."""
+        ...
+
+    def begin(self, plan: Any) -> Any: ...
+
+    def tick(self, states: Sequence[Any]) -> list[Any]: ...
+
+    def done(self, state: Any) -> bool: ...
+
+    def outcome(self, state: Any, seconds: float) -> Any: ...
+
+
+class EngineExecutor:
+    """The engine's loop on a runner that is open.
+
+    call_bytes: see `measure_call_bytes`; by default nothing is known of calls and only plans are counted.
+    """
+
+    def __init__(self, runner: Runner, *, call_bytes: Callable[[int], int] | None = None) -> None:
+        self.runner = runner
+        self._sizes: Sequence[int] | None = getattr(runner, "slot_sizes", None)
+        self._call_bytes = call_bytes
+        self._layouts: OrderedDict[tuple[int, ...], Layout] = OrderedDict()
+
+    def check(self, plan: EditPlan) -> None:
+        check_plan(plan, self.runner.specs)
+
+    def rows(self, plan: EditPlan) -> int:
+        return plan_rows(plan)
+
+    def kind(self, plan: EditPlan) -> Hashable:
+        return (*plan.latents.shape[1:], plan.tokens)
+
+    def slot(self, rows: int) -> int:
+        return slot_for(rows, self._sizes)
+
+    def plan_bytes(self, plan: EditPlan) -> int:
+        return plan_bytes(plan, self.runner)
+
+    def call_bytes(self, rows: int) -> int:
+        return 0 if self._call_bytes is None else self._call_bytes(self.slot(rows))
+
+    def begin(self, plan: EditPlan) -> EditState:
+        return begin(plan, self.runner)
+
+    def tick(self, states: Sequence[EditState]) -> list[EditState]:
+        return tick(states, self.runner, self._layout(states))
+
+    def done(self, state: EditState) -> bool:
+        return state.done
+
+    def outcome(self, state: EditState, seconds: float) -> EditOutcome:
+        return outcome(state, seconds)
+
+    def _layout(self, states: Sequence[EditState]) -> Layout:
+        """Edits mostly stay together from step to step. A layout holds its tables, so their ids stay theirs."""
+        key = tuple(id(state.tables) for state in states)
+        if key not in self._layouts:
+            # The old ones hold prompts of edits that have left: most are of no use once the batch changes.
+            while len(self._layouts) >= LAYOUTS:
+                self._layouts.popitem(last=False)
+            self._layouts[key] = Layout.of([state.tables for state in states], self.runner)
+        self._layouts.move_to_end(key)
+        return self._layouts[key]

@@ -1,0 +1,59 @@
+"""What the scheduler is given and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from adapedit_kernels.errors import AdapEditError
+
+Passes = Generator[Sequence[Any], list[Any], Any]
+"""A job: yields plans that may run side by side, is sent their outcomes in the same order, returns its result.
+
+An edit with a first pass for FWT yields twice, a single-pass edit once. What it does between two yields holds
+up all others, so that should be little.
+"""
+
+
+class AdmissionError(AdapEditError):
+    """A job that could never run within the limits."""
+
+
+class DeadlineError(AdapEditError):
+    """A job whose deadline came before there was room for it."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Ticket:
+    """A job in the scheduler's hands.
+
+    number:   of its arrival, from 0.
+    deadline: on the scheduler's clock; jobs with an earlier one go first, and one that has not begun by then
+              fails. None: no hurry.
+    future:   its result or its own error. `future.cancel()` works at any time before the end; the rows are
+              freed before the next UNet call.
+    """
+
+    number: int
+    passes: Passes
+    deadline: float | None
+    arrived: float
+    future: Future[Any] = field(default_factory=Future)
+
+
+@dataclass(kw_only=True)
+class SchedulerStats:
+    """Counts since the beginning. rows: of all UNet calls; slot_rows: with padding; retried: calls split after an
+    error; most_rows, most_bytes: the peaks that were admitted."""
+
+    calls: int = 0
+    rows: int = 0
+    slot_rows: int = 0
+    retried: int = 0
+    finished: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    most_rows: int = 0
+    most_bytes: int = 0

@@ -1,0 +1,113 @@
+"""How much memory plans and calls take, known before they run."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from adapedit_engine.controls import Controls
+from adapedit_engine.plan import EditPlan
+from adapedit_engine.runners import Runner
+from adapedit_engine.unet import OUTPUT_NAMES
+
+
+def plan_bytes(plan: EditPlan, runner: Runner) -> int:
+    """Bytes on the device from a plan's first step to its outcome: tables, prompt, latents, sums, layout.
+
+    From shapes alone, the larger case taken where a plan may leave something out.
+    """
+    specs, (_, channels, height, width) = runner.specs, plan.latents.shape
+    tracks, tokens, steps = plan.tracks, plan.tokens, plan.steps
+    rows = tracks * plan.guidance
+    map_height, map_width = specs.map_size(height, width)
+    pixels, layers = map_height * map_width, len(specs.self_layers)
+    latents = tracks * channels * height * width
+    projected = 2 * sum(layer.channels for layer in specs.cross_layers)
+    # Everything that a layout joins is there twice: alone, and in the batch.
+    floats = 3 * latents + 2 * rows * (tokens * tokens + tokens + pixels) + steps * rows * (tokens + 2)
+    floats += latents * steps if plan.noise is not None else 0
+    floats += 2 * tracks * pixels * (tokens + specs.feature_channels) if plan.needs_maps else 0
+    indices = 3 * steps * layers * rows if plan.edited else 0
+    item = torch.empty(0, dtype=runner.dtype).element_size()
+    return 4 * floats + 8 * indices + 2 * item * rows * tokens * projected
+
+
+def measure_call_bytes(
+    runner: Runner, *, size: tuple[int, int], tokens: int, rows: tuple[int, int] = (2, 4)
+) -> Callable[[int], int]:
+    """The peak of one edited UNet call with maps, as a straight line through two measured batch sizes.
+
+    runner: open. size: height and width of the latents. What single operators take and give back inside is
+    seen on CUDA, not on the CPU; a tenth is added for it.
+    """
+    few, many = (_peak(runner, size, tokens, count) for count in rows)
+    slope = max(0.0, (many - few) / (rows[1] - rows[0]))
+    base = max(0.0, few - slope * rows[0])
+    return lambda count: int(1.1 * (base + slope * count))
+
+
+@torch.inference_mode()
+def _peak(runner: Runner, size: tuple[int, int], tokens: int, rows: int) -> int:
+    specs, device = runner.specs, runner.device
+    height, width = specs.map_size(*size)
+    layers = len(specs.self_layers)
+    controls = Controls.identity(
+        batch=rows, tokens=tokens, pixels=height * width, layers=layers, device=device
+    )
+    text = torch.zeros(rows, tokens, specs.text_channels, device=device, dtype=runner.dtype)
+    inputs = {
+        "sample": torch.zeros(rows, specs.in_channels, *size, device=device, dtype=runner.dtype),
+        "timestep": torch.ones(rows, device=device),
+        **runner.condition(text),
+        **controls.as_dict(),
+    }
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        runner.infer(inputs, OUTPUT_NAMES)
+        return torch.cuda.max_memory_allocated(device) - before
+    with _LiveBytes() as live:
+        runner.infer(inputs, OUTPUT_NAMES)
+    return live.peak
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Sums the storages that operators return and that are still alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._seen: dict[int, weakref.ref[Any]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = {storage._cdata for storage in _storages((args, kwargs))}
+        for storage in _storages(result):
+            self._add(storage, given)
+        return result
+
+    def _add(self, storage: Any, given: set[int]) -> None:
+        key = storage._cdata
+        if key in self._seen or key in given:
+            return
+        size = storage.nbytes()
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+        def gone(_: Any) -> None:
+            self.now -= size
+            self._seen.pop(key, None)
+
+        self._seen[key] = weakref.ref(storage, gone)
+
+
+def _storages(tree: Any) -> list[Any]:
+    """Of all tensors in nested arguments; packed weights have none that can be asked for."""
+    leaves = (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
+    return [leaf.untyped_storage() for leaf in leaves if leaf.layout == torch.strided]

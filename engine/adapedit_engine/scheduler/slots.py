@@ -1,0 +1,85 @@
+"""Row slots of fixed sizes, for runners that want few batch shapes (CUDA graphs, TensorRT profiles)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from adapedit_engine.controls import SELF_NAMES
+from adapedit_engine.runners import Runner, RunnerError
+from adapedit_engine.specs import ModelSpecs
+
+SLOT_SIZES = (1, 2, 4, 8, 16, 32)
+
+
+def slot_for(rows: int, sizes: Sequence[int] | None) -> int:
+    """The smallest size that holds `rows`; `rows` itself where sizes are free. Raises `RunnerError` above them."""
+    if sizes is None:
+        return rows
+    for size in sorted(sizes):
+        if rows <= size:
+            return size
+    raise RunnerError(f"{rows} rows do not fit the slots {tuple(sizes)}: lower max_rows or add a larger slot")
+
+
+class PaddedRunner:
+    """A runner whose calls are filled up to the next slot with copies of the last row, cut off from the outputs.
+
+    A padding row takes from itself alone and nobody takes from it.
+    """
+
+    def __init__(self, runner: Runner, sizes: Sequence[int] = SLOT_SIZES) -> None:
+        self.runner, self.slot_sizes = runner, tuple(sorted(sizes))
+
+    @property
+    def specs(self) -> ModelSpecs:
+        return self.runner.specs
+
+    @property
+    def device(self) -> torch.device:
+        return self.runner.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.runner.dtype
+
+    @property
+    def needs_all_controls(self) -> bool:
+        return self.runner.needs_all_controls
+
+    def __enter__(self) -> PaddedRunner:
+        self.runner.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.runner.__exit__(kind, error, traceback)
+
+    def condition(self, encoder_hidden_states: Tensor) -> dict[str, Tensor]:
+        return self.runner.condition(encoder_hidden_states)
+
+    def infer(self, inputs: Mapping[str, Tensor], outputs: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """See `Runner.infer`."""
+        rows = inputs["timestep"].shape[0]
+        slot = slot_for(rows, self.slot_sizes)
+        if slot == rows:
+            return self.runner.infer(inputs, outputs)
+        padded = {name: _padded(name, tensor, slot) for name, tensor in inputs.items()}
+        return {name: tensor[:rows] for name, tensor in self.runner.infer(padded, outputs).items()}
+
+
+def _padded(name: str, tensor: Tensor, slot: int) -> Tensor:
+    dim = 1 if name in SELF_NAMES else 0
+    rows = tensor.shape[dim]
+    if name == "source_row" or name in SELF_NAMES:
+        own = torch.arange(rows, slot, device=tensor.device)
+        return torch.cat([tensor, own.expand(*tensor.shape[:dim], -1)], dim)
+    last = tensor.narrow(dim, rows - 1, 1)
+    return torch.cat([tensor, last.expand(slot - rows, *tensor.shape[1:])], dim)

@@ -1,0 +1,139 @@
+"""Edits through the scheduler are the edits that they are alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from adapedit_engine import EditPlan, PyTorchRunner, begin, denoise, tick
+from adapedit_engine.caches import ByteCache, CachedRunner, digest, tensor_bytes
+from adapedit_engine.runners import RunnerError
+from adapedit_engine.scheduler import (
+    EngineExecutor,
+    PaddedRunner,
+    Passes,
+    Scheduler,
+    measure_call_bytes,
+    plan_bytes,
+    slot_for,
+)
+from tests.engine.tiny import SIDE, TOKENS, ddim, edit_plan, largest, noise, plan, self_share, tiny_unet
+
+GREY = 1 / 255
+
+
+@pytest.fixture(scope="module")
+def unet():
+    return tiny_unet()
+
+
+@pytest.fixture(scope="module")
+def runner(unet):
+    with PyTorchRunner(unet, map_divisor=1) as opened:
+        yield opened
+
+
+def edits(unet) -> list[EditPlan]:
+    shared = self_share(unet, 0.5)
+    return [
+        edit_plan(1, 2, collect=True),
+        edit_plan(3, 4, word_steps=0.8, self_query=shared, self_key=shared),
+        plan(5),
+        edit_plan(6, 7, 8, latents_seed=9, schedule=ddim(3)),
+        edit_plan(1, 9, schedule=ddim(7), collect=True),
+    ]
+
+
+def one_pass(edit: EditPlan) -> Passes:
+    (outcome,) = yield [edit]
+    return outcome
+
+
+@pytest.mark.parametrize("slots", [None, (1, 2, 4, 8, 16, 32)])
+def test_an_edit_does_not_depend_on_its_neighbours(unet, runner, slots):
+    executor = EngineExecutor(runner if slots is None else PaddedRunner(runner, slots))
+    scheduler = Scheduler(executor, max_rows=16)
+    tickets = []
+    for edit in edits(unet):
+        tickets.append(scheduler.submit(one_pass(edit)))
+        scheduler.step()
+    scheduler.drain()
+    for edit, ticket in zip(edits(unet), tickets, strict=True):
+        outcome, (alone,) = ticket.future.result(), denoise([edit], runner)
+        assert largest(outcome.latents, alone.latents) < GREY / 10
+        assert (outcome.maps is None) == (alone.maps is None)
+        if outcome.maps is not None:
+            assert largest(outcome.maps, alone.maps) < 1e-4
+    if slots is not None:
+        assert scheduler.stats.slot_rows > scheduler.stats.rows
+
+
+def test_every_call_fills_a_slot():
+    seen = []
+
+    class Watching(PyTorchRunner):
+        def infer(self, inputs, outputs=None):
+            seen.append({tensor.shape[name.startswith("self_")] for name, tensor in inputs.items()})
+            return super().infer(inputs, outputs)
+
+    with Watching(tiny_unet(), map_divisor=1) as opened:
+        denoise([edit_plan(1, 2), plan(3)], PaddedRunner(opened, (4, 8)))
+    assert seen == [{8}] * len(seen)
+    with pytest.raises(RunnerError, match="9 rows do not fit the slots"):
+        slot_for(9, (4, 8))
+
+
+def test_a_cached_prompt_gives_the_same_bits(unet, runner):
+    cached = CachedRunner(runner, 2**20)
+    (first,) = denoise([edit_plan(1, 2)], cached)
+    assert (cached.prompts.stats.hits, cached.prompts.stats.misses) == (
+        1,
+        3,
+    )  # the empty prompt is in both tracks
+    (again,) = denoise([edit_plan(1, 2)], cached)
+    assert cached.prompts.stats.hits == 5
+    assert torch.equal(first.latents, again.latents)
+    (other,) = denoise([edit_plan(1, 2)], CachedRunner(runner, 0))
+    assert torch.equal(first.latents, other.latents)
+
+
+def test_caches_keep_to_their_bytes():
+    cache = ByteCache(100, len)
+    for key in "abc":
+        cache.get(key, lambda: b"x" * 40)
+    assert (cache.stats.entries, cache.stats.bytes, cache.stats.evictions) == (2, 80, 1)
+    cache.get("b", lambda: pytest.fail("was there"))
+    assert cache.get("a", lambda: b"y") == b"y"
+    cache.get("large", lambda: b"z" * 101)
+    assert cache.stats.bytes <= 100 and cache.stats.entries == 3
+    assert cache.stats.hit_rate == pytest.approx(1 / 6)
+
+
+def test_a_digest_tells_content_shape_and_dtype_apart():
+    x = noise(2, 3)
+    assert digest(x) == digest(x.clone()) == digest(x.T.contiguous().T)
+    assert len({digest(y) for y in (x, x.T, x + 1, x.double(), x.to(torch.bfloat16))}) == 5
+    assert tensor_bytes([x, x[0]]) == 24
+
+
+def test_the_memory_of_a_plan_is_known_beforehand(unet, runner):
+    """Estimates from shapes against what the state really holds."""
+    for edit in edits(unet):
+        state = begin(edit, runner)
+        for _ in range(2):
+            (state,) = tick([state], runner)
+        tables = state.tables
+        held = [state.latents, *tables.prompt.values(), *tables.self_rows.values()]
+        held += [
+            t
+            for t in (state.map_sum, state.feature_sum, tables.token_map, tables.spatial_weight)
+            if t is not None
+        ]
+        assert tensor_bytes(held) < plan_bytes(edit, runner) < 6 * tensor_bytes(held)
+
+
+def test_the_peak_of_a_call_is_known_beforehand(runner):
+    estimate = measure_call_bytes(runner, size=(SIDE, SIDE), tokens=TOKENS)
+    at_12 = measure_call_bytes(runner, size=(SIDE, SIDE), tokens=TOKENS, rows=(12, 16))
+    assert estimate(12) == pytest.approx(at_12(12), rel=0.1)
+    assert estimate(2) > 2 * SIDE * SIDE * 32 * 4
