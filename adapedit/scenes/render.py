@@ -53,6 +53,11 @@ def _shade(colour: tuple[int, int, int], paint: float | tuple[int, int, int]) ->
     return red, green, blue
 
 
+def _darker(colour: tuple[int, int, int]) -> tuple[int, int, int]:
+    red, green, blue = (round(channel * 0.78) for channel in colour)
+    return red, green, blue
+
+
 class _Canvas:
     """An oversampled drawing surface with coordinates in shares of the image side, y down."""
 
@@ -74,6 +79,11 @@ class _Canvas:
 
     def blob(self, x: float, y: float, rx: float, ry: float, fill: tuple[int, int, int]) -> None:
         self.polygon(ellipse(x, y, rx, ry), fill)
+
+    def colour_at(self, x: float, y: float) -> tuple[int, int, int]:
+        pixel = self.picture.getpixel((int(x * self.side), int(y * self.side)))
+        assert isinstance(pixel, tuple)
+        return pixel[0], pixel[1], pixel[2]
 
     def pixels(self) -> NDArray[np.uint8]:
         return np.asarray(self.picture.reduce(OVERSAMPLING))
@@ -155,10 +165,8 @@ def render(scene: Scene, size: int = IMAGE_SIZE) -> Picture:
         unit = HEIGHT[figure.size, len(scene.figures)]
         parts = _placed(figure, x, facing, unit)
         shadow = 0.62 if figure.pose == "jumping" else 1.0
-        ground = tuple(
-            round(channel * 0.78) for channel in canvas.picture.getpixel((2, int(0.88 * canvas.side)))
-        )  # type: ignore[union-attr]
-        canvas.blob(x, GROUND_LINE + 0.005, 0.36 * unit * shadow, 0.06 * unit * shadow, ground)  # type: ignore[arg-type]
+        ground = canvas.colour_at(0.005, 0.88)
+        canvas.blob(x, GROUND_LINE + 0.005, 0.36 * unit * shadow, 0.06 * unit * shadow, _darker(ground))
         mask = _Canvas(size, "L")
         for part in parts:
             if part.outlined:

@@ -68,7 +68,7 @@ def main() -> None:
     args = parser.parse_args()
 
     torch.manual_seed(0)
-    reader = Reader().to(memory_format=torch.channels_last)
+    reader = Reader()
     trainee = Trainee({"reader": reader}, args.state, steps=args.steps, learning_rate=1.5e-3, average=0.995)
     scenes = RenderedScenes.open(args.scenes)
     truth = torch.tensor(
