@@ -108,7 +108,7 @@ def looking(model: EditModel, count: int, batch: int = 10) -> dict[str, float]:
             masks = grid_masks(pictures[row].masks).reshape(2, -1) > 127
             for position, word in enumerate(words.words, start=1):
                 if word.role != "function":
-                    area = ~masks.any(0) if word.figure is None else masks[word.figure]
+                    area = np.asarray(~masks.any(0) if word.figure is None else masks[word.figure])
                     scores[word.role].append(area_under_curve(maps[row, :, position], area))
     return {role: float(np.nanmean(values)) for role, values in scores.items()}
 
