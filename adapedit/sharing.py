@@ -20,7 +20,14 @@ from adapedit_engine.plan import EditPlan, plan_rows
 from adapedit_engine.schedule import Schedule
 
 # What a track has that takes nothing from another, in a plan whose other tracks do.
-_UNEDITED = {"token_map": 0.0, "own_weight": 0.0, "word_steps": 0.0, "strength": 1.0, "spatial_map": 1.0}
+_UNEDITED = {
+    "token_map": 0.0,
+    "own_weight": 0.0,
+    "word_steps": 0.0,
+    "strength": 1.0,
+    "spatial_map": 1.0,
+    "self_all_rows": False,
+}
 _TABLES = ("self_query", "self_key", "self_value")
 
 

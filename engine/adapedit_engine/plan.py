@@ -17,7 +17,7 @@ class PlanError(AdapEditError):
     """A plan whose parts do not fit together, or do not fit the model."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class EditPlan:
     """K1 tracks (latent trajectories) that share a schedule and may look at each other.
 
@@ -40,6 +40,8 @@ class EditPlan:
     spatial_map:           [K1, P], S at the map resolution. Default: 1 everywhere.
     self_query, self_key, self_value: [T, L, K1] bool, whether self-attention layer l of a track takes them
                            from its source track at step t. Default: never.
+    self_all_rows:         [K1] bool, tracks whose three tables act on every guidance row, each taking from its
+                           like (MasaCtrl), and not on the conditional row alone. Default: none.
     noise:                 [T, C, h, w] or [T, K1, C, h, w], for stochastic schedules; tracks share the first
                            form.
     conditioning_channels: [K1, G, E, h, w], appended to the latents as further input channels
@@ -61,6 +63,7 @@ class EditPlan:
     self_query: Tensor | None = None
     self_key: Tensor | None = None
     self_value: Tensor | None = None
+    self_all_rows: Tensor | None = None
     noise: Tensor | None = None
     conditioning_channels: Tensor | None = None
     local_blend: LocalBlend | None = None
@@ -123,13 +126,14 @@ class EditPlan:
             "strength": (tracks,),
             "spatial_map": (tracks, None),
             **dict.fromkeys(("self_query", "self_key", "self_value"), (steps, None, tracks)),
+            "self_all_rows": (tracks,),
             "conditioning_channels": (tracks, guidance, None, height, width),
         }
         for name, shape in wanted.items():
             value: Tensor | None = getattr(self, name)
             if value is not None and not _fits(value, shape):
                 raise PlanError(f"{name} has shape {tuple(value.shape)}, wanted {_shown(shape)}")
-        for name in ("self_query", "self_key", "self_value"):
+        for name in ("self_query", "self_key", "self_value", "self_all_rows"):
             value = getattr(self, name)
             if value is not None and value.dtype != torch.bool:
                 raise PlanError(f"{name} is {value.dtype}, wanted torch.bool")

@@ -33,7 +33,7 @@ def spatial_weight(held_now: Tensor, own_weight: Tensor, strength: Tensor) -> Te
     return (1 - own_weight) * (~held_now) * strength.unsqueeze(-1)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class RowTables:
     """One plan as B = K1 * G rows over T steps. Row and track numbers count from 0 inside the plan."""
 
@@ -76,7 +76,7 @@ class RowTables:
         conditional = torch.arange(tracks) * guidance + guidance - 1
         source_row = rows.clone()
         source_row[conditional] = conditional[list(plan.source_track)]
-        self_rows, self_used = _self_tables(plan, rows, source_row)
+        self_rows, self_used = _self_tables(plan, rows)
         schedule = plan.schedule
         scaled = bool((schedule.input_scale != 1).any())
         noisy = plan.noise is not None and schedule.stochastic
@@ -195,14 +195,17 @@ def _edit_tables(plan: EditPlan, runner: Runner, conditional: Tensor, rows: int)
     return {name: table.to(runner.device) for name, table in on_rows.items()}
 
 
-def _self_tables(
-    plan: EditPlan, rows: Tensor, source_row: Tensor
-) -> tuple[dict[str, Tensor], dict[str, tuple[bool, ...]]]:
+def _self_tables(plan: EditPlan, rows: Tensor) -> tuple[dict[str, Tensor], dict[str, tuple[bool, ...]]]:
+    tracks, guidance = rows // plan.guidance, rows % plan.guidance
+    source_row = torch.tensor(plan.source_track)[tracks] * plan.guidance + guidance
+    acts = guidance == plan.guidance - 1
+    if plan.self_all_rows is not None:
+        acts = acts | plan.self_all_rows.cpu()[tracks]
     tables, used = {}, {}
     for name, flags in zip(SELF_NAMES, (plan.self_query, plan.self_key, plan.self_value), strict=True):
         if flags is None:
             continue
-        on_rows = flags.cpu().repeat_interleave(plan.guidance, dim=2) & (source_row != rows)
+        on_rows = flags.cpu()[:, :, tracks] & acts & (source_row != rows)
         tables[name] = torch.where(on_rows, source_row, rows)  # [T, L, B]
         used[name] = tuple(on_rows.flatten(1).any(1).tolist())
     return tables, used
