@@ -1,0 +1,93 @@
+"""Knobs by name: KNOB=VALUE from the command line to settings of a method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from adapedit.methods.settings import METHODS, make_settings
+from adapedit.request import EditRequest
+from adapedit_kernels.errors import AdapEditError
+
+OF_REQUEST = {
+    "seed": "seed",
+    "steps": "num_inference_steps",
+    "num_inference_steps": "num_inference_steps",
+    "guidance": "guidance_scale",
+    "guidance_scale": "guidance_scale",
+}
+"""What can be swept besides a method's knobs."""
+
+
+def knob_name(text: str) -> str:
+    """`lambda-tau` and `--lambda-tau` are `lambda_tau`."""
+    return text.strip().lstrip("-").replace("-", "_")
+
+
+def knob_value(text: str) -> Any:
+    """The value as the settings take it: `none`, `a,b` (words), `word:2,other:0.5` (values of words), else as it is."""
+    if text.lower() in ("none", "null"):
+        return None
+    if ":" in text:
+        pairs = [part.rpartition(":") for part in text.split(",")]
+        return [{"word": word, "value": value} for word, _, value in pairs]
+    return text
+
+
+def parse(assignments: Sequence[str] | None) -> dict[str, Any]:
+    """KNOB=VALUE, each, to {knob: value}; METHOD.KNOB stays as it is."""
+    knobs: dict[str, Any] = {}
+    for text in assignments or ():
+        name, sign, value = text.partition("=")
+        if not sign or not name.strip():
+            raise AdapEditError(f"--set {text!r} is no assignment; write it as --set KNOB=VALUE")
+        method, dot, knob = name.rpartition(".")
+        knobs[f"{method}.{knob_name(knob)}" if dot else knob_name(name)] = knob_value(value.strip())
+    return knobs
+
+
+def make(method: str, knobs: Mapping[str, Any]) -> Any:
+    """Settings of one method; a single word where words are wanted is made a list."""
+    if method not in METHODS:
+        return make_settings(method)
+    fields, ready = METHODS[method].model_fields, dict(knobs)
+    for name, value in knobs.items():
+        if isinstance(value, str) and name in fields and fields[name].default == ():
+            ready[name] = [part for part in value.replace(",", " ").split() if part]
+    return make_settings(method, **ready)
+
+
+def make_each(methods: Sequence[str], knobs: Mapping[str, Any]) -> list[Any]:
+    """Settings of several methods: a knob goes to all that have it, METHOD.KNOB to that one."""
+    settings, used = [], set()
+    for method in methods:
+        fields = METHODS[method].model_fields if method in METHODS else {}
+        own = {name: value for name, value in knobs.items() if name in fields}
+        for name, value in knobs.items():
+            owner, dot, knob = name.rpartition(".")
+            if dot and owner == method:
+                own[knob] = value
+                used.add(name)
+        used |= own.keys()
+        settings.append(make(method, own))
+    unused = [name for name in knobs if name not in used]
+    if unused:
+        raise AdapEditError(f"none of {', '.join(methods)} has a knob {unused[0]!r}; leave it out")
+    return settings
+
+
+def varied(
+    fields: Mapping[str, Any], method: str, knobs: Mapping[str, Any], knob: str, values: Sequence[str]
+) -> list[EditRequest]:
+    """One request for each value of a knob of the method, or of seed, steps or guidance."""
+    name = knob_name(knob)
+    if not values:
+        raise AdapEditError("--values is empty; give numbers with commas between them, such as 0.2,0.5,1.0")
+    requests = []
+    for value in values:
+        if name in OF_REQUEST:
+            settings, field = make(method, knobs), {OF_REQUEST[name]: value}
+        else:
+            settings, field = make(method, {**knobs, name: knob_value(value)}), {}
+        requests.append(EditRequest.make(**{**fields, **field, "method": settings}))
+    return requests

@@ -1,0 +1,77 @@
+"""A run of the model under a progress bar on stderr, with warnings as single lines beside it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+from adapedit.alignment import Alignment, align
+from adapedit.output import check_output
+from adapedit.request import EditRequest
+from adapedit.result import EditResult
+
+
+def run_edits(
+    requests: Sequence[EditRequest],
+    *,
+    model: str,
+    device: str,
+    dtype: str,
+    out: Path | None = None,
+    max_rows: int | None = None,
+) -> list[EditResult]:
+    """Check the output folder, load the model, run the edits together, and say on stderr what they warn of."""
+    if out is not None:
+        check_output(out)
+    console = Console(stderr=True)
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("Loading the model", total=None)
+        import torch
+
+        from adapedit.pipeline import MAX_ROWS, AdapEditPipeline
+
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        pipe = AdapEditPipeline.from_pretrained(model, device=device, torch_dtype=getattr(torch, dtype))
+        progress.update(task, description="Denoising")
+        results = pipe.edit_batch(
+            requests,
+            max_rows=MAX_ROWS if max_rows is None else max_rows,
+            callback=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    for result in results:
+        for message in result.warnings:
+            print(f"adapedit: warning: {message}", file=sys.stderr)
+    return results
+
+
+def align_only(request: EditRequest, model: str) -> Alignment:
+    """The alignment of the request's prompts by the model's tokenizer; nothing else of the model is read."""
+    from adapedit.model import load_vocabulary
+    from adapedit.prepare import refuse_unknown_words
+
+    vocabulary = load_vocabulary(model)
+    for name in ("source", "target"):
+        prompt = getattr(request, f"{name}_prompt")
+        refuse_unknown_words(prompt, name, vocabulary.facts.known_words, vocabulary.name)
+    return align(
+        request.source_prompt, request.target_prompt, vocabulary.tokenizer, max_length=vocabulary.max_tokens
+    )
