@@ -1,1 +1,5 @@
 """How a checkpoint becomes a bundle that runs without PyTorch."""
+
+from adapedit_export.options import ExportError, ExportOptions, Precision
+
+__all__ = ["ExportError", "ExportOptions", "Precision"]

@@ -1,0 +1,187 @@
+"""ONNX Runtime: graphs on the CPU, or on a GPU by its CUDA, TensorRT and TensorRT-RTX execution providers."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adapedit_engine.bundle import Bundle
+from adapedit_engine.manifest import GraphSpec
+from adapedit_engine.runners import RunnerError
+from adapedit_engine.runners.session import DTYPES, Buffers, Session, check_call
+
+RTX_PACKAGE = "onnxruntime_ep_nv_tensorrt_rtx"
+RTX_PROVIDER = "NvTensorRTRTXExecutionProvider"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provider:
+    """An execution provider: its name for ONNX Runtime, the device that it runs on, and what it needs."""
+
+    name: str
+    device: str
+    install: str
+    cuda_graph: bool = False
+
+
+PROVIDERS = {
+    "onnxruntime": Provider(
+        name="CPUExecutionProvider", device="cpu", install="pip install 'adapedit[onnx]'"
+    ),
+    "onnxruntime-cuda": Provider(
+        name="CUDAExecutionProvider", device="cuda", install="pip install onnxruntime-gpu", cuda_graph=True
+    ),
+    "onnxruntime-tensorrt": Provider(
+        name="TensorrtExecutionProvider",
+        device="cuda",
+        install="pip install onnxruntime-gpu and TensorRT's libraries",
+    ),
+    "onnxruntime-tensorrt-rtx": Provider(
+        name=RTX_PROVIDER,
+        device="cuda",
+        install="pip install onnxruntime onnxruntime-ep-nv-tensorrt-rtx-cu13",
+    ),
+}
+
+
+def why_not(runner: str) -> str | None:
+    """What keeps `runner` from running here, and how to mend it; None where nothing does."""
+    provider = PROVIDERS[runner]
+    if importlib.util.find_spec("onnxruntime") is None:
+        return f"needs the package onnxruntime; {provider.install}"
+    if provider.device == "cuda" and not torch.cuda.is_available():
+        return f"needs an NVIDIA GPU and a CUDA build of torch, which are not here; then {provider.install}"
+    if provider.name == RTX_PROVIDER:
+        missing = importlib.util.find_spec(RTX_PACKAGE) is None
+        return f"needs the package {RTX_PACKAGE}; {provider.install}" if missing else None
+    import onnxruntime
+
+    if provider.name not in onnxruntime.get_available_providers():
+        there = ", ".join(onnxruntime.get_available_providers())
+        return f"needs {provider.name}, this onnxruntime has {there}; {provider.install}"
+    return None
+
+
+def opener(bundle: Bundle, runner: str) -> Callable[[str], Session]:
+    """Loads graphs of `bundle` by the execution provider of `runner`."""
+    return lambda graph: OnnxRuntimeSession(bundle, graph, runner)
+
+
+class OnnxRuntimeSession:
+    """One graph in ONNX Runtime, bound to the memory of torch tensors."""
+
+    def __init__(
+        self, bundle: Bundle, graph: str, runner: str = "onnxruntime", *, threads: int | None = None
+    ) -> None:
+        """threads: of the CPU, by default as many as torch uses. Raises `RunnerError` where the graph won't load."""
+        self.graph = graph
+        self.spec: GraphSpec = bundle.graph(graph)
+        self._provider = PROVIDERS[runner]
+        self.device = torch.device(self._provider.device)
+        self._session: Any = _load(bundle.graph_path(graph), self._provider, threads)
+        self._buffers = Buffers(self.spec, self.device)
+        self._bindings: dict[tuple[str, ...], Any] = {}
+        self._stable: dict[tuple[str, tuple[int, ...]], Tensor] = {}
+
+    def run(self, inputs: Mapping[str, Tensor], outputs: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """See `Session.run`."""
+        sizes, wanted = check_call(self.graph, self.spec, inputs, outputs)
+        if self._provider.cuda_graph:
+            inputs = {name: self._at_one_address(name, tensor) for name, tensor in inputs.items()}
+        binding = self._bindings.setdefault(wanted, self._session.io_binding())
+        results = {name: self._buffers.take(name, sizes) for name in wanted}
+        # Held until the run is over: what has to be made contiguous lives in a tensor of its own.
+        held = {name: tensor.contiguous() for name, tensor in inputs.items()}
+        for name, tensor in held.items():
+            binding.bind_input(name, *self._place(tensor))
+        for name, tensor in results.items():
+            binding.bind_output(name, *self._place(tensor))
+        self._session.run_with_iobinding(binding, self._options(sizes))
+        return results
+
+    def close(self) -> None:
+        """Free the session and its buffers."""
+        self._session = None
+        self._bindings, self._stable = {}, {}
+
+    def _place(self, tensor: Tensor) -> tuple[Any, ...]:
+        index = self.device.index or 0
+        return self.device.type, index, _ELEMENT[tensor.dtype], tuple(tensor.shape), tensor.data_ptr()
+
+    def _at_one_address(self, name: str, tensor: Tensor) -> Tensor:
+        # A CUDA graph replays addresses: inputs are copied to where they were when it was recorded.
+        key = (name, tuple(tensor.shape))
+        if key not in self._stable:
+            self._stable[key] = torch.empty_like(tensor, memory_format=torch.contiguous_format)
+        return self._stable[key].copy_(tensor)
+
+    def _options(self, sizes: Mapping[str, int]) -> Any:
+        import onnxruntime
+
+        if self.device.type == "cpu":
+            return None
+        options = onnxruntime.RunOptions()
+        options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        if self._provider.cuda_graph:
+            options.add_run_config_entry("gpu_graph_id", str(sizes.get("rows", 1)))
+        return options
+
+
+def _load(path: Path, provider: Provider, threads: int | None) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or torch.get_num_threads()
+    options.log_severity_level = 3
+    try:
+        if provider.name == RTX_PROVIDER:
+            options.add_provider_for_devices(
+                _rtx_devices(onnxruntime), {"nv_runtime_cache_path": str(path.parent)}
+            )
+            return onnxruntime.InferenceSession(str(path), options)
+        chosen = [(provider.name, _provider_options(provider))]
+        return onnxruntime.InferenceSession(str(path), options, providers=chosen)
+    except RunnerError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise RunnerError(f"ONNX Runtime can't load {path.name} for {provider.name}: {reason}") from error
+
+
+def _provider_options(provider: Provider) -> dict[str, str]:
+    if provider.device == "cpu":
+        return {}
+    stream = str(torch.cuda.current_stream().cuda_stream)
+    options = {"user_compute_stream": stream}
+    if provider.cuda_graph:
+        options["enable_cuda_graph"] = "1"
+    return options
+
+
+def _rtx_devices(onnxruntime: Any) -> list[Any]:
+    package = importlib.import_module(RTX_PACKAGE)
+    there = [device for device in onnxruntime.get_ep_devices() if device.ep_name == RTX_PROVIDER]
+    if not there:
+        onnxruntime.register_execution_provider_library(RTX_PROVIDER, package.get_library_path())
+        there = [device for device in onnxruntime.get_ep_devices() if device.ep_name == RTX_PROVIDER]
+    if not there:
+        raise RunnerError(
+            f"{RTX_PROVIDER} finds no device that it runs on: it needs an NVIDIA RTX GPU and its driver"
+        )
+    return there[:1]
+
+
+def _element_types() -> dict[torch.dtype, int]:
+    # Numbers of the ONNX tensor types: onnxruntime takes them in place of numpy's, which lack some.
+    numbers = {"float32": 1, "int64": 7, "float16": 10}
+    return {DTYPES[name]: number for name, number in numbers.items()}
+
+
+_ELEMENT = _element_types()

@@ -1,0 +1,117 @@
+"""From a module to a clean ONNX file with a stated contract."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adapedit_engine.manifest import GraphSpec, TensorSpec
+from adapedit_export.graphs import MAX_ROWS, Traceable
+from adapedit_export.options import ExportError
+
+EXTERNAL_FROM = 1 << 30
+"""Bytes of weights from which they lie in a file of their own; a protobuf file ends at 2 GB."""
+
+
+def trace(traceable: Traceable, opset: int) -> Any:
+    """The graph of a module as an `onnx_ir.Model`, cleaned.
+
+    Raises `ExportError` where an input is not used, or a side that shall stay open became a number.
+    """
+    rows = torch.export.Dim("rows", min=1, max=MAX_ROWS)
+    shapes = {
+        name: dict.fromkeys(traceable.open_sides[name], rows) if name in traceable.open_sides else None
+        for name in traceable.inputs
+    }
+    quiet = logging.getLogger("torch.onnx")
+    level = quiet.level
+    try:
+        quiet.setLevel(logging.ERROR)
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                traceable.module.eval(),
+                kwargs=traceable.inputs,
+                dynamo=True,
+                opset_version=opset,
+                input_names=list(traceable.inputs),
+                output_names=list(traceable.outputs),
+                dynamic_shapes=shapes if traceable.open_sides else None,
+                verbose=False,
+            )
+    except Exception as error:
+        reason = " ".join(str(error).split())[:400]
+        raise ExportError(f"{type(traceable.module).__name__} can't be traced: {reason}") from error
+    finally:
+        quiet.setLevel(level)
+    assert program is not None
+    clean(program.model)
+    _check_inputs(program.model, traceable)
+    return program.model
+
+
+def clean(model: Any) -> None:
+    """Drop what runs nothing: dead nodes, repeated constants and subexpressions, and where a node was traced from."""
+    from onnx_ir.passes import common
+
+    for name in (
+        "RemoveUnusedNodesPass",
+        "DeduplicateInitializersPass",
+        "CommonSubexpressionEliminationPass",
+        "RemoveUnusedFunctionsPass",
+        "RemoveUnusedOpsetsPass",
+        "ClearMetadataAndDocStringPass",
+    ):
+        getattr(common, name)()(model)
+    model.producer_name, model.producer_version = "adapedit", None
+    model.metadata_props.clear()
+
+
+def save(model: Any, folder: Path, name: str) -> GraphSpec:
+    """Write `name`.onnx, with its weights in `name`.onnx.data where they are large, and check what was written."""
+    import onnx
+    import onnx_ir
+
+    file = f"{name}.onnx"
+    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values())
+    onnx_ir.save(model, folder / file, external_data=f"{file}.data" if weights > EXTERNAL_FROM else None)
+    try:
+        onnx.checker.check_model(str(folder / file), full_check=True)
+    except Exception as error:
+        raise ExportError(f"ONNX's checker refuses {file}: {' '.join(str(error).split())[:300]}") from error
+    return GraphSpec(
+        file=file,
+        inputs=tuple(_spec(value) for value in model.graph.inputs),
+        outputs=tuple(_spec(value) for value in model.graph.outputs),
+        opset=model.opset_imports[""],
+        nodes=len(model.graph),
+    )
+
+
+def _spec(value: Any) -> TensorSpec:
+    dtypes = {"FLOAT": "float32", "FLOAT16": "float16", "INT64": "int64"}
+    return TensorSpec(
+        name=value.name,
+        dtype=dtypes[value.dtype.name],
+        shape=tuple(side if isinstance(side, int) else str(side) for side in value.shape),
+    )
+
+
+def _check_inputs(model: Any, traceable: Traceable) -> None:
+    for value in model.graph.inputs:
+        if not value.uses() and value not in model.graph.outputs:
+            raise ExportError(f"the traced graph does not use its input {value.name!r}")
+        for dim, side in traceable.open_sides.get(value.name, {}).items():
+            if str(value.shape[dim]) != side:
+                raise ExportError(
+                    f"{value.name!r} was traced with {value.shape[dim]} {side}, which shall stay open"
+                )
+    for value in model.graph.outputs:
+        if traceable.open_sides and str(value.shape[0]) != "rows":
+            raise ExportError(
+                f"output {value.name!r} was traced with {value.shape[0]} rows, which shall stay open"
+            )
