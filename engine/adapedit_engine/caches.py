@@ -45,24 +45,35 @@ class ByteCache(Generic[Value]):
         self._lock = threading.Lock()
         self._hits = self._misses = self._evictions = self._bytes = 0
 
-    def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
-        """The value of `key`, made (and kept, where it fits) if it is not there. `make` may raise."""
+    def find(self, key: Hashable) -> Value | None:
+        """The value of `key`, or None. Counts as a look-up."""
         with self._lock:
-            if key in self._values:
-                self._hits += 1
-                self._values.move_to_end(key)
-                return self._values[key][0]
-            self._misses += 1
-        value = make()
+            if key not in self._values:
+                self._misses += 1
+                return None
+            self._hits += 1
+            self._values.move_to_end(key)
+            return self._values[key][0]
+
+    def keep(self, key: Hashable, value: Value) -> None:
+        """Keep a value for later, where it fits."""
         size = self._size_of(value)
         with self._lock:
-            if size <= self.max_bytes and key not in self._values:
-                self._values[key] = (value, size)
-                self._bytes += size
-                while self._bytes > self.max_bytes:
-                    _, (_, freed) = self._values.popitem(last=False)
-                    self._bytes -= freed
-                    self._evictions += 1
+            if size > self.max_bytes or key in self._values:
+                return
+            self._values[key] = (value, size)
+            self._bytes += size
+            while self._bytes > self.max_bytes:
+                _, (_, freed) = self._values.popitem(last=False)
+                self._bytes -= freed
+                self._evictions += 1
+
+    def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
+        """The value of `key`, made and kept if it is not there. `make` may raise, and may run twice for two threads."""
+        value = self.find(key)
+        if value is None:
+            value = make()
+            self.keep(key, value)
         return value
 
     @property
@@ -88,7 +99,7 @@ def tensor_bytes(values: Mapping[str, Tensor] | Sequence[Tensor] | Tensor) -> in
 def digest(tensor: Tensor) -> bytes:
     """A tensor's content, shape and dtype in 16 bytes. Waits for the device that the tensor is on."""
     content = hashlib.blake2b(f"{tuple(tensor.shape)}{tensor.dtype}".encode(), digest_size=16)
-    content.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    content.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return content.digest()
 
 

@@ -18,7 +18,8 @@ class Recording(VirtualExecutor):
         self, fails: Callable[[Sequence[VirtualState]], Exception | None] = lambda states: None, **kw
     ):
         super().__init__(VirtualClock(), lambda rows: 1.0, **kw)
-        self.fails, self.calls = fails, []
+        self.fails = fails
+        self.calls: list[list[int]] = []
 
     def tick(self, states):
         error = self.fails(states)

@@ -53,6 +53,11 @@ class Scheduler:
         """Whether nothing waits and nothing runs."""
         return not (self._waiting or self._jobs)
 
+    @property
+    def waiting(self) -> int:
+        """Jobs that have not begun."""
+        return len(self._waiting) + sum(not job.begun for job in self._jobs.values())
+
     def submit(self, passes: Passes, *, deadline: float | None = None) -> Ticket:
         """Queue a job. It is begun by a later `step`."""
         ticket = Ticket(number=self._arrivals, passes=passes, deadline=deadline, arrived=self._clock())

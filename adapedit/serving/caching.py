@@ -1,0 +1,49 @@
+"""What edits of one server have in common and need not compute twice, each bounded in bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, fields
+
+from torch import Tensor
+
+from adapedit.model import EditModel
+from adapedit_engine.caches import ByteCache, digest, tensor_bytes
+from adapedit_engine.loop import EditOutcome
+from adapedit_engine.plan import EditPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class CachingModel(EditModel):
+    """The same model, which encodes every prompt once. A prompt is always encoded alone, found or not."""
+
+    embeddings: ByteCache[Tensor]
+
+    @classmethod
+    def of(cls, model: EditModel, max_bytes: int) -> CachingModel:
+        parts = {field.name: getattr(model, field.name) for field in fields(model)}
+        return cls(**parts, embeddings=ByteCache(max_bytes, tensor_bytes))
+
+    def encode_ids(self, input_ids: Tensor) -> Tensor:
+        """See `EditModel.encode_ids`."""
+        if len(input_ids) != 1:
+            return super().encode_ids(input_ids)
+        return self.embeddings.get(digest(input_ids), lambda: super(CachingModel, self).encode_ids(input_ids))
+
+
+def observation_key(plan: EditPlan) -> Hashable | None:
+    """A first pass by its content: another knob of the same edit finds it again. None: not to be kept.
+
+    Only plain generation is; what a plan of another kind depends on is its method's business.
+    """
+    if plan.edited or plan.adaptive or plan.local_blend or plan.conditioning_channels is not None:
+        return None
+    schedule = (getattr(plan.schedule, field.name) for field in fields(plan.schedule))
+    values = (plan.latents, plan.encoder_hidden_states, plan.guidance_weights, plan.noise, *schedule)
+    return (plan.collect, *(digest(value) if isinstance(value, Tensor) else value for value in values))
+
+
+def outcome_bytes(outcome: EditOutcome) -> int:
+    """Bytes of an outcome's tensors."""
+    values = (getattr(outcome, field.name) for field in fields(outcome))
+    return tensor_bytes([value for value in values if isinstance(value, Tensor)])

@@ -1,0 +1,276 @@
+"""EditServer: a queue, a thread that steps the scheduler, and one that decodes while the next steps run."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from types import TracebackType
+
+from adapedit.model import EditModel
+from adapedit.request import EditRequest
+from adapedit.result import EditResult
+from adapedit.serving.caching import CachingModel, outcome_bytes
+from adapedit.serving.edits import EditedPart, PreparedEdit, edit_passes, paint
+from adapedit.sharing import share
+from adapedit_engine.caches import ByteCache, CachedRunner, CacheStats
+from adapedit_engine.loop import EditOutcome
+from adapedit_engine.scheduler import EngineExecutor, Scheduler, SchedulerStats, Ticket, measure_call_bytes
+from adapedit_kernels.errors import AdapEditError
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """An edit of a stream that has ended, well or not. place: of its request, from 0."""
+
+    place: int
+    request: EditRequest
+    result: EditResult | None = None
+    error: BaseException | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerStats:
+    """Counts of the scheduler, and of what was found in the caches."""
+
+    scheduler: SchedulerStats
+    embeddings: CacheStats
+    projections: CacheStats
+    observations: CacheStats
+
+
+class EditServer:
+    """Runs edits in the background; use it in a `with` block, whose end waits for all that was submitted.
+
+    An error or Ctrl-C in the block cancels what has not ended.
+
+    max_rows:     rows of the UNet in flight at most (an edit takes four, two in its first pass).
+    max_pending:  edits that may wait; `submit` blocks above that.
+    budget_bytes: memory for edits in flight and one UNet call; None: no limit.
+    cache_bytes:  for prompts, for projected keys and values, and for first passes: each.
+    share_sources: run the common source of edits that wait at the same time once.
+    """
+
+    def __init__(
+        self,
+        model: EditModel,
+        *,
+        max_rows: int = 32,
+        max_pending: int = 256,
+        budget_bytes: int | None = None,
+        cache_bytes: int = 64 * 2**20,
+        share_sources: bool = True,
+    ) -> None:
+        self.model = CachingModel.of(model, cache_bytes)
+        self._runner = CachedRunner(model.runner, cache_bytes)
+        self._observations: ByteCache[EditOutcome] = ByteCache(cache_bytes, outcome_bytes)
+        self._max_rows, self._budget, self._share = max_rows, budget_bytes, share_sources
+        self._room = threading.BoundedSemaphore(max_pending)
+        self._preparing = threading.Lock()
+        self._inbox: list[PreparedEdit] = []
+        self._wake = threading.Condition()
+        self._open = False
+        self._worker: threading.Thread | None = None
+        self._scheduler: Scheduler | None = None
+        self._jobs: dict[Ticket, list[PreparedEdit]] = {}
+        self._failure: BaseException | None = None
+
+    # -- for users
+
+    def submit(self, request: EditRequest, *, deadline: float | None = None) -> Future[EditResult]:
+        """Queue an edit and return its future, which may be cancelled at any time before it is done.
+
+        deadline: seconds from now within which the edit has to begin; the most urgent go first. Raises
+        `AdapEditError` at once for a request that can't run. Blocks while `max_pending` edits are under way.
+        """
+        if not self._open:
+            raise AdapEditError("this server is not running: submit inside `with pipe.serve() as server:`")
+        until = None if deadline is None else time.monotonic() + deadline
+        with self._preparing:
+            edit = PreparedEdit.of(request, self.model, self._max_rows, until)
+        self._room.acquire()
+        edit.future.add_done_callback(lambda _: self._left())
+        with self._wake:
+            if self._failure is not None:
+                raise AdapEditError("the server has stopped after an error") from self._failure
+            self._inbox.append(edit)
+            self._wake.notify()
+        return edit.future
+
+    def stream(
+        self,
+        requests: Iterable[EditRequest],
+        *,
+        ahead: int | None = None,
+        callback: Progress | None = None,
+    ) -> Iterator[Finished]:
+        """Edits as they finish, each with the place of its request. A failed one is told, and the rest goes on.
+
+        ahead: requests taken from the iterable and not yet given back, by default enough to fill the rows
+        twice. callback(done, taken): after every edit. Leaving the loop early cancels the rest.
+        """
+        ahead = max(2, self._max_rows // 2) if ahead is None else ahead
+        source, more, taken, done = iter(enumerate(requests)), True, 0, 0
+        flying: dict[Future[EditResult], tuple[int, EditRequest]] = {}
+        try:
+            while more or flying:
+                while more and len(flying) < ahead:
+                    try:
+                        place, request = next(source)
+                    except StopIteration:
+                        more = False
+                        break
+                    taken += 1
+                    try:
+                        flying[self.submit(request)] = (place, request)
+                    except AdapEditError as error:
+                        done += 1
+                        yield Finished(place=place, request=request, error=error)
+                if not flying:
+                    continue
+                ended, _ = wait(flying, return_when=FIRST_COMPLETED)
+                for future in sorted(ended, key=lambda future: flying[future][0]):
+                    place, request = flying.pop(future)
+                    done += 1
+                    if callback is not None:
+                        callback(done, taken)
+                    yield _finished(place, request, future)
+        finally:
+            for future in flying:
+                future.cancel()
+
+    @property
+    def stats(self) -> ServerStats:
+        """What has happened so far."""
+        return ServerStats(
+            scheduler=self._scheduler.stats if self._scheduler else SchedulerStats(),
+            embeddings=self.model.embeddings.stats,
+            projections=self._runner.prompts.stats,
+            observations=self._observations.stats,
+        )
+
+    def __enter__(self) -> EditServer:
+        if self._worker is not None:
+            raise AdapEditError("this server has been used before: make a new one")
+        self._open = True
+        self._worker = threading.Thread(target=self._run, name="adapedit-scheduler", daemon=True)
+        self._worker.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with self._wake:
+            self._open = False
+            if kind is not None:
+                for edit in self._under_way():
+                    edit.future.cancel()
+            self._wake.notify()
+        assert self._worker is not None
+        self._worker.join()
+        if self._failure is not None and kind is None:
+            raise self._failure
+
+    # -- the worker's side
+
+    def _run(self) -> None:
+        try:
+            with self._runner as runner, ThreadPoolExecutor(1, "adapedit-decode") as painter:
+                scheduler = self._scheduler = self._make_scheduler(runner)
+                while self._feed(scheduler):
+                    for ticket in scheduler.step():
+                        painter.submit(self._deliver, self._jobs.pop(ticket), ticket)
+        except BaseException as error:
+            self._failure = error
+            self._abandon(error)
+
+    def _make_scheduler(self, runner: CachedRunner) -> Scheduler:
+        call_bytes = None
+        if self._budget is not None:
+            side = self.model.latent_size
+            call_bytes = measure_call_bytes(runner, size=(side, side), tokens=self.model.max_tokens)
+        executor = EngineExecutor(runner, call_bytes=call_bytes)
+        return Scheduler(executor, max_rows=self._max_rows, budget_bytes=self._budget)
+
+    def _feed(self, scheduler: Scheduler) -> bool:
+        """Move edits into the scheduler while it wants some, wait while there is nothing to do; False at the end.
+
+        No more than it can begin: what waits out here can still find others with the same source.
+        """
+        with self._wake:
+            while scheduler.idle and not self._inbox:
+                if not self._open:
+                    return False
+                self._wake.wait()
+            for edit in [edit for edit in self._inbox if edit.future.cancelled()]:
+                edit.future.set_running_or_notify_cancel()
+                self._inbox.remove(edit)
+            for ticket, edits in self._jobs.items():
+                if all(edit.future.cancelled() for edit in edits):
+                    ticket.future.cancel()
+            while self._inbox and not scheduler.waiting:
+                edits = self._next()
+                deadlines = [edit.deadline for edit in edits if edit.deadline is not None]
+                ticket = scheduler.submit(
+                    edit_passes(edits, self._observations), deadline=min(deadlines, default=None)
+                )
+                self._jobs[ticket] = edits
+        return True
+
+    def _next(self) -> list[PreparedEdit]:
+        """The most urgent edit, and those that wait with the same source."""
+        first = min(self._inbox, key=lambda edit: float("inf") if edit.deadline is None else edit.deadline)
+        edits = [first]
+        if self._share:
+            others = [edit for edit in self._inbox if edit is not first and _alike(edit, first)]
+            group = share([edit.draft for edit in (first, *others)], max_rows=self._max_rows)[0]
+            edits = [(first, *others)[place] for place in group]
+        self._inbox = [edit for edit in self._inbox if edit not in edits]
+        return edits
+
+    def _deliver(self, edits: Sequence[PreparedEdit], ticket: Ticket) -> None:
+        error = CancelledError() if ticket.future.cancelled() else ticket.future.exception()
+        if error is not None:
+            paint([EditedPart(edit=edit, error=_as_error(error)) for edit in edits], self.model)
+        else:
+            paint(ticket.future.result(), self.model)
+
+    def _under_way(self) -> list[PreparedEdit]:
+        return [*self._inbox, *(edit for edits in list(self._jobs.values()) for edit in edits)]
+
+    def _left(self) -> None:
+        self._room.release()
+
+    def _abandon(self, error: BaseException) -> None:
+        with self._wake:
+            self._open = False
+            edits, self._inbox, self._jobs = self._under_way(), [], {}
+        for edit in edits:
+            if not edit.future.done() and edit.future.set_running_or_notify_cancel():
+                edit.future.set_exception(_as_error(error))
+
+
+def _alike(one: PreparedEdit, other: PreparedEdit) -> bool:
+    a, b = one.request, other.request
+    return (a.source_prompt, a.seed, a.num_inference_steps) == (
+        b.source_prompt,
+        b.seed,
+        b.num_inference_steps,
+    )
+
+
+def _as_error(error: BaseException) -> Exception:
+    return error if isinstance(error, Exception) else RuntimeError(f"the server stopped: {error!r}")
+
+
+def _finished(place: int, request: EditRequest, future: Future[EditResult]) -> Finished:
+    if future.cancelled():
+        return Finished(place=place, request=request, error=AdapEditError("the edit was cancelled"))
+    error = future.exception()
+    if error is not None:
+        return Finished(place=place, request=request, error=error)
+    return Finished(place=place, request=request, result=future.result())
