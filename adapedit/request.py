@@ -6,10 +6,19 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from adapedit.methods.settings import AdapEdit, MethodSettings, one_line
 from adapedit_kernels.errors import AdapEditError
+
+
+def _not_empty(prompt: str) -> str:
+    if not prompt.strip():
+        raise ValueError("it is empty; describe the picture in a few words")
+    return prompt
+
+
+Prompt = Annotated[str, AfterValidator(_not_empty)]
 
 
 class EditRequest(BaseModel):
@@ -25,8 +34,8 @@ class EditRequest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    source_prompt: str
-    target_prompt: str
+    source_prompt: Prompt
+    target_prompt: Prompt
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     num_inference_steps: Annotated[int, Field(ge=1, le=1000)] = 50
     guidance_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
@@ -51,7 +60,7 @@ class EditRequest(BaseModel):
         path = Path(path)
         path = path / "edit.json" if path.is_dir() else path
         try:
-            fields = json.loads(path.read_text(encoding="utf-8"))["request"]
+            fields = dict(json.loads(path.read_text(encoding="utf-8"))["request"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise AdapEditError(
                 f"{path} is no edit.json ({error}); give a folder that an edit was saved in"

@@ -120,5 +120,6 @@ def one_line(error: ValidationError) -> str:
     """What pydantic found first, in a line: the field, what it got, what it wanted."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"]) or "request"
-    wanted = first["msg"][0].lower() + first["msg"][1:]
+    wanted = first["msg"].removeprefix("Value error, ")
+    wanted = wanted[0].lower() + wanted[1:]
     return f"{where} is {first['input']!r}: {wanted}"

@@ -1,4 +1,4 @@
-"""Checkpoints in the shape of Stable Diffusion 1.x and 2.x, with random weights, so small that an edit takes a moment."""
+"""Checkpoints in the shape of Stable Diffusion 1.x and 2.x, random and so small that an edit takes a moment."""
 
 from __future__ import annotations
 

@@ -1,0 +1,180 @@
+"""Loading: what runs like diffusers' own pipeline, and what is refused before anything is built."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from adapedit import AdapEditError, AdapEditPipeline
+from adapedit.model import ModelError, ModelFacts, load_vocabulary
+from tests.helpers.edits import SOURCE, TARGET, grey_levels
+from tests.helpers.tiny_model import STABLE_DIFFUSION_2, save_tiny_model
+
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def copy(tiny_folder: Path, tmp_path: Path) -> Path:
+    """A checkpoint to be broken."""
+    return Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+
+
+def by_diffusers(pipe: AdapEditPipeline, prompt: str, steps: int) -> Image.Image:
+    """The picture that diffusers makes of the same parts."""
+    model = pipe.model
+    theirs = StableDiffusionPipeline(
+        vae=model.vae,
+        text_encoder=model.text_encoder,
+        tokenizer=model.tokenizer,
+        unet=model.runner.controlled.unet,  # type: ignore[attr-defined]
+        scheduler=model.scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    theirs.set_progress_bar_config(disable=True)
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    picture = theirs(
+        prompt, num_inference_steps=steps, guidance_scale=7.5, latents=latents, output_type="np"
+    ).images[0]
+    return Image.fromarray((picture * 255).round().astype(np.uint8))
+
+
+def test_stable_diffusion_1_makes_the_pictures_of_diffusers(pipe):
+    result = pipe(SOURCE, TARGET, method="plain", num_inference_steps=4)
+    assert grey_levels(result.source_image, by_diffusers(pipe, SOURCE, 4)) <= 1
+    assert grey_levels(result.target_image, by_diffusers(pipe, TARGET, 4)) <= 1
+
+
+def test_stable_diffusion_2_loads_and_edits(tmp_path):
+    folder = save_tiny_model(tmp_path, unet=STABLE_DIFFUSION_2, prediction_type="v_prediction")
+    pipe = AdapEditPipeline.from_pretrained(folder)
+    result = pipe(SOURCE, TARGET, num_inference_steps=3)
+    assert grey_levels(result.source_image, by_diffusers(pipe, SOURCE, 3)) <= 1
+    assert grey_levels(result.target_image, result.source_image) > 1
+
+
+def test_half_precision(tiny_folder):
+    pipe = AdapEditPipeline.from_pretrained(tiny_folder, torch_dtype=torch.bfloat16)
+    result = pipe(SOURCE, TARGET, num_inference_steps=2)
+    assert np.asarray(result.target_image).std() > 5
+
+
+def test_a_scheduler_of_ones_own(tiny_folder):
+    from diffusers import EulerAncestralDiscreteScheduler, PNDMScheduler
+
+    pipe = AdapEditPipeline.from_pretrained(tiny_folder, scheduler=EulerAncestralDiscreteScheduler())
+    result = pipe(SOURCE, SOURCE, num_inference_steps=3)
+    assert grey_levels(result.source_image, result.target_image) == 0
+    pipe = AdapEditPipeline.from_pretrained(tiny_folder, scheduler=PNDMScheduler())
+    with pytest.raises(AdapEditError, match="PNDMScheduler .*these work: DDIM"):
+        pipe(SOURCE, TARGET, num_inference_steps=3)
+
+
+def refused(folder: Path | str, message: str, **options: object) -> None:
+    with pytest.raises(ModelError, match=message) as error:
+        AdapEditPipeline.from_pretrained(folder, **options)  # type: ignore[arg-type]
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_no_checkpoint(tmp_path, copy):
+    refused(tmp_path / "nowhere", "there is no model at .*give 'builtin', a folder")
+    refused(tmp_path, r"is no Stable Diffusion checkpoint .*no tokenizer.*save_pretrained")
+    shutil.rmtree(copy / "vae")
+    refused(copy, "no vae")
+
+
+def test_a_hub_that_is_out_of_reach_is_said_at_once(monkeypatch):
+    def unreachable(*args: object, **kwargs: object) -> None:
+        raise OSError("no route")
+
+    monkeypatch.setattr("socket.create_connection", unreachable)
+    monkeypatch.setattr("adapedit.checkpoint.getproxies", dict)
+    refused("some-owner/some-model", "no folder 'some-owner/some-model', and the hub .* can't be reached")
+
+
+@pytest.mark.parametrize("keep", [0, 4, 300, 0.5, -100])
+def test_truncated_weights(copy, keep):
+    path = copy / WEIGHTS
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * keep) if isinstance(keep, float) else keep])
+    refused(copy, "unet.*safetensors is corrupt or cut short .*copy it again")
+
+
+def test_corrupt_weights(copy):
+    path = copy / WEIGHTS
+    weights, data = load_file(path), path.read_bytes()
+    path.write_bytes(b"\xff" * 200 + data[200:])
+    refused(copy, "corrupt or cut short")
+    name = sorted(weights)[5]
+    save_file({key: value for key, value in weights.items() if key != name}, path, {"format": "pt"})
+    refused(copy, f"unet of model .* lacks 1 of its weights, {name} among them; copy the model again")
+    weights[name].view(-1)[0] = torch.nan
+    save_file(weights, path, {"format": "pt"})
+    refused(copy, f"numbers in {name} that are none")
+    weights[name] = weights[name][..., :1].contiguous()
+    save_file(weights, path, {"format": "pt"})
+    refused(copy, "unet of model .* can't be loaded: ")
+
+
+def test_weights_that_the_text_encoder_lacks(copy):
+    path = copy / "text_encoder" / "model.safetensors"
+    weights = load_file(path)
+    weights.pop(sorted(weights)[2])
+    save_file(weights, path, {"format": "pt"})
+    refused(copy, "text_encoder of model .* lacks 1 of its weights")
+
+
+def test_pickled_weights_are_never_read(copy):
+    (copy / WEIGHTS).rename(copy / "unet" / "diffusion_pytorch_model.bin")
+    refused(copy, "no .safetensors file and pickled weights are never read")
+
+
+def test_broken_configurations(copy):
+    (copy / "unet" / "config.json").write_text("{")
+    refused(copy, "the unet of model .* can't be loaded: ")
+
+
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99"])
+def test_devices_that_are_not_there(tiny_folder, device):
+    refused(tiny_folder, f"device '{device}' can't be used here .*use 'cpu'", device=device)
+
+
+def test_facts_beside_a_model(copy):
+    facts = {
+        "map_divisor": 1,
+        "guidance_scale": 3.0,
+        "known_words": [*SOURCE.split(), "sitting"],
+        "defaults": {"adapedit": {"lambda_tau": 0.7, "lambda_s": 0.9}},
+    }
+    (copy / "adapedit.json").write_text(json.dumps(facts))
+    pipe = AdapEditPipeline.from_pretrained(copy)
+    result = pipe(SOURCE, TARGET, num_inference_steps=2, lambda_s=0.5)
+    assert result.request.guidance_scale == 3.0
+    assert (result.request.method.lambda_tau, result.request.method.lambda_s) == (0.7, 0.5)  # type: ignore[union-attr]
+    with pytest.raises(
+        AdapEditError, match="target prompt has 'blue', a word .* does not know; it knows: a, red, dog"
+    ):
+        pipe(SOURCE, "a blue dog")
+    assert load_vocabulary(copy).max_tokens == 20
+
+
+@pytest.mark.parametrize(
+    "facts",
+    ["{", "[]", '{"map_divisor": "x"}', '{"nonsense": 1}', '{"defaults": {"adapedit": {"lambda_tau": -1}}}'],
+)
+def test_facts_that_can_not_be_used(copy, facts):
+    (copy / "adapedit.json").write_text(facts)
+    refused(copy, r"adapedit.json can't be used \(.*\); correct it or remove it")
+
+
+def test_no_facts_are_those_of_the_paper():
+    assert ModelFacts.read(None) == ModelFacts(guidance_scale=7.5, self_divisor=4)

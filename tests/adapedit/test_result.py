@@ -1,0 +1,150 @@
+"""Results on disk: enough to repeat the edit, whole or not there."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from adapedit import AdapEditError, EditRequest
+from adapedit.output import OutputError, OutputFolder, check_output
+from tests.helpers.edits import LONGER, SOURCE, grey_levels, request
+
+FILES = ["edit.json", "maps.png", "source.png", "target.png"]
+
+
+def names(folder: Path) -> list[str]:
+    """All that is in a folder, hidden files among it."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture(scope="module")
+def result(pipe):
+    return pipe.edit_batch([request(steps=2)])[0]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        request(SOURCE, LONGER, seed=3, lambda_tau=0.3, self_replace_steps=0.2),
+        request(
+            seed=5,
+            method="prompt-to-prompt",
+            equalizer=({"word": "sitting", "value": 3},),
+            local_blend=("dog",),
+        ),
+        request(method="plain", steps=3),
+    ],
+)
+def test_a_saved_edit_can_be_repeated(pipe, tmp_path, asked):
+    first = pipe.edit_batch([asked])[0]
+    first.save(tmp_path / "deep" / "out")
+    assert names(tmp_path / "deep") == ["out"] and names(tmp_path / "deep" / "out") == FILES
+    for place in (tmp_path / "deep" / "out", tmp_path / "deep" / "out" / "edit.json"):
+        again = EditRequest.read(place)
+        assert again == first.request
+    repeated = pipe.edit_batch([again])[0]
+    for name in ("source", "target"):
+        on_disk = Image.open(tmp_path / "deep" / "out" / f"{name}.png")
+        assert grey_levels(on_disk, getattr(repeated, f"{name}_image")) == 0
+
+
+def test_the_description_has_what_was_found(result, tmp_path):
+    description = json.loads((result.save(tmp_path / "out") / "edit.json").read_text())
+    assert description["request"]["method"]["lambda_tau"] == 1.0 and description["request"]["height"] == 16
+    assert [word["text"] for word in description["words"]] == SOURCE.replace("standing", "sitting").split()
+    assert set(description["timings"]) == {"text", "observe", "edit", "decode", "total"}
+
+
+def test_saving_again_replaces_what_an_edit_wrote_and_nothing_else(result, tmp_path):
+    result.save(tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "target.png").write_bytes(b"old")
+    result.save(tmp_path)
+    assert names(tmp_path) == sorted([*FILES, "notes.txt"])
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert grey_levels(Image.open(tmp_path / "target.png"), result.target_image) == 0
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
+@pytest.mark.parametrize("there", [False, True])
+def test_what_goes_wrong_while_writing_leaves_things_as_they_were(
+    result, tmp_path, monkeypatch, error, there
+):
+    folder = tmp_path / "deep" / "out"
+    if there:
+        result.save(folder)
+        before = {name: (folder / name).read_bytes() for name in FILES}
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise error
+
+    monkeypatch.setattr(type(result), "maps_sheet", fail)
+    expected = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else OutputError
+    with pytest.raises(expected) as raised:
+        result.save(folder)
+    if there:
+        assert {name: (folder / name).read_bytes() for name in names(folder)} == before
+    else:
+        assert names(tmp_path) == []
+    if expected is OutputError:
+        assert "(No space left on device); free some space or choose another" in str(raised.value)
+
+
+def test_an_interruption_between_the_files_leaves_no_description(result, tmp_path, monkeypatch):
+    result.save(tmp_path)
+    replace, calls = os.replace, []
+
+    def interrupt(*paths: object) -> None:
+        calls.append(paths)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        replace(*paths)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        result.save(tmp_path)
+    # Where edit.json stands the pictures beside it are its own; here they are of two edits.
+    assert names(tmp_path) == FILES[1:]
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"request": 3}', '{"request": {"source_prompt": "a dog"}}']
+)
+def test_what_is_no_description_is_refused(tmp_path, content):
+    (tmp_path / "edit.json").write_text(content)
+    with pytest.raises(AdapEditError) as error:
+        EditRequest.read(tmp_path)
+    assert "\n" not in str(error.value)
+    with pytest.raises(AdapEditError, match="give a folder that an edit was saved in"):
+        EditRequest.read(tmp_path / "nowhere")
+
+
+def test_folders_that_can_not_be_written_are_named(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    for bad in (tmp_path / "file", tmp_path / "file" / "out", Path("/proc/out"), Path("/dev/null/out")):
+        with pytest.raises(OutputError, match="can't write to .*; choose another output folder") as error:
+            check_output(bad)
+        assert "\n" not in str(error.value)
+        with pytest.raises(OutputError), OutputFolder(bad):
+            pytest.fail("the block was entered")
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_full_disk_is_seen_before_any_work(tmp_path, monkeypatch):
+    class Full:
+        free = 1000
+
+    monkeypatch.setattr("shutil.disk_usage", lambda path: Full)
+    with pytest.raises(OutputError, match="No space left on device.*free some space"):
+        check_output(tmp_path / "out")
+
+
+def test_checking_makes_nothing(tmp_path):
+    check_output(tmp_path / "not" / "there" / "yet")
+    check_output(tmp_path)
+    assert names(tmp_path) == []
