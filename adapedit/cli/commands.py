@@ -74,6 +74,7 @@ def edit(
     local_blend: o.LocalBlend = None,
     set_: o.Set = None,
     model: o.Model = "builtin",
+    runner: o.Runner = None,
     device: o.Device = "auto",
     dtype: o.Dtype = o.Precision.float32,
     out: o.Out = Path("out"),
@@ -101,7 +102,9 @@ def edit(
     request = _request(source, target, seed, steps, guidance, settings)
     from adapedit.cli import session, show
 
-    result = session.run_edits([request], model=model, device=device, dtype=dtype.value, out=out)[0]
+    result = session.run_edits(
+        [request], model=model, runner=runner, device=device, dtype=dtype.value, out=out
+    )[0]
     result.save(out)
     files = ["source.png", "target.png", "maps.png", "edit.json"]
     if json:

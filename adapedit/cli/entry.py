@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """The same, returning the exit code."""
-    from adapedit.cli.commands import app
+    from adapedit.cli.bundle import app
 
     try:
         with warnings.catch_warnings():
@@ -44,7 +44,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         print(f"adapedit: {message}", file=sys.stderr)
         return USER_ERROR
     if code == INTERRUPTED:
-        print("adapedit: interrupted; nothing was written", file=sys.stderr)
+        print("adapedit: interrupted", file=sys.stderr)
     return code
 
 

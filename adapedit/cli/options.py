@@ -42,9 +42,17 @@ Set = Annotated[
 Model = Annotated[
     str,
     typer.Option(
-        help="builtin, a folder in the diffusers layout, or a hub name.",
+        help="builtin, a folder in the diffusers layout, a bundle, or a hub name.",
         rich_help_panel=MODEL,
         show_default=True,
+    ),
+]
+Runner = Annotated[
+    str | None,
+    typer.Option(
+        help="What executes the model: onnxruntime, tensorrt-rtx, ... for bundles, pytorch or pytorch-compiled "
+        "for checkpoints.",
+        rich_help_panel=MODEL,
     ),
 ]
 Device = Annotated[

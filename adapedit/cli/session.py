@@ -28,6 +28,7 @@ def run_edits(
     model: str,
     device: str,
     dtype: str,
+    runner: str | None = None,
     out: Path | None = None,
     max_rows: int | None = None,
 ) -> list[EditResult]:
@@ -46,11 +47,12 @@ def run_edits(
         task = progress.add_task("Loading the model", total=None)
         import torch
 
+        from adapedit.bundle import load_any
         from adapedit.pipeline import MAX_ROWS, AdapEditPipeline
 
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        pipe = AdapEditPipeline.from_pretrained(model, device=device, torch_dtype=getattr(torch, dtype))
+        pipe = AdapEditPipeline(load_any(model, device=device, runner=runner, dtype=getattr(torch, dtype)))
         progress.update(task, description="Denoising")
         results = pipe.edit_batch(
             requests,

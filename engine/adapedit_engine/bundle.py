@@ -111,6 +111,16 @@ def describe_files(folder: Path) -> dict[str, FileSpec]:
     return found
 
 
+def refuse_output(out: str | Path, *, replace: bool = False) -> None:
+    """Raise `BundleError` unless a bundle may be written to `out`; replace: an earlier one may be there."""
+    out = Path(out)
+    if out.exists() and not (replace and (out / MANIFEST_FILE).is_file()):
+        hint = (
+            "it is no bundle: choose another name" if replace else "choose another name, or pass --overwrite"
+        )
+        raise BundleError(f"{out} is there already; {hint}")
+
+
 @contextmanager
 def new_folder(out: str | Path, *, replace: bool = False) -> Iterator[Path]:
     """A temporary folder beside `out` that takes its name when the block ends well, and vanishes otherwise.
@@ -119,11 +129,7 @@ def new_folder(out: str | Path, *, replace: bool = False) -> Iterator[Path]:
     where `out` can't be written.
     """
     out = Path(out)
-    if out.exists() and not (replace and (out / MANIFEST_FILE).is_file()):
-        hint = (
-            "it is no bundle: choose another name" if replace else "choose another name, or pass --overwrite"
-        )
-        raise BundleError(f"{out} is there already; {hint}")
+    refuse_output(out, replace=replace)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
@@ -161,5 +167,6 @@ __all__ = [
     "check_file",
     "describe_files",
     "new_folder",
+    "refuse_output",
     "sha256_of",
 ]
