@@ -60,6 +60,19 @@ class AdapEditPipeline:
         """
         return cls(load_model(model, device=device, dtype=torch_dtype, scheduler=scheduler))
 
+    @classmethod
+    def from_bundle(
+        cls, bundle: str | Path, runner: str = "onnxruntime", *, verify: bool = True
+    ) -> AdapEditPipeline:
+        """Load a bundle made by `adapedit export`, executed by a runner of `adapedit_engine.runners.registry`.
+
+        verify: compare the files with the manifest's sums. Raises `BundleError` for a folder that is no whole
+        bundle, and `RunnerError` for a runner that can't run here; no other one takes its place.
+        """
+        from adapedit.bundle import load_bundle
+
+        return cls(load_bundle(bundle, runner, verify=verify))
+
     def __call__(
         self,
         source_prompt: str,
