@@ -196,7 +196,7 @@ def test_ctrl_c_ends_with_130_and_leaves_nothing(pipe, capfd, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, interrupt)
             assert run([*EDIT, "--out", "a/b"]) == 130
-        assert capfd.readouterr().err == "adapedit: interrupted; nothing was written\n"
+        assert capfd.readouterr().err == "adapedit: interrupted\n"
         assert names(".") == []
 
 

@@ -1,0 +1,97 @@
+"""A random model in the true shape of Stable Diffusion v1.4, saved as a folder, loads and edits."""
+
+from __future__ import annotations
+
+import gc
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from adapedit import AdapEditPipeline
+from tests.helpers.edits import SOURCE, TARGET
+from tests.helpers.tiny_model import SCHEDULER
+from tests.helpers.tokenizers import small_clip_tokenizer
+
+TOKENS = 77
+VOCABULARY = 49408
+
+
+def save_part(part: torch.nn.Module, folder: Path) -> int:
+    """Write a module in float16 and return its number of parameters."""
+    count = sum(parameter.numel() for parameter in part.parameters())
+    part.half().save_pretrained(folder)  # type: ignore[operator]
+    return count
+
+
+def save_stable_diffusion(folder: Path) -> dict[str, int]:
+    """The five parts with the dimensions of CompVis/stable-diffusion-v1-4. Returns parameters by part."""
+    torch.manual_seed(0)
+    tokenizer = small_clip_tokenizer(max_length=TOKENS)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    DDIMScheduler(**SCHEDULER).save_pretrained(folder / "scheduler")
+    text = CLIPTextConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=768,
+        intermediate_size=3072,
+        projection_dim=768,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        max_position_embeddings=TOKENS,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    channels = (320, 640, 1280, 1280)
+    counts = {"text_encoder": save_part(CLIPTextModel(text), folder / "text_encoder")}
+    counts["unet"] = save_part(
+        UNet2DConditionModel(
+            sample_size=64, block_out_channels=channels, cross_attention_dim=768, attention_head_dim=8
+        ),
+        folder / "unet",
+    )
+    counts["vae"] = save_part(
+        AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(128, 256, 512, 512),
+            layers_per_block=2,
+            sample_size=512,
+            scaling_factor=0.18215,
+        ),
+        folder / "vae",
+    )
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
+    return counts
+
+
+@pytest.mark.slow
+def test_two_steps_at_512_pixels(tmp_path):
+    """About 10 GB of memory and 2 GB of disk."""
+    torch.set_num_threads(2)
+    start = time.perf_counter()
+    counts = save_stable_diffusion(tmp_path)
+    gc.collect()
+    assert counts == {"text_encoder": 123_060_480, "unet": 859_520_964, "vae": 83_653_863}
+    made = time.perf_counter()
+    pipe = AdapEditPipeline.from_pretrained(tmp_path)
+    loaded = time.perf_counter()
+    result = pipe(SOURCE, TARGET, num_inference_steps=2)
+    edited = time.perf_counter()
+    assert result.source_image.size == result.target_image.size == (512, 512)
+    assert result.target_maps.shape == (32, 32, TOKENS)
+    assert np.isfinite(result.target_maps).all() and np.asarray(result.target_image).std() > 0
+    assert result.request.guidance_scale == 7.5
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(
+        f"made and saved {made - start:.0f} s, loaded {loaded - made:.0f} s, edited {edited - loaded:.0f} s "
+        f"{result.timings}, peak {peak:.1f} GiB",
+        file=sys.stderr,
+    )
