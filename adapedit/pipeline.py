@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -25,6 +25,9 @@ from adapedit_engine.loop import EditOutcome, denoise
 from adapedit_engine.plan import EditPlan
 from adapedit_engine.rows import check_plan
 from adapedit_kernels.errors import AdapEditError
+
+if TYPE_CHECKING:
+    from adapedit.serving import EditServer, Finished
 
 MAX_ROWS = 32
 
@@ -157,32 +160,64 @@ class AdapEditPipeline:
             merged = [merge([plans[i] for i in group]) for group in second]
             edited = denoise(merged, runner, callback=steps.of(1), max_rows=max_rows)
         clock.lap("edit")
-        pictures = [self._pictures(outcome.latents) for outcome in edited]
+        finished: dict[int, EditOutcome] = {}
+        for group, outcome in zip(second, edited, strict=True):
+            parts = split(outcome, [plans[i] for i in group])
+            for i, part in zip(group, parts, strict=True):
+                finished[i] = edits[i].method.finish(edits[i].context, seen.get(i), part)
+        painted = self._painted(finished.values())
         clock.lap("decode")
 
-        results: dict[int, EditResult] = {}
-        for group, outcome, painted in zip(second, edited, pictures, strict=True):
-            parts = split(outcome, [plans[i] for i in group])
-            for target, (i, part) in enumerate(zip(group, parts, strict=True), start=1):
-                edit = edits[i]
-                results[i] = make_result(
+        results: list[EditResult] = []
+        for i, edit in enumerate(edits):
+            source, target = finished[i].latents
+            results.append(
+                make_result(
                     request=edit.request,
                     model=self.model.name,
                     context=edit.context,
-                    edited=part,
-                    found=edit.method.findings(edit.context, seen.get(i), part),
-                    source_image=painted[0],
-                    target_image=painted[target],
+                    edited=finished[i],
+                    found=edit.method.findings(edit.context, seen.get(i), finished[i]),
+                    source_image=painted[_key(source)],
+                    target_image=painted[_key(target)],
                     seconds=clock.seconds,
                 )
-        for i in range(len(edits)):
-            for message in results[i].warnings:
-                warnings.warn(f"{edits[i].request.target_prompt!r}: {message}", EditWarning, stacklevel=2)
-        return [results[i] for i in range(len(edits))]
+            )
+        for result in results:
+            for message in result.warnings:
+                warnings.warn(f"{result.request.target_prompt!r}: {message}", EditWarning, stacklevel=2)
+        return results
 
-    def _pictures(self, latents: Tensor) -> list[Image.Image]:
-        pixels = self.model.decode(latents).permute(0, 2, 3, 1).mul(255).round().to(torch.uint8).numpy()
-        return [Image.fromarray(picture) for picture in pixels]
+    def serve(self, **options: Any) -> EditServer:
+        """A server in the background, for edits that arrive when they like: `with pipe.serve() as server:`.
+
+        `server.submit(request)` gives a future, `server.stream(requests)` results as they finish. options: those
+        of `EditServer`.
+        """
+        from adapedit.serving import EditServer
+
+        return EditServer(self.model, **options)
+
+    def stream(
+        self,
+        requests: Iterable[EditRequest],
+        *,
+        ahead: int | None = None,
+        callback: Progress | None = None,
+        **options: Any,
+    ) -> Iterator[Finished]:
+        """Edits as they finish, from requests that are taken as there is room. See `EditServer.stream`."""
+        with self.serve(**options) as server:
+            yield from server.stream(requests, ahead=ahead, callback=callback)
+
+    def _painted(self, outcomes: Iterable[EditOutcome]) -> dict[bytes, Image.Image]:
+        """Every track's picture, by its latents: a source that many edits share is decoded once."""
+        tracks = {_key(latents): latents for outcome in outcomes for latents in outcome.latents}
+        pictures = {}
+        for key, latents in tracks.items():
+            pixels = self.model.decode(latents[None])[0].permute(1, 2, 0)
+            pictures[key] = Image.fromarray(pixels.mul(255).round().to(torch.uint8).numpy())
+        return pictures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,3 +243,7 @@ class _Edit:
 
 def _groups(plans: Sequence[EditPlan], shared: bool, max_rows: int | None) -> list[tuple[int, ...]]:
     return share(plans, max_rows=max_rows) if shared else [(place,) for place in range(len(plans))]
+
+
+def _key(latents: Tensor) -> bytes:
+    return latents.cpu().numpy().tobytes()

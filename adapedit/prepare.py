@@ -7,6 +7,7 @@ import torch
 from adapedit.alignment import align
 from adapedit.methods.context import EditContext
 from adapedit.model import EditModel
+from adapedit.noising import noise_levels
 from adapedit.request import EditRequest
 from adapedit_engine.schedule import Schedule
 from adapedit_kernels.errors import AdapEditError
@@ -58,6 +59,7 @@ def make_context(request: EditRequest, model: EditModel) -> EditContext:
         guidance_scale=request.guidance_scale,
         latents=latents,
         noise=noise,
+        levels=noise_levels(model.scheduler, request.num_inference_steps),
         unconditional=unconditional,
         source=source,
         target=target,

@@ -173,9 +173,10 @@ def _seen(reading: Reading, case: Case) -> list[bool]:
 
 def _kept(view: View, reading: Reading) -> list[bool]:
     changed = {(change.attribute, change.figure) for change in view.case.changes}
-    slots = range(len(view.reading[0]))
-    others = [(name, slot) for slot in slots for name in FIGURE_ATTRIBUTES if (name, slot) not in changed]
-    others += [] if ("place", None) in changed else [("place", None)]
+    all_attributes: list[tuple[str, int | None]] = [
+        (name, slot) for slot in range(len(view.reading[0])) for name in FIGURE_ATTRIBUTES
+    ]
+    others = [other for other in [*all_attributes, ("place", None)] if other not in changed]
     same = [_value(reading, *other) == _value(view.reading, *other) for other in others]
     return [len(reading[0]) == len(view.reading[0]), *same]
 

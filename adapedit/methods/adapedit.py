@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from adapedit.alignment import Alignment
-from adapedit.methods.context import EditContext, Findings
+from adapedit.methods.context import EditContext, Findings, Method
 from adapedit.methods.settings import AdapEdit
 from adapedit_engine.adaptive import Adaptive, observe
 from adapedit_engine.loop import EditOutcome
@@ -20,7 +20,7 @@ RELEASED_THRESHOLD = 0.002
 
 
 @dataclass(frozen=True)
-class AdapEditMethod:
+class AdapEditMethod(Method):
     """Two passes (faithful) or one: see `AdapEdit` for the knobs."""
 
     settings: AdapEdit

@@ -21,7 +21,7 @@ class EditContext:
     """Everything of one edit that does not depend on the method.
 
     latents [1, C, h, w], times the schedule's init_noise_sigma; unconditional, source, target: hidden states [N, D];
-    noise [T, C, h, w] for stochastic schedules, shared by all tracks.
+    noise [T, C, h, w] for stochastic schedules, shared by all tracks; levels [T, 2], see `noise_levels`.
     """
 
     alignment: Alignment
@@ -33,6 +33,7 @@ class EditContext:
     unconditional: Tensor
     source: Tensor
     target: Tensor
+    levels: Tensor
     noise: Tensor | None = None
 
     @property
@@ -86,12 +87,19 @@ class Method(Protocol):
     """A method as functions of its context; it holds its settings and nothing else."""
 
     def observe(self, context: EditContext) -> EditPlan | None:
-        """A pass to run before the edit, whose averages `plan` wants; None where there is none."""
-        ...
+        """A pass to run before the edit, whose outcome `plan` wants; None where there is none."""
+        return None
 
     def plan(self, context: EditContext, observed: EditOutcome | None) -> EditPlan:
-        """The edit: track 0 is the source, track 1 the target."""
+        """The edit: track 0 is the source, track 1 the target, unless `finish` makes them of what it gives.
+
+        Called with None for `observed` first, for all that does not depend on it.
+        """
         ...
+
+    def finish(self, context: EditContext, observed: EditOutcome | None, edited: EditOutcome) -> EditOutcome:
+        """The outcome with the source first and the target second."""
+        return edited
 
     def findings(self, context: EditContext, observed: EditOutcome | None, edited: EditOutcome) -> Findings:
         """What to tell of the words once the edit is done."""

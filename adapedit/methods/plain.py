@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from adapedit.methods.context import EditContext, Findings
+from adapedit.methods.context import EditContext, Findings, Method
 from adapedit.methods.settings import Plain
 from adapedit_engine.loop import EditOutcome
 from adapedit_engine.plan import EditPlan
 
 
 @dataclass(frozen=True)
-class PlainMethod:
+class PlainMethod(Method):
     """No row takes anything from another."""
 
     settings: Plain
-
-    def observe(self, context: EditContext) -> None:
-        return None
 
     def plan(self, context: EditContext, observed: EditOutcome | None) -> EditPlan:
         return context.plan((context.source, context.target), collect=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from adapedit.alignment import Alignment
-from adapedit.methods.context import EditContext, Findings
+from adapedit.methods.context import EditContext, Findings, Method
 from adapedit.methods.settings import PromptToPrompt, WordValue
 from adapedit_engine.blend import LocalBlend
 from adapedit_engine.loop import EditOutcome
@@ -18,13 +18,10 @@ from adapedit_kernels.errors import AdapEditError
 
 
 @dataclass(frozen=True)
-class PromptToPromptMethod:
+class PromptToPromptMethod(Method):
     """Replacement and refinement are the alignment's token map and own weight; re-weighting scales its columns."""
 
     settings: PromptToPrompt
-
-    def observe(self, context: EditContext) -> None:
-        return None
 
     def plan(self, context: EditContext, observed: EditOutcome | None) -> EditPlan:
         settings, alignment = self.settings, context.alignment

@@ -6,12 +6,20 @@ from typing import Any
 
 from adapedit.methods.adapedit import AdapEditMethod
 from adapedit.methods.context import Method
+from adapedit.methods.masactrl import MasaCtrlMethod
 from adapedit.methods.plain import PlainMethod
 from adapedit.methods.prompt_to_prompt import PromptToPromptMethod
-from adapedit.methods.settings import AdapEdit, Plain, PromptToPrompt
+from adapedit.methods.sdedit import SDEditMethod
+from adapedit.methods.settings import AdapEdit, MasaCtrl, Plain, PromptToPrompt, SDEdit
 from adapedit.model import ModelFacts
 
-_KINDS: dict[type, Any] = {Plain: PlainMethod, PromptToPrompt: PromptToPromptMethod, AdapEdit: AdapEditMethod}
+_KINDS: dict[type, Any] = {
+    Plain: PlainMethod,
+    PromptToPrompt: PromptToPromptMethod,
+    AdapEdit: AdapEditMethod,
+    MasaCtrl: MasaCtrlMethod,
+    SDEdit: SDEditMethod,
+}
 
 
 def make_method(settings: Any, facts: ModelFacts) -> Method:

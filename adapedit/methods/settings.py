@@ -91,11 +91,36 @@ class AdapEdit(_Settings):
     self_replace_steps: Share | None = None
 
 
-MethodSettings = Annotated[Plain | PromptToPrompt | AdapEdit, Field(discriminator="name")]
+class MasaCtrl(_Settings):
+    """MasaCtrl (Cao et al. 2023): the target's own layout, with the looks of the source.
+
+    start_step:  share of the trajectory after which self-attention takes keys and values from the source (4 of 50).
+    start_layer: share of the decoder's self-attention layers before the first that does (layer 10 of the 16 of Stable
+                 Diffusion, of which 7 to 15 are the decoder's).
+    """
+
+    name: Literal["masactrl"] = "masactrl"
+    start_step: Share = 0.08
+    start_layer: Share = 1 / 3
+
+
+class SDEdit(_Settings):
+    """SDEdit (Meng et al. 2022): the noised source picture, denoised under the target prompt.
+
+    strength: share of the steps that are run; more moves further from the source. The paper finds 0.3 to 0.6 best.
+    """
+
+    name: Literal["sdedit"] = "sdedit"
+    strength: Share = 0.6
+
+
+MethodSettings = Annotated[Plain | PromptToPrompt | AdapEdit | MasaCtrl | SDEdit, Field(discriminator="name")]
 
 METHODS: dict[str, type[_Settings]] = {
     "adapedit": AdapEdit,
     "prompt-to-prompt": PromptToPrompt,
+    "masactrl": MasaCtrl,
+    "sdedit": SDEdit,
     "plain": Plain,
 }
 """Every method by its name."""
