@@ -79,7 +79,7 @@ def load_any(
     *,
     runner: str | None = None,
     device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
+    torch_dtype: torch.dtype = torch.float32,
 ) -> EditModel:
     """A bundle behind a runner (by default "onnxruntime"), or a checkpoint ("pytorch", "pytorch-compiled").
 
@@ -93,7 +93,7 @@ def load_any(
             raise RunnerError(f"runner {runner!r} wants a bundle; make one: {command}")
         known = ", ".join((*CHECKPOINT_RUNNERS, *BUNDLE_RUNNERS))
         raise RunnerError(f"there is no runner {runner!r}; use one of: {known}")
-    model = load_model(source, device=device, dtype=dtype)
+    model = load_model(source, device=device, dtype=torch_dtype)
     if runner == "pytorch-compiled":
         from adapedit_engine.runners.compiled import CompiledRunner
 

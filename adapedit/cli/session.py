@@ -47,12 +47,16 @@ def run_edits(
         task = progress.add_task("Loading the model", total=None)
         import torch
 
-        from adapedit.bundle import load_any
+        from adapedit.bundle import is_bundle, load_any
         from adapedit.pipeline import MAX_ROWS, AdapEditPipeline
 
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        pipe = AdapEditPipeline(load_any(model, device=device, runner=runner, dtype=getattr(torch, dtype)))
+        options = {"device": device, "torch_dtype": getattr(torch, dtype)}
+        if runner is None and not is_bundle(model):
+            pipe = AdapEditPipeline.from_pretrained(model, **options)
+        else:
+            pipe = AdapEditPipeline(load_any(model, runner=runner, **options))
         progress.update(task, description="Denoising")
         results = pipe.edit_batch(
             requests,
