@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from adapedit.cli import batch as batch_command
 from adapedit.cli import options as o
 
 
@@ -235,6 +236,9 @@ def words(
         show.print_json({**show.words_dict(result.alignment), **result.to_dict()})
     else:
         show.print_words(result.alignment, result.words)
+
+
+app.command(epilog=_examples(*batch_command.EXAMPLES))(batch_command.batch)
 
 
 def _fields(source: str, target: str, seed: int, steps: int, guidance: float | None) -> dict[str, Any]:

@@ -1,0 +1,177 @@
+"""A file of requests to a folder of results, begun again wherever it was interrupted."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from adapedit.methods.settings import make_settings
+from adapedit.model import EditModel
+from adapedit.prepare import complete
+from adapedit.request import EditRequest
+from adapedit.result import EditResult
+from adapedit.serving.server import EditServer, Finished
+from adapedit_kernels.errors import AdapEditError
+
+IDS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchLine:
+    """A line of the file. id: of its folder; error: where it is no request."""
+
+    number: int
+    id: str
+    request: EditRequest | None = None
+    error: str | None = None
+
+
+@dataclass(kw_only=True)
+class BatchReport:
+    """How a batch went. skipped: edits that an earlier run had finished; failures: by id, why."""
+
+    done: int = 0
+    skipped: int = 0
+    failures: dict[str, str] = field(default_factory=dict)
+
+
+def read_lines(path: Path) -> list[BatchLine]:
+    """Requests, one JSON object a line: the fields of `EditRequest`, and `id` for the folder (by default the line's
+    number).
+
+    `method` is an object with `name` and knobs, or a name alone. A line that can't be read becomes a failure of its
+    own. Raises `AdapEditError` for a file that can't be read, and for two lines with one id.
+    """
+    try:
+        texts = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise AdapEditError(
+            f"{path} can't be read ({error}); give a file with one JSON object a line"
+        ) from error
+    lines = [_line(number, text) for number, text in enumerate(texts, start=1) if text.strip()]
+    seen: dict[str, int] = {}
+    for line in lines:
+        if line.id in seen:
+            raise AdapEditError(
+                f"{path}: lines {seen[line.id]} and {line.number} have the id {line.id!r}; give each its own"
+            )
+        seen[line.id] = line.number
+    return lines
+
+
+def shard_of(lines: Sequence[BatchLine], shard: str | None) -> list[BatchLine]:
+    """Every n-th line, for `shard` "i/n" with i from 1: the shards of one file never overlap."""
+    if shard is None:
+        return list(lines)
+    found = re.fullmatch(r"(\d+)/(\d+)", shard)
+    index, count = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not 1 <= index <= count:
+        raise AdapEditError(f"shard is {shard!r}, wanted i/n with i from 1 to n, for example 1/4")
+    return list(lines[index - 1 :: count])
+
+
+def run_batch(
+    server: EditServer,
+    lines: Sequence[BatchLine],
+    out: Path,
+    *,
+    name: str = "failures",
+    callback: Callable[[BatchReport], None] | None = None,
+) -> BatchReport:
+    """Run what is not there yet, each edit into a folder of its own below `out`.
+
+    A folder stands there whole or not at all, and is taken as done if its edit.json has the same request.
+    Failures are written to `<name>.jsonl` as they happen; the file is removed where there are none.
+    """
+    report, failures = BatchReport(), out / f"{name}.jsonl"
+    out.mkdir(parents=True, exist_ok=True)
+    failures.unlink(missing_ok=True)
+
+    def failed(line: BatchLine, error: object) -> None:
+        report.failures[line.id] = " ".join(str(error).split()) or type(error).__name__
+        entry = {"id": line.id, "line": line.number, "error": report.failures[line.id]}
+        with failures.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    waiting: list[BatchLine] = []
+    for line in lines:
+        _remove_parts(out, line.id)
+        if line.request is None:
+            failed(line, line.error)
+        elif is_done(out / line.id, line.request, server.model):
+            report.skipped += 1
+        else:
+            waiting.append(line)
+    if callback is not None:
+        callback(report)
+    with ThreadPoolExecutor(1, "adapedit-save") as writer:
+        for line, saved in _saved(server, waiting, out, writer):
+            try:
+                saved.result()
+                report.done += 1
+            except Exception as error:
+                failed(line, error)
+            if callback is not None:
+                callback(report)
+    return report
+
+
+def is_done(folder: Path, request: EditRequest, model: EditModel) -> bool:
+    """Whether `folder` holds the result of this request on this model."""
+    try:
+        wanted = complete(request, model).model_dump(mode="json")
+        stored = json.loads((folder / "edit.json").read_text(encoding="utf-8"))
+        return stored["request"] == wanted and stored["model"] == model.name
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _saved(
+    server: EditServer, lines: Sequence[BatchLine], out: Path, writer: ThreadPoolExecutor
+) -> Iterator[tuple[BatchLine, Future[Any]]]:
+    """Lines with the future of their folder. One is written while the next edits run; no more wait in memory."""
+    last: tuple[BatchLine, Future[Any]] | None = None
+    for item in server.stream(line.request for line in lines if line.request is not None):
+        if last is not None:
+            yield last
+        line = lines[item.place]
+        last = line, writer.submit(_save, item, out / line.id)
+    if last is not None:
+        yield last
+
+
+def _save(item: Finished, folder: Path) -> Path:
+    if item.error is not None:
+        raise item.error
+    result: EditResult | None = item.result
+    assert result is not None
+    return result.save(folder)
+
+
+def _line(number: int, text: str) -> BatchLine:
+    name = f"{number:05d}"
+    try:
+        fields = json.loads(text)
+        if not isinstance(fields, dict):
+            raise AdapEditError("a line has to be a JSON object with source_prompt and target_prompt")
+        given = str(fields.pop("id", name))
+        if not IDS.fullmatch(given):
+            raise AdapEditError(f"id {given!r} is no folder name; use letters, digits, '.', '_' and '-'")
+        name = given
+        if isinstance(fields.get("method"), str):
+            fields["method"] = make_settings(fields["method"])
+        return BatchLine(number=number, id=name, request=EditRequest.make(**fields))
+    except ValueError as error:
+        return BatchLine(number=number, id=name, error=f"line {number}: {error}")
+
+
+def _remove_parts(out: Path, id: str) -> None:
+    """What a killed run had begun to write."""
+    for part in out.glob(f".{id}.????????.part"):
+        shutil.rmtree(part, ignore_errors=True)
