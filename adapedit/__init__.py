@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from adapedit.alignment import Alignment, Word, align
-    from adapedit.pipeline import AdapEditPipeline
+    from adapedit.pipeline import AdapEditPipeline, EditWarning
     from adapedit.request import EditRequest
     from adapedit.result import EditResult
     from adapedit_kernels.errors import AdapEditError
@@ -24,6 +24,7 @@ _HOMES = {
     "Alignment": "adapedit.alignment",
     "EditRequest": "adapedit.request",
     "EditResult": "adapedit.result",
+    "EditWarning": "adapedit.pipeline",
     "Word": "adapedit.alignment",
     "align": "adapedit.alignment",
 }
@@ -34,6 +35,7 @@ __all__ = [
     "Alignment",
     "EditRequest",
     "EditResult",
+    "EditWarning",
     "Word",
     "__version__",
     "align",
