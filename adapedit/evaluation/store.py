@@ -1,0 +1,89 @@
+"""Scores on disk: one line of JSON each, so that an evaluation that was stopped goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from adapedit.evaluation.scores import Score
+from adapedit_kernels.errors import AdapEditError
+
+FORMAT = 1
+
+
+class StoreError(AdapEditError):
+    """A file of scores that belongs to another evaluation, or is none."""
+
+
+class ScoreStore:
+    """A JSONL file: the first line says what was evaluated, each other one is a score.
+
+    Lines are written whole; what a crash left of a last line is cut off when the file is opened again.
+    """
+
+    def __init__(self, path: Path, about: dict[str, Any]) -> None:
+        """Open or make the file. Raises `StoreError` where it is about something else (`about` differs)."""
+        self.path = path
+        about = {"format": FORMAT, **about}
+        self.scores: list[Score] = []
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = path.read_bytes() if path.exists() else b""
+        whole = text[: text.rfind(b"\n") + 1]
+        if len(whole) < len(text):
+            os.truncate(path, len(whole))
+        if whole:
+            self._read(whole.decode(errors="replace").splitlines(), about)
+        else:
+            self._write(json.dumps(about) + "\n")
+
+    def append(self, scores: Iterable[Score]) -> None:
+        """Write scores, and see to it that they are on the disk."""
+        scores = list(scores)
+        self._write("".join(json.dumps(score.to_dict()) + "\n" for score in scores))
+        self.scores += scores
+
+    def _write(self, text: str) -> None:
+        with open(self.path, "ab", buffering=0) as file:
+            file.write(text.encode())
+            os.fsync(file.fileno())
+
+    def _read(self, lines: list[str], about: dict[str, Any]) -> None:
+        for number, line in enumerate(lines, start=1):
+            try:
+                fields = json.loads(line)
+                if number == 1:
+                    self._compare(dict(fields), about)
+                else:
+                    self.scores.append(Score.from_dict(fields))
+            except (ValueError, KeyError, TypeError) as error:
+                if isinstance(error, StoreError):
+                    raise
+                raise StoreError(
+                    f"line {number} of {self.path} is no score ({error}); remove the file or the line"
+                ) from error
+
+    def _compare(self, found: dict[str, Any], about: dict[str, Any]) -> None:
+        for name, value in about.items():
+            if found.get(name) != value:
+                raise StoreError(
+                    f"{self.path} is of another evaluation ({name} was {found.get(name)!r} and is {value!r} now); "
+                    "choose another output folder, or remove it"
+                )
+
+
+def fingerprint(*parts: Any) -> str:
+    """Eight hexadecimal digits of the weights in modules, or in objects that hold modules."""
+    value = 0
+    for part in parts:
+        modules = [part] if isinstance(part, nn.Module) else list(vars(part).values())
+        for module in modules:
+            if isinstance(module, nn.Module):
+                for weight in module.state_dict().values():
+                    value = zlib.crc32(weight.detach().float().cpu().numpy().tobytes(), value)
+    return f"{value:08x}"

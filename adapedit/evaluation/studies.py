@@ -1,0 +1,98 @@
+"""What is compared: the methods with each other, the method without its parts, its knobs, and its variants."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from adapedit.methods.settings import METHODS, make_settings
+from adapedit_kernels.errors import AdapEditError
+
+Knobs = Mapping[str, Mapping[str, Any]]
+"""Per method, knobs that hold for all its variants in a study."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """A knob at several values. expected: the sign that its curves should have, by Figure 7 of the paper."""
+
+    knob: str
+    values: tuple[float, ...]
+    expected: int
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+
+    def label(self, value: float) -> str:
+        return f"{self.knob} = {value:g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """Variants by label, the one that the others are compared with first; and the curves to draw, if any."""
+
+    name: str
+    title: str
+    variants: Mapping[str, Any]
+    sweeps: tuple[Sweep, ...] = ()
+
+
+SWEEPS = (
+    Sweep(knob="lambda_tau", values=(0.0, 0.25, 0.5, 0.75, 1.0, 1.5), expected=-1),
+    Sweep(knob="lambda_s", values=(0.0, 0.25, 0.5, 0.75, 0.9, 1.0), expected=+1),
+    Sweep(knob="lambda_spatial", values=(0.0, 0.25, 0.5, 0.75, 1.0), expected=+1, fixed={"lambda_s": 0.9}),
+)
+"""Figure 7: less lambda_tau, more lambda_s and more lambda_S each move the edit further from the source."""
+
+ABLATIONS: Mapping[str, Mapping[str, Any]] = {
+    "adapedit": {},
+    "without FWT": {"fwt": False},
+    "without DPS": {"dps": False},
+    "without the mask": {"mask": False},
+}
+"""Figure 6: one tau for all words, S = 1 everywhere, alpha_tau = 0."""
+
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "adapedit": {},
+    "single pass": {"single_pass": True},
+    "released formulas": {"variant": "released"},
+    "spatial map per step": {"spatial_map": "per-step"},
+    "single pass, map per step": {"single_pass": True, "spatial_map": "per-step"},
+}
+
+TITLES = {
+    "scenes": "All methods",
+    "ablation": "AdapEdit without its parts (Figure 6)",
+    "knobs": "AdapEdit's knobs (Figure 7)",
+    "variants": "One pass or two, paper or released formulas, static or per-step map",
+}
+"""The studies by name."""
+
+
+def make_study(name: str, methods: Sequence[str] | None = None, knobs: Knobs | None = None) -> Study:
+    """A study by its name; `methods` chooses among those of "scenes". Raises `AdapEditError` for unknown names."""
+    knobs = knobs or {}
+    for method in (*knobs, *(methods or ())):
+        if method not in METHODS:
+            raise AdapEditError(f"there is no method {method!r}; use some of: {', '.join(METHODS)}")
+    if name not in TITLES:
+        raise AdapEditError(f"there is no suite {name!r}; use one of: {', '.join(TITLES)}")
+    if methods and name != "scenes":
+        raise AdapEditError(
+            f"{name} is a study of adapedit alone; leave --methods out, or use the suite scenes"
+        )
+    own = knobs.get("adapedit", {})
+    sweeps = SWEEPS if name == "knobs" else ()
+    if name == "scenes":
+        variants = {method: make_settings(method, **knobs.get(method, {})) for method in methods or METHODS}
+    elif name == "knobs":
+        variants = {"adapedit": make_settings("adapedit", **own)} | {
+            sweep.label(value): make_settings("adapedit", **{**own, **sweep.fixed, sweep.knob: value})
+            for sweep in sweeps
+            for value in sweep.values
+        }
+    else:
+        table = ABLATIONS if name == "ablation" else VARIANTS
+        variants = {
+            label: make_settings("adapedit", **{**own, **changes}) for label, changes in table.items()
+        }
+    return Study(name=name, title=TITLES[name], variants=variants, sweeps=sweeps)

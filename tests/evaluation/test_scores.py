@@ -1,0 +1,123 @@
+"""Evaluation of editors whose worth is known, scores on disk, and what the report says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from adapedit.evaluation.report import make_report, paired
+from adapedit.evaluation.scores import Score, evaluate
+from adapedit.evaluation.store import ScoreStore, StoreError, fingerprint
+from adapedit.evaluation.studies import SWEEPS, TITLES, make_study
+from adapedit.evaluation.suite import scene_suite
+from adapedit.methods.settings import METHODS, make_settings
+from adapedit_kernels.errors import AdapEditError
+from tests.evaluation.fake_editor import DrawingEditor
+
+CASES = scene_suite(limit=9)
+METHODS_TRIED = ("adapedit", "prompt-to-prompt", "plain")
+
+
+@pytest.fixture(scope="module")
+def scores() -> list[Score]:
+    editor = DrawingEditor()
+    variants = {name: make_settings(name) for name in METHODS_TRIED}
+    return evaluate(editor, CASES, variants, reader=editor.reader)
+
+
+def test_one_call_scores_cases_by_settings() -> None:
+    editor, seen = DrawingEditor(), []
+    settings = make_settings("adapedit", lambda_tau=0.5)
+    found = evaluate(
+        editor,
+        CASES,
+        settings,
+        reader=editor.reader,
+        num_inference_steps=7,
+        batch=4,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert [score.case for score in found] == [case.name for case in CASES]
+    assert all(score.verdict.product > 0.98 and score.variant == "adapedit" for score in found)
+    assert seen == [(4, 9), (8, 9), (9, 9)]
+    assert {request.num_inference_steps for request in editor.requests} == {7}
+    assert all(request.method == settings for request in editor.requests)
+
+
+def test_the_report_ranks_the_methods(scores: list[Score]) -> None:
+    report = make_report(scores, METHODS_TRIED)
+    means = report["groups"]["all"]["means"]
+    assert means["adapedit"]["product"]["value"] > 0.98
+    assert means["prompt-to-prompt"]["success"]["value"] == 0 == means["plain"]["product"]["value"]
+    assert means["prompt-to-prompt"]["background"]["value"] == 1 > means["plain"]["background"]["value"]
+    against = report["groups"]["all"]["product against"]["plain"]
+    assert against["difference"]["low"] > 0.9 and against["p_value"] < 0.01
+    assert report["usable"] == report["cases"] == 9 and set(report["groups"]) >= {"all", "pose", "two words"}
+    assert json.loads(json.dumps(report)) == report
+
+
+def test_only_cases_that_all_variants_have_are_compared(scores: list[Score]) -> None:
+    table = paired(scores[:-1], METHODS_TRIED)
+    assert {len(found) for found in table.values()} == {8}
+    with pytest.raises(AdapEditError, match="none of the 1 cases can be used"):
+        make_report(scores[:1], METHODS_TRIED)
+
+
+def test_scores_survive_the_disk_and_a_crash(scores: list[Score], tmp_path: Path) -> None:
+    path, about = tmp_path / "scores.jsonl", {"steps": 30}
+    ScoreStore(path, about).append(scores[:2])
+    with path.open("a") as file:
+        file.write('{"case": "pose-0')  # the machine went down here
+    again = ScoreStore(path, about)
+    assert again.scores == scores[:2]
+    again.append(scores[2:])
+    assert ScoreStore(path, about).scores == scores
+
+
+def test_scores_of_something_else_are_refused(scores: list[Score], tmp_path: Path) -> None:
+    path = tmp_path / "scores.jsonl"
+    ScoreStore(path, {"steps": 30})
+    with pytest.raises(StoreError, match="another evaluation .steps was 30 and is 50 now"):
+        ScoreStore(path, {"steps": 50})
+    with path.open("a") as file:
+        file.write('{"case": 3}\n')
+    with pytest.raises(StoreError, match="line 2 of .* is no score"):
+        ScoreStore(path, {"steps": 30})
+
+
+def test_fingerprints_tell_weights_apart() -> None:
+    one, other = DrawingEditor().model, DrawingEditor().model
+    assert fingerprint(one.vae) == fingerprint(one.vae) == fingerprint(one.text_encoder)
+    assert fingerprint(one.vae) != fingerprint(other.vae)
+
+
+@pytest.mark.parametrize("name", TITLES)
+def test_studies_compare_different_settings(name: str) -> None:
+    study = make_study(name, knobs={"adapedit": {"alpha_tau": 0.2}})
+    settings = [value.model_dump_json() for value in study.variants.values()]
+    assert next(iter(study.variants)) == "adapedit"
+    if name == "scenes":
+        assert list(study.variants) == list(METHODS)
+    else:
+        assert all(value.alpha_tau == 0.2 for value in study.variants.values())
+    assert len(set(settings)) >= len(settings) - 3  # sweeps pass through the defaults
+
+
+def test_curves_follow_their_knob() -> None:
+    editor = DrawingEditor()
+    study = make_study("knobs")
+    found = evaluate(editor, CASES[:7], study.variants, reader=editor.reader)
+    curves = {curve["knob"]: curve for curve in make_report(found, list(study.variants), SWEEPS)["curves"]}
+    assert curves["lambda_s"]["success"]["rank correlation"]["value"] > 0.8
+    assert curves["lambda_tau"]["success"]["rank correlation"]["value"] == 0
+
+
+def test_bad_studies_are_refused() -> None:
+    with pytest.raises(AdapEditError, match="no suite 'photos'; use one of: scenes, ablation"):
+        make_study("photos")
+    with pytest.raises(AdapEditError, match="no method 'p2p'"):
+        make_study("scenes", ["p2p"])
+    with pytest.raises(AdapEditError, match="leave --methods out"):
+        make_study("knobs", ["plain"])
