@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """The same, returning the exit code."""
-    from adapedit.cli.bundle import app
+    from adapedit.cli.evaluate import app
 
     try:
         with warnings.catch_warnings():

@@ -110,24 +110,34 @@ def run(
         raise AdapEditError(f"batch is {batch}, wanted at least 1")
     digests = {label: settings_digest(pipe, value) for label, value in variants.items()}
     for start in range(0, len(work), batch):
-        part = [(case, labels) for case, labels in work[start : start + batch] if labels]
+        # Variants that differ in nothing but their label (a sweep passes through the default) are run once.
+        part = [
+            (case, labels, _first_of_each(labels, digests)) for case, labels in work[start : start + batch]
+        ]
         requests = [
             request_of(case, variants[label], num_inference_steps, guidance_scale)
-            for case, labels in part
-            for label in labels
+            for case, _, different in part
+            for label in different.values()
         ]
         with warnings.catch_warnings():
             # Each says that a map points at nothing; over a suite the scores say it.
             warnings.simplefilter("ignore")
             results = iter(pipe.edit_batch(requests))
-        scores = []
-        for case, labels in part:
-            edits = [next(results) for _ in labels]
+        scores: list[Score] = []
+        for case, labels, different in part:
+            if not labels:
+                continue
+            edits = [next(results) for _ in different]
             view = judge.view(case, edits[0].source_image)
             verdicts = judge.verdicts(view, [edit.target_image for edit in edits])
-            for label, verdict in zip(labels, verdicts, strict=True):
-                scores.append(_score(case, label, digests[label], verdict))
+            found = dict(zip(different, verdicts, strict=True))
+            scores += [_score(case, label, digests[label], found[digests[label]]) for label in labels]
         yield scores
+
+
+def _first_of_each(labels: Sequence[str], digests: Mapping[str, str]) -> dict[str, str]:
+    """Per digest, the first label that has it."""
+    return {digests[label]: label for label in reversed(labels)}
 
 
 def request_of(

@@ -1,0 +1,157 @@
+"""The command `adapedit eval`: how well do the methods edit? Heavy imports are inside, as in the other commands."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from adapedit.cli import options as o
+from adapedit.cli.bundle import app
+
+__all__ = ["app"]
+
+
+class Suite(str, Enum):
+    """What is evaluated."""
+
+    scenes = "scenes"
+    ablation = "ablation"
+    knobs = "knobs"
+    variants = "variants"
+
+
+class Half(str, Enum):
+    """Of the suite: one for choosing defaults, one for reporting."""
+
+    development = "development"
+    test = "test"
+    both = "both"
+
+
+@app.command(
+    name="eval",
+    epilog="\n\n".join(
+        [
+            "[dim]Examples:[/dim]",
+            "adapedit eval scenes",
+            "adapedit eval knobs --limit 70 --half development --set adapedit.alpha_tau=0.2",
+        ]
+    ),
+)
+def evaluate(
+    suite: Annotated[
+        Suite, typer.Argument(help="scenes: all methods; the others are studies of adapedit alone.")
+    ] = Suite.scenes,
+    methods: Annotated[
+        str | None, typer.Option(metavar="NAME,NAME", help="Of the suite scenes; by default all.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only so many edits, balanced over the kinds.")
+    ] = None,
+    half: Annotated[Half, typer.Option(help="Of the suite.")] = Half.both,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 30,
+    guidance: o.Guidance = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="METHOD.KNOB=VALUE", help="A method's knob; may be repeated."),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Cases that are edited together.")] = 4,
+    model: o.Model = "builtin",
+    device: o.Device = "auto",
+    dtype: o.Dtype = o.Precision.float32,
+    out: o.Out = Path("out/eval"),
+    json: o.Json = False,
+) -> None:
+    """Score edits of the scene suite against the truth; a run that was stopped goes on where it was.
+
+    Writes scores.jsonl, SUITE.json and SUITE.html.
+    """
+    from adapedit.evaluation.studies import make_study
+
+    chosen = None if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
+    study = make_study(suite.value, chosen, _per_method(set_))
+    from adapedit.cli import show
+    from adapedit.evaluation.run import run_study
+    from adapedit.evaluation.suite import scene_suite
+    from adapedit.output import check_output
+
+    check_output(out)
+    cases = scene_suite(None if half is Half.both else half.value, limit)
+    with _progress() as progress:
+        task = progress.add_task("Loading the model", total=None)
+        report = run_study(
+            _load(model, device, dtype.value),
+            study,
+            cases,
+            out,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            batch=batch,
+            progress=lambda done, total: progress.update(
+                task, description="Editing", completed=done, total=total
+            ),
+        )
+    if json:
+        show.print_json(report)
+    else:
+        _print(report, out, suite.value)
+
+
+def _progress() -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
+def _load(model: str, device: str, dtype: str) -> Any:
+    import torch
+
+    from adapedit.pipeline import AdapEditPipeline
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return AdapEditPipeline.from_pretrained(model, device=device, torch_dtype=getattr(torch, dtype))
+
+
+def _per_method(assignments: list[str] | None) -> dict[str, dict[str, Any]]:
+    from adapedit.cli.knobs import parse
+    from adapedit_kernels.errors import AdapEditError
+
+    knobs: dict[str, dict[str, Any]] = {}
+    for name, value in parse(assignments).items():
+        method, dot, knob = name.rpartition(".")
+        if not dot:
+            raise AdapEditError(f"--set {name} names no method; write it as --set METHOD.KNOB=VALUE")
+        knobs.setdefault(method, {})[knob] = value
+    return knobs
+
+
+def _print(report: dict[str, Any], out: Path, name: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    metrics = ("success", "kept", "background", "product")
+    table = Table(title=f"{report['usable']} of {report['cases']} edits, means with 95 % intervals")
+    for column in ("", *metrics, "rows a step"):
+        table.add_column(column, justify="left" if not column else "right")
+    for variant, found in report["groups"]["all"]["means"].items():
+        cells = [
+            f"{found[m]['value']:.3f} [dim]{found[m]['low']:.3f} to {found[m]['high']:.3f}[/dim]"
+            for m in metrics
+        ]
+        table.add_row(variant, *cells, f"{report['rows of a step'][variant]:g}")
+    console = Console()
+    console.print(table)
+    for curve in report["curves"]:
+        rho = curve["success"]["rank correlation"]
+        console.print(
+            f"{curve['knob']}: rank correlation with success {rho['value']:+.2f} "
+            f"({rho['low']:+.2f} to {rho['high']:+.2f}), expected {'+' if curve['expected sign'] > 0 else '-'}"
+        )
+    console.print(f"{out / (name + '.html')}")

@@ -1,0 +1,161 @@
+"""An evaluation from end to end: what is not yet scored is run, then the report and its page are written."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from adapedit.evaluation.page import make_page
+from adapedit.evaluation.report import make_report, paired
+from adapedit.evaluation.scores import (
+    BATCH,
+    STEPS,
+    Editor,
+    Score,
+    judge_with,
+    request_of,
+    run,
+    settings_digest,
+)
+from adapedit.evaluation.store import ScoreStore, fingerprint
+from adapedit.evaluation.studies import Study
+from adapedit.evaluation.suite import Case, digest, scene_suite
+from adapedit.methods.registry import make_method
+from adapedit.prepare import complete, make_context
+from adapedit.sheets import Cell, sheet
+from adapedit_engine.plan import plan_rows
+
+SCORES, SHOWN = "scores.jsonl", 4
+"""File of the scores; cases of each contact sheet."""
+
+
+def run_study(
+    pipe: Editor,
+    study: Study,
+    cases: Sequence[Case],
+    folder: Path,
+    *,
+    reader: Any = None,
+    num_inference_steps: int = STEPS,
+    guidance_scale: float | None = None,
+    batch: int = BATCH,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Score `cases` by the study's variants and write scores.jsonl, NAME.json and NAME.html into `folder`.
+
+    What scores.jsonl has already, from this study or another over the same model, is not run again. progress: called
+    with the number of edits that are scored and that of all. Returns the report.
+    """
+    judge = judge_with(reader)
+    about = {
+        "model": pipe.model.name,
+        "weights": fingerprint(pipe.model.text_encoder, pipe.model.vae, pipe.model.runner),
+        "reader": fingerprint(judge.reader),
+        "suite": digest(scene_suite()),
+        "num_inference_steps": num_inference_steps,
+        "guidance_scale": guidance_scale,
+    }
+    store = ScoreStore(folder / SCORES, about)
+    digests = {label: settings_digest(pipe, settings) for label, settings in study.variants.items()}
+    known = {(score.case, score.settings): score for score in store.scores}
+    work = [
+        (case, tuple(label for label, key in digests.items() if (case.name, key) not in known))
+        for case in cases
+    ]
+    work = [(case, labels) for case, labels in work if labels]
+    total, missing = len(cases) * len(digests), sum(len(labels) for _, labels in work)
+    done = total - missing
+    for part in run(pipe, work, study.variants, judge, num_inference_steps, guidance_scale, batch):
+        store.append(part)
+        known |= {(score.case, score.settings): score for score in part}
+        done += len(part)
+        if progress is not None:
+            progress(done, total)
+    scores = [
+        dataclasses.replace(known[case.name, key], variant=label)
+        for case in cases
+        for label, key in digests.items()
+    ]
+    report = {
+        "study": study.name,
+        **about,
+        "settings": {label: settings.model_dump() for label, settings in study.variants.items()},
+        "rows of a step": unet_rows(pipe, study, cases[0], num_inference_steps),
+        **make_report(scores, list(digests), study.sweeps),
+    }
+    sheets = contact_sheets(pipe, study, cases, scores, num_inference_steps, guidance_scale)
+    _write(folder / f"{study.name}.json", json.dumps(report, indent=2) + "\n")
+    rows = {f"UNet rows of {label}": f"{value:g} a step" for label, value in report["rows of a step"].items()}
+    _write(folder / f"{study.name}.html", make_page(study.title, {**about, **rows}, report, sheets))
+    return report
+
+
+def unet_rows(pipe: Editor, study: Study, case: Case, steps: int) -> dict[str, float]:
+    """What an edit costs alone, per variant: rows of the UNet over all its passes, for each of `steps` steps."""
+    costs = {}
+    for label, settings in study.variants.items():
+        request = complete(request_of(case, settings, steps), pipe.model)
+        context, method = make_context(request, pipe.model), make_method(request.method, pipe.model.facts)
+        passes = [method.observe(context), method.plan(context, None)]
+        costs[label] = sum(plan_rows(plan) * plan.steps for plan in passes if plan is not None) / steps
+    return costs
+
+
+def contact_sheets(
+    pipe: Editor,
+    study: Study,
+    cases: Sequence[Case],
+    scores: Sequence[Score],
+    steps: int,
+    guidance_scale: float | None,
+) -> dict[str, Image.Image]:
+    """Best, median and worst cases of the study's first variant, with all variants side by side.
+
+    The pictures are made again: the same request gives the same picture, so none has to be kept.
+    """
+    table = paired(scores, list(study.variants))
+    first, places = next(iter(study.variants)), range(len(next(iter(table.values()))))
+    order = sorted(places, key=lambda place: (-table[first][place].verdict.product, place))
+    middle = max(0, len(order) // 2 - SHOWN // 2)
+    chosen = {
+        f"Best of {first}": order[:SHOWN],
+        f"Median of {first}": order[middle : middle + SHOWN],
+        f"Worst of {first}": order[-SHOWN:],
+    }
+    by_name = {case.name: case for case in cases}
+    sheets = {}
+    for title, some in chosen.items():
+        rows = []
+        for place in some:
+            case = by_name[table[first][place].case]
+            requests = [
+                request_of(case, settings, steps, guidance_scale) for settings in study.variants.values()
+            ]
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                results = pipe.edit_batch(requests)
+            cells = [Cell(results[0].source_image, "source")]
+            for label, result in zip(study.variants, results, strict=True):
+                cells.append(Cell(result.target_image, label, _note(table[label][place])))
+            rows.append((f"{case.source_prompt} → {case.target_prompt}", cells))
+        sheets[title] = sheet(rows, columns=8, cell=144)
+    return sheets
+
+
+def _note(score: Score) -> str:
+    found = score.verdict
+    seen = "seen" if found.success else "not seen"
+    return f"{seen}, {'kept' if found.kept else 'not kept'}, background {found.background:.2f}"
+
+
+def _write(path: Path, text: str) -> None:
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
