@@ -5,7 +5,7 @@ All of them read metadata only (shape, dtype, device, strides), except :func:`ch
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from adapedit_kernels.errors import AdapEditError
 
 __all__ = [
     "check_choice",
+    "check_contiguous",
     "check_dtype",
     "check_last_stride",
     "check_rows",
@@ -26,7 +27,7 @@ __all__ = [
 
 def tracing() -> bool:
     """True while a compiler or an exporter follows the code, so that values can't be looked at."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
 
 
 def values_readable(tensor: Tensor) -> bool:
@@ -59,7 +60,7 @@ def check_dtype(operation: str, name: str, tensor: Tensor, wanted: Sequence[torc
         raise AdapEditError(f"{operation}: {name} is {got}, wanted {names}; convert it with .to()")
 
 
-def check_same_device(operation: str, tensors: dict[str, Tensor | None]) -> None:
+def check_same_device(operation: str, tensors: Mapping[str, Tensor | None]) -> None:
     """Raise unless all tensors given lie on the device of the first."""
     first: tuple[str, torch.device] | None = None
     for name, tensor in tensors.items():
@@ -102,4 +103,13 @@ def check_rows(operation: str, name: str, rows: Tensor, count: int) -> None:
         raise AdapEditError(
             f"{operation}: {name} holds rows {int(low)} to {int(high)}, wanted 0 to {count - 1}; "
             "it indexes the rows of this batch"
+        )
+
+
+def check_contiguous(operation: str, name: str, tensor: Tensor | None) -> None:
+    """Raise unless the tensor, where there is one, lies in memory without gaps and in order."""
+    if tensor is not None and not tensor.is_contiguous():
+        raise AdapEditError(
+            f"{operation}: {name} has strides {list(tensor.stride())}, the kernel takes a contiguous tensor; "
+            "call .contiguous() on it"
         )

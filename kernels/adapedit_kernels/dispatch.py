@@ -6,11 +6,12 @@ import importlib.util
 import os
 
 import torch
+from torch import Tensor
 
 from adapedit_kernels.checks import check_choice
 from adapedit_kernels.errors import ImplementationError
 
-__all__ = ["IMPLEMENTATIONS", "chosen_implementation", "interpreting"]
+__all__ = ["IMPLEMENTATIONS", "chosen_implementation", "interpreting", "wants_gradient"]
 
 IMPLEMENTATIONS = ("auto", "reference", "triton")
 
@@ -22,15 +23,25 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on")
 
 
+def wants_gradient(*tensors: Tensor | None) -> bool:
+    """True where gradients are being recorded for one of the tensors."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
 def chosen_implementation(
-    implementation: str = "auto", device: torch.device | str = "cpu", *, operation: str = "adapedit_kernels"
+    implementation: str = "auto",
+    device: torch.device | str = "cpu",
+    *,
+    gradient: bool = False,
+    operation: str = "adapedit_kernels",
 ) -> str:
     """Name the implementation that a call with these arguments runs.
 
     Args:
-        implementation: ``"auto"`` (Triton on CUDA devices where it is installed, the reference elsewhere),
-            ``"reference"`` or ``"triton"``.
+        implementation: ``"auto"`` (Triton on CUDA devices where it is installed and no gradient is wanted, the
+            reference elsewhere), ``"reference"`` or ``"triton"``.
         device: where the operation's tensors lie.
+        gradient: whether gradients are wanted, which only the references have.
         operation: used in messages only.
 
     Returns:
@@ -43,9 +54,14 @@ def chosen_implementation(
     check_choice(operation, "implementation", implementation, IMPLEMENTATIONS)
     kind = torch.device(device).type
     if implementation == "auto":
-        return "triton" if kind == "cuda" and _HAS_TRITON else "reference"
+        return "triton" if kind == "cuda" and _HAS_TRITON and not gradient else "reference"
     if implementation == "reference":
         return implementation
+    if gradient:
+        raise ImplementationError(
+            f"{operation}: implementation 'triton' has no gradient and one of the tensors requires it; "
+            "call it under torch.no_grad() or name 'reference'"
+        )
     if not _HAS_TRITON:
         raise ImplementationError(
             f"{operation}: implementation 'triton' needs the package triton, which is not installed; "

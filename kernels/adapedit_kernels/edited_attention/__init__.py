@@ -5,9 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from adapedit_kernels.dispatch import chosen_implementation
+from adapedit_kernels.dispatch import chosen_implementation, wants_gradient
 from adapedit_kernels.edited_attention import reference
-from adapedit_kernels.edited_attention.arguments import check_arguments
+from adapedit_kernels.edited_attention.arguments import Controls, check_arguments
+from adapedit_kernels.edited_attention.operator import (
+    edited_attention_maps_operator,
+    edited_attention_operator,
+)
 
 __all__ = ["edited_attention", "edited_attention_with_maps"]
 
@@ -60,26 +64,23 @@ def edited_attention(
         AdapEditError: shapes, dtypes, devices or strides that don't fit, rows outside the batch.
         ImplementationError: the named implementation can't run here.
     """
-    chosen = chosen_implementation(implementation, query.device, operation="edited_attention")
+    scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
     controls = (source_row, token_map, own_weight, spatial_weight, spatial_map)
+    chosen = _choose(implementation, query, key, value)
+    if chosen == "triton":
+        if map_sum is None:
+            out = edited_attention_operator(query, key, value, *controls, scale, edited, check_values)
+        else:
+            out = edited_attention_maps_operator(
+                query, key, value, *controls, map_sum, map_weight, scale, edited, check_values
+            )
+        return out.transpose(1, 2)
     check_arguments(
         query, key, value, controls, map_sum, edited=edited, check_values=check_values, chosen=chosen
     )
-    out, maps = reference.edited_attention_with_maps(
-        query,
-        key,
-        value,
-        source_row=source_row,
-        token_map=token_map,
-        own_weight=own_weight,
-        spatial_weight=spatial_weight,
-        spatial_map=spatial_map,
-        scale=scale,
-        edited=edited,
-        maps=map_sum is not None,
-    )
-    if map_sum is not None:
-        assert maps is not None
+    wanted = map_sum is not None
+    out, maps = _reference(query, key, value, controls, scale, edited, maps=wanted, fused=True)
+    if map_sum is not None and maps is not None:
         map_sum.add_(maps.detach(), alpha=map_weight)
     return out
 
@@ -96,22 +97,62 @@ def edited_attention_with_maps(
     spatial_map: Tensor | None = None,
     scale: float | None = None,
     edited: bool = True,
+    maps: bool = True,
     check_values: bool = True,
     implementation: str = "auto",
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     """As :func:`edited_attention`, with nothing in place: returns the output and the averaged own maps.
 
-    With the reference both are differentiable in query, key and value, and the call exports to ONNX.
+    With the reference both are differentiable in query, key and value, and the call exports to ONNX. A row that
+    is its own source comes out the same to the last bit whatever ``edited`` and ``maps`` say, since fused
+    attention is never used here.
+
+    Args:
+        maps: False returns None in place of the maps, and on a GPU saves their cost.
 
     Returns:
-        out [B, H, P, D], and the mean over heads of each row's own ``M`` [B, P, N] (float32; float64 for float64).
+        out [B, H, P, D], and the mean over heads of each row's own ``M`` [B, P, N] float32
+        (float64 for float64), or None.
     """
-    chosen = chosen_implementation(implementation, query.device, operation="edited_attention")
+    scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
     controls = (source_row, token_map, own_weight, spatial_weight, spatial_map)
+    chosen = _choose(implementation, query, key, value)
+    if chosen == "triton" and not maps:
+        out = edited_attention_operator(query, key, value, *controls, scale, edited, check_values)
+        return out.transpose(1, 2), None
+    if chosen == "triton":
+        shape = (query.shape[0], query.shape[2], key.shape[2])
+        own = torch.zeros(shape, dtype=torch.float32, device=query.device)
+        out = edited_attention_maps_operator(
+            query, key, value, *controls, own, 1.0, scale, edited, check_values
+        )
+        return out.transpose(1, 2), own
     check_arguments(
         query, key, value, controls, None, edited=edited, check_values=check_values, chosen=chosen
     )
-    out, maps = reference.edited_attention_with_maps(
+    return _reference(query, key, value, controls, scale, edited, maps=maps)
+
+
+def _choose(implementation: str, *tensors: Tensor) -> str:
+    gradient = wants_gradient(*tensors)
+    return chosen_implementation(
+        implementation, tensors[0].device, gradient=gradient, operation="edited_attention"
+    )
+
+
+def _reference(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    controls: Controls,
+    scale: float,
+    edited: bool,
+    *,
+    maps: bool,
+    fused: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    source_row, token_map, own_weight, spatial_weight, spatial_map = controls
+    return reference.edited_attention_with_maps(
         query,
         key,
         value,
@@ -122,6 +163,6 @@ def edited_attention_with_maps(
         spatial_map=spatial_map,
         scale=scale,
         edited=edited,
+        maps=maps,
+        fused=fused,
     )
-    assert maps is not None
-    return out, maps

@@ -58,18 +58,21 @@ def edited_attention_with_maps(
     scale: float | None = None,
     edited: bool = True,
     maps: bool = True,
+    fused: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention whose probabilities are edited, and the rows' own maps averaged over heads.
 
-    Shapes as in :func:`adapedit_kernels.edited_attention.edited_attention`. Half precision is computed in
-    float32 and rounded once at the end.
+    ``fused`` lets plain calls (neither edited nor with maps) use PyTorch's fused attention, which rounds
+    differently from the edited path. Shapes as in
+    :func:`adapedit_kernels.edited_attention.edited_attention`. Half precision is computed in float32 and
+    rounded once at the end.
 
     Returns:
-        out [B, H, P, D] in the query's dtype, and ``M`` averaged over heads [B, P, N] (float32, or float64 for
-        float64 inputs), or None where ``maps`` is False.
+        out [B, H, P, D] in the query's dtype, and ``M`` averaged over heads [B, P, N] (float32, or float64
+        for float64 inputs), or None where ``maps`` is False.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    if not edited and not maps:
+    if fused and not edited and not maps:
         return F.scaled_dot_product_attention(query, key, value, scale=scale), None
     wide = wide_dtype(query)
     own = ((to_dtype(query, wide) * scale) @ to_dtype(key, wide).transpose(-1, -2)).softmax(

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from adapedit_kernels.checks import check_dtype, check_rows, check_same_device, check_shape
-from adapedit_kernels.dispatch import chosen_implementation
-from adapedit_kernels.errors import AdapEditError
+from adapedit_kernels.dispatch import chosen_implementation, wants_gradient
 from adapedit_kernels.guided_step import reference
+from adapedit_kernels.guided_step.arguments import check_arguments
+from adapedit_kernels.guided_step.operator import guided_step_operator
 
 __all__ = ["guided_step"]
-
-_NAME = "guided_step"
-_FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def guided_step(
@@ -58,44 +54,9 @@ def guided_step(
         AdapEditError: shapes, dtypes or devices that don't fit, indices out of range.
         ImplementationError: the named implementation can't run here.
     """
-    chosen_implementation(implementation, latents.device, operation=_NAME)
-    check_shape(_NAME, "latents", latents, (None, None, None, None), "[K, C, h, w]")
-    tracks, channels, height, width = latents.shape
-    check_shape(_NAME, "noise_pred", noise_pred, (None, channels, height, width), "[B, C, h, w]")
-    check_shape(_NAME, "guidance_rows", guidance_rows, (tracks, None), "[K, G]")
-    check_shape(_NAME, "guidance_weights", guidance_weights, tuple(guidance_rows.shape), "[K, G]")
-    check_shape(_NAME, "sample_weight", sample_weight, (tracks,), "[K]")
-    check_shape(_NAME, "output_weight", output_weight, (tracks,), "[K]")
-    _check_pair("noise", noise, "noise_weight", noise_weight)
-    _check_pair("blend_mask", blend_mask, "blend_source", blend_source)
-    if noise is not None and noise_weight is not None:
-        check_shape(_NAME, "noise", noise, (tracks, channels, height, width), "[K, C, h, w]")
-        check_shape(_NAME, "noise_weight", noise_weight, (tracks,), "[K]")
-    if blend_mask is not None and blend_source is not None:
-        check_shape(_NAME, "blend_mask", blend_mask, (tracks, 1, height, width), "[K, 1, h, w]")
-        check_shape(_NAME, "blend_source", blend_source, (tracks,), "[K]")
-    floating = {
-        "latents": latents,
-        "noise_pred": noise_pred,
-        "guidance_weights": guidance_weights,
-        "sample_weight": sample_weight,
-        "output_weight": output_weight,
-        "noise": noise,
-        "noise_weight": noise_weight,
-        "blend_mask": blend_mask,
-    }
-    for name, tensor in floating.items():
-        if tensor is not None:
-            check_dtype(_NAME, name, tensor, _FLOATING)
-    check_dtype(_NAME, "guidance_rows", guidance_rows, (torch.int64,))
-    if blend_source is not None:
-        check_dtype(_NAME, "blend_source", blend_source, (torch.int64,))
-    check_same_device(_NAME, floating | {"guidance_rows": guidance_rows, "blend_source": blend_source})
-    if check_values:
-        check_rows(_NAME, "guidance_rows", guidance_rows, noise_pred.shape[0])
-        if blend_source is not None:
-            check_rows(_NAME, "blend_source", blend_source, tracks)
-    return reference.guided_step(
+    gradient = wants_gradient(noise_pred, latents)
+    chosen = chosen_implementation(implementation, latents.device, gradient=gradient, operation="guided_step")
+    arguments = (
         noise_pred,
         latents,
         guidance_rows,
@@ -107,9 +68,7 @@ def guided_step(
         blend_mask,
         blend_source,
     )
-
-
-def _check_pair(first: str, one: Tensor | None, second: str, other: Tensor | None) -> None:
-    if (one is None) != (other is None):
-        missing, present = (first, second) if one is None else (second, first)
-        raise AdapEditError(f"{_NAME}: {present} is given without {missing}; give both or neither")
+    if chosen == "triton":
+        return guided_step_operator(*arguments, check_values)
+    check_arguments(*arguments, check_values=check_values, chosen=chosen)
+    return reference.guided_step(*arguments)

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from adapedit_kernels.checks import check_dtype, check_same_device, check_shape
-from adapedit_kernels.dispatch import chosen_implementation
-from adapedit_kernels.errors import AdapEditError
+from adapedit_kernels.dispatch import chosen_implementation, wants_gradient
 from adapedit_kernels.spatial_similarity import reference
+from adapedit_kernels.spatial_similarity.arguments import check_arguments, square
+from adapedit_kernels.spatial_similarity.operator import spatial_similarity_operator
 
 __all__ = ["spatial_similarity"]
 
 _NAME = "spatial_similarity"
-_FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-
-
-def _square(pixels: int) -> tuple[int, int]:
-    side = math.isqrt(pixels)
-    if side * side != pixels:
-        raise AdapEditError(f"{_NAME}: {pixels} pixels are no square; give map_size=(height, width)")
-    return side, side
 
 
 def spatial_similarity(
@@ -53,25 +43,17 @@ def spatial_similarity(
         AdapEditError: shapes, dtypes or devices that don't fit.
         ImplementationError: the named implementation can't run here.
     """
-    chosen_implementation(implementation, features.device, operation=_NAME)
-    check_shape(_NAME, "features", features, (None, None, None), "[B, P, V]")
-    batch, pixels, channels = features.shape
-    check_shape(_NAME, "key_embedding", key_embedding, (batch, channels), "[B, V]")
-    check_dtype(_NAME, "features", features, _FLOATING)
-    check_dtype(_NAME, "key_embedding", key_embedding, _FLOATING)
+    gradient = wants_gradient(features, key_embedding)
+    chosen = chosen_implementation(implementation, features.device, gradient=gradient, operation=_NAME)
     if not isinstance(lambda_spatial, Tensor):
-        lambda_spatial = torch.full(
-            (batch,), float(lambda_spatial), dtype=torch.float32, device=features.device
-        )
-    check_shape(_NAME, "lambda_spatial", lambda_spatial, (batch,), "[B]")
-    check_same_device(
-        _NAME, {"features": features, "key_embedding": key_embedding, "lambda_spatial": lambda_spatial}
-    )
-    if map_size is not None and map_size[0] * map_size[1] != pixels:
-        raise AdapEditError(
-            f"{_NAME}: map_size {map_size} has not the features' {pixels} pixels; give their size"
-        )
+        rows = (features.shape[0],)
+        lambda_spatial = torch.full(rows, float(lambda_spatial), dtype=torch.float32, device=features.device)
+    check_arguments(features, key_embedding, lambda_spatial, map_size, size, chosen=chosen)
+    pixels = features.shape[1]
+    if map_size is None:
+        map_size = (1, pixels) if size is None else square(pixels)
+    size = map_size if size is None else size
+    if chosen == "triton":
+        return spatial_similarity_operator(features, key_embedding, lambda_spatial, centre, *map_size, *size)
     similarity = reference.spatial_similarity(features, key_embedding, lambda_spatial, centre=centre)
-    if size is None:
-        return similarity
-    return reference.resize_map(similarity, map_size or _square(pixels), size)
+    return reference.resize_map(similarity, map_size, size)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from adapedit_kernels.checks import check_dtype, check_same_device, check_shape
-from adapedit_kernels.dispatch import chosen_implementation
+from adapedit_kernels.dispatch import chosen_implementation, wants_gradient
 from adapedit_kernels.word_relation import reference
+from adapedit_kernels.word_relation.arguments import check_arguments
+from adapedit_kernels.word_relation.operator import word_relation_operator
 from adapedit_kernels.word_relation.settings import RelationSettings, WordRelation
 
 __all__ = ["RelationSettings", "WordRelation", "word_relation"]
 
 _NAME = "word_relation"
-_FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def word_relation(
@@ -66,27 +66,26 @@ def word_relation(
         centre=centre,
         variant=variant,
     )
-    chosen_implementation(implementation, maps.device, operation=_NAME)
-    check_shape(_NAME, "maps", maps, (None, None, None), "[B, P, N]")
-    batch, pixels, tokens = maps.shape
-    check_shape(_NAME, "features", features, (batch, pixels, None), "[B, P, V]")
-    check_shape(_NAME, "key_tokens", key_tokens, (batch, tokens), "[B, N]")
-    check_shape(_NAME, "word_of_token", word_of_token, (batch, tokens), "[B, N]")
-    check_dtype(_NAME, "maps", maps, _FLOATING)
-    check_dtype(_NAME, "features", features, _FLOATING)
-    check_dtype(_NAME, "key_tokens", key_tokens, (torch.bool,))
-    check_dtype(_NAME, "word_of_token", word_of_token, (torch.int64,))
+    gradient = wants_gradient(maps, features)
+    chosen = chosen_implementation(implementation, maps.device, gradient=gradient, operation=_NAME)
+    batch = maps.shape[0]
     if not isinstance(lambda_tau, Tensor):
         lambda_tau = torch.full((batch,), float(lambda_tau), dtype=torch.float32, device=maps.device)
-    check_shape(_NAME, "lambda_tau", lambda_tau, (batch,), "[B]")
-    check_same_device(
-        _NAME,
-        {
-            "maps": maps,
-            "features": features,
-            "key_tokens": key_tokens,
-            "word_of_token": word_of_token,
-            "lambda_tau": lambda_tau,
-        },
+    check_arguments(maps, features, key_tokens, word_of_token, lambda_tau, chosen=chosen)
+    if chosen == "reference":
+        return reference.word_relation(maps, features, key_tokens, word_of_token, lambda_tau, settings)
+    return WordRelation(
+        *word_relation_operator(
+            maps,
+            features,
+            key_tokens,
+            word_of_token,
+            lambda_tau,
+            settings.threshold,
+            settings.threshold_mode,
+            settings.normalise,
+            settings.temperature,
+            settings.centre,
+            settings.variant,
+        )
     )
-    return reference.word_relation(maps, features, key_tokens, word_of_token, lambda_tau, settings)

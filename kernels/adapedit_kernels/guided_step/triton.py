@@ -1,0 +1,195 @@
+"""Guidance, scheduler update and local blend in one pass over the latents, and the launcher."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from adapedit_kernels.checks import check_contiguous
+
+__all__ = ["guided_step_kernel", "launch"]
+
+_BLOCK = 512
+
+
+@triton.jit
+def _stepped(
+    noise_pred,
+    latents,
+    guidance_rows,
+    guidance_weights,
+    sample_weight,
+    output_weight,
+    noise,
+    noise_weight,
+    track,
+    place,
+    pred_place,
+    inside,
+    rows,
+    guidance,
+    size,
+    pred_row_stride,
+    NOISE: tl.constexpr,
+):
+    """The guided step of one track at some of its values, before any blend: float32."""
+    eps = tl.zeros([place.shape[0]], dtype=tl.float32)
+    for index in range(guidance):
+        row = tl.load(guidance_rows + track * guidance + index)
+        row = tl.minimum(tl.maximum(row, 0), rows - 1)  # a wrong row must not read foreign memory
+        weight = tl.load(guidance_weights + track * guidance + index).to(tl.float32)
+        pred = tl.load(noise_pred + row * pred_row_stride + pred_place, mask=inside, other=0.0)
+        eps += weight * pred.to(tl.float32)
+    sample = tl.load(latents + track * size + place, mask=inside, other=0.0).to(tl.float32)
+    result = tl.load(sample_weight + track).to(tl.float32) * sample
+    result += tl.load(output_weight + track).to(tl.float32) * eps
+    if NOISE:
+        fresh = tl.load(noise + track * size + place, mask=inside, other=0.0).to(tl.float32)
+        result += tl.load(noise_weight + track).to(tl.float32) * fresh
+    return result
+
+
+@triton.jit
+def guided_step_kernel(
+    noise_pred,
+    latents,
+    guidance_rows,
+    guidance_weights,
+    sample_weight,
+    output_weight,
+    noise,
+    noise_weight,
+    blend_mask,
+    blend_source,
+    out,
+    rows,
+    tracks,
+    guidance,
+    channels,
+    height,
+    width,
+    pred_row_stride,
+    pred_channel_stride,
+    pred_height_stride,
+    pred_width_stride,
+    BLOCK: tl.constexpr,
+    NOISE: tl.constexpr,
+    BLEND: tl.constexpr,
+):
+    track = tl.program_id(1).to(tl.int64)
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    pixels = height * width
+    size = channels * pixels
+    inside = place < size
+    pixel = place % pixels
+    pred_place = place // pixels * pred_channel_stride
+    pred_place += pixel // width * pred_height_stride + pixel % width * pred_width_stride
+    result = _stepped(
+        noise_pred,
+        latents,
+        guidance_rows,
+        guidance_weights,
+        sample_weight,
+        output_weight,
+        noise,
+        noise_weight,
+        track,
+        place,
+        pred_place,
+        inside,
+        rows,
+        guidance,
+        size,
+        pred_row_stride,
+        NOISE,
+    )
+    if BLEND:
+        source = tl.load(blend_source + track)
+        source = tl.minimum(tl.maximum(source, 0), tracks - 1)
+        if source != track:
+            base = _stepped(
+                noise_pred,
+                latents,
+                guidance_rows,
+                guidance_weights,
+                sample_weight,
+                output_weight,
+                noise,
+                noise_weight,
+                source,
+                place,
+                pred_place,
+                inside,
+                rows,
+                guidance,
+                size,
+                pred_row_stride,
+                NOISE,
+            )
+            mask = tl.load(blend_mask + track * pixels + pixel, mask=inside, other=0.0).to(tl.float32)
+            result = base + mask * (result - base)
+    tl.store(out + track * size + place, result.to(out.dtype.element_ty), mask=inside)
+
+
+def launch(
+    noise_pred: Tensor,
+    latents: Tensor,
+    guidance_rows: Tensor,
+    guidance_weights: Tensor,
+    sample_weight: Tensor,
+    output_weight: Tensor,
+    noise: Tensor | None,
+    noise_weight: Tensor | None,
+    blend_mask: Tensor | None,
+    blend_source: Tensor | None,
+) -> Tensor:
+    """Launch the kernel on arguments that fit; takes any strides of ``noise_pred``, else contiguous tensors.
+
+    Raises:
+        AdapEditError: a tensor other than ``noise_pred`` is not contiguous.
+    """
+    contiguous = {
+        "latents": latents,
+        "guidance_rows": guidance_rows,
+        "guidance_weights": guidance_weights,
+        "sample_weight": sample_weight,
+        "output_weight": output_weight,
+        "noise": noise,
+        "noise_weight": noise_weight,
+        "blend_mask": blend_mask,
+        "blend_source": blend_source,
+    }
+    for name, tensor in contiguous.items():
+        check_contiguous("guided_step", name, tensor)
+    out = torch.empty_like(latents)
+    tracks, channels, height, width = latents.shape
+    if out.numel() == 0:
+        return out
+    grid = (triton.cdiv(channels * height * width, _BLOCK), tracks)
+    guided_step_kernel[grid](
+        noise_pred,
+        latents,
+        guidance_rows,
+        guidance_weights,
+        sample_weight,
+        output_weight,
+        noise,
+        noise_weight,
+        blend_mask,
+        blend_source,
+        out,
+        noise_pred.shape[0],
+        tracks,
+        guidance_rows.shape[1],
+        channels,
+        height,
+        width,
+        *noise_pred.stride(),
+        BLOCK=_BLOCK,
+        NOISE=noise is not None,
+        BLEND=blend_mask is not None,
+        num_warps=4,
+    )
+    return out

@@ -1,0 +1,282 @@
+"""The word relation as three Triton kernels (embed, relate, finish), and their launcher.
+
+The masked maps' column sums are never formed: dividing a column by its sum (or by the softmax's) only scales a
+token's embedding, and embeddings are brought to length 1 right after.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from adapedit_kernels.checks import check_contiguous, check_last_stride
+from adapedit_kernels.word_relation.settings import FREED_EARLY, HELD_BASE, RelationSettings, WordRelation
+
+__all__ = ["embed_kernel", "finish_kernel", "launch", "relate_kernel"]
+
+_TINY = tl.constexpr(1e-12)
+_FREED_EARLY = tl.constexpr(FREED_EARLY)
+_HELD_BASE = tl.constexpr(HELD_BASE)
+_BLOCK_P = 16
+_BLOCK_V = 32
+
+
+@triton.jit
+def embed_kernel(
+    maps,
+    features,
+    embedding,
+    threshold,
+    temperature,
+    pixels,
+    tokens,
+    channels,
+    map_batch_stride,
+    map_pixel_stride,
+    batch_stride,
+    pixel_stride,
+    channel_stride,
+    BLOCK_P: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    RELATIVE: tl.constexpr,
+    SOFTMAX: tl.constexpr,
+    CENTRE: tl.constexpr,
+):
+    """Weighted sums of features for all tokens and some channels: [N, BLOCK_V] of one row."""
+    row = tl.program_id(1).to(tl.int64)
+    channel = tl.program_id(0) * BLOCK_V + tl.arange(0, BLOCK_V)
+    token = tl.arange(0, BLOCK_N)
+    peak = tl.full([BLOCK_N], float("-inf"), dtype=tl.float32)
+    centre = tl.zeros([BLOCK_V], dtype=tl.float32)
+    for start in range(0, pixels, BLOCK_P):
+        pixel = start + tl.arange(0, BLOCK_P)
+        columns = tl.load(
+            maps + row * map_batch_stride + pixel[None, :] * map_pixel_stride + token[:, None],
+            mask=(pixel[None, :] < pixels) & (token[:, None] < tokens),
+            other=float("-inf"),
+        )
+        peak = tl.maximum(peak, tl.max(columns.to(tl.float32), axis=1))
+        if CENTRE:
+            tile = tl.load(
+                features
+                + row * batch_stride
+                + pixel[:, None] * pixel_stride
+                + channel[None, :] * channel_stride,
+                mask=(pixel[:, None] < pixels) & (channel[None, :] < channels),
+                other=0.0,
+            )
+            centre += tl.sum(tile.to(tl.float32), axis=0)
+    centre = centre / pixels
+    limit = tl.zeros([BLOCK_N], dtype=tl.float32) + threshold
+    if RELATIVE:
+        limit = threshold * peak
+    seen = (peak >= limit) & (peak > 0)
+
+    total = tl.zeros([BLOCK_N, BLOCK_V], dtype=tl.float32)
+    for start in range(0, pixels, BLOCK_P):
+        pixel = start + tl.arange(0, BLOCK_P)
+        inside = (pixel[None, :] < pixels) & (token[:, None] < tokens)
+        weight = tl.load(
+            maps + row * map_batch_stride + pixel[None, :] * map_pixel_stride + token[:, None],
+            mask=inside,
+            other=0.0,
+        ).to(tl.float32)
+        weight = tl.where(weight >= limit[:, None], weight, 0.0)
+        if SOFTMAX:
+            weight = tl.exp((weight - peak[:, None]) / temperature)
+        weight = tl.where(inside & seen[:, None], weight, 0.0)
+        here = (pixel[:, None] < pixels) & (channel[None, :] < channels)
+        tile = tl.load(
+            features + row * batch_stride + pixel[:, None] * pixel_stride + channel[None, :] * channel_stride,
+            mask=here,
+            other=0.0,
+        ).to(tl.float32)
+        tile = tl.where(here, tile - centre[None, :], 0.0)
+        total = tl.dot(weight, tile, total, input_precision="ieee")
+    place = embedding + row * tokens * channels + token[:, None] * channels + channel[None, :]
+    tl.store(place, total, mask=(token[:, None] < tokens) & (channel[None, :] < channels))
+
+
+@triton.jit
+def _unit_rows(embedding, row, token, channel, tokens, channels, inverse):
+    tile = tl.load(
+        embedding + row * tokens * channels + token[:, None] * channels + channel[None, :],
+        mask=(token[:, None] < tokens) & (channel[None, :] < channels),
+        other=0.0,
+    )
+    return tile * inverse[:, None]
+
+
+@triton.jit
+def relate_kernel(
+    embedding,
+    key_tokens,
+    word_of_token,
+    lambda_tau,
+    relation,
+    word_steps,
+    word_share,
+    key_embedding,
+    tokens,
+    channels,
+    BLOCK_N: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    PAPER: tl.constexpr,
+):
+    """Relation and steps of one token; the first token's program also writes the key embedding."""
+    row = tl.program_id(1).to(tl.int64)
+    this = tl.program_id(0)
+    token = tl.arange(0, BLOCK_N)
+    real = token < tokens
+    squares = tl.zeros([BLOCK_N], dtype=tl.float32)
+    ones = tl.full([BLOCK_N], 1.0, dtype=tl.float32)
+    for start in range(0, channels, BLOCK_V):
+        tile = _unit_rows(embedding, row, token, start + tl.arange(0, BLOCK_V), tokens, channels, ones)
+        squares += tl.sum(tile * tile, axis=1)
+    inverse = 1.0 / tl.maximum(tl.sqrt(squares), _TINY)
+
+    is_key = (tl.load(key_tokens + row * tokens + token, mask=real, other=0) != 0).to(tl.float32)
+    words = tl.load(word_of_token + row * tokens + token, mask=real, other=-1)
+    word = tl.load(word_of_token + row * tokens + this)
+    group = (real & (((words == word) & (word >= 0)) | (token == this))).to(tl.float32)
+    product = tl.zeros([BLOCK_V], dtype=tl.float32)
+    word_squares = tl.zeros([BLOCK_V], dtype=tl.float32)
+    key_squares = tl.zeros([BLOCK_V], dtype=tl.float32)
+    for start in range(0, channels, BLOCK_V):
+        tile = _unit_rows(embedding, row, token, start + tl.arange(0, BLOCK_V), tokens, channels, inverse)
+        word_part = tl.sum(tile * group[:, None], axis=0)
+        key_part = tl.sum(tile * is_key[:, None], axis=0)
+        product += word_part * key_part
+        word_squares += word_part * word_part
+        key_squares += key_part * key_part
+    key_norm = tl.maximum(tl.sqrt(tl.sum(key_squares, axis=0)), _TINY)
+    word_norm = tl.maximum(tl.sqrt(tl.sum(word_squares, axis=0)), _TINY)
+    cosine = tl.sum(product, axis=0) / (key_norm * word_norm)
+    cosine = tl.minimum(tl.maximum(cosine, -1.0), 1.0)
+
+    difference = tl.exp(1.0 - cosine) - 1.0
+    if PAPER:
+        difference = 1.0 - tl.exp(cosine - 1.0)
+    steps = tl.load(lambda_tau + row).to(tl.float32) * difference
+    steps = tl.minimum(tl.maximum(steps, 0.0), 1.0)
+    in_key_word = tl.sum(group * is_key, axis=0) > 0
+    steps = tl.where(in_key_word, 0.0, steps)
+    share = tl.where((word >= 0) & (in_key_word == 0), 1.0 / tl.sum(group, axis=0), 0.0)
+    tl.store(relation + row * tokens + this, cosine)
+    tl.store(word_steps + row * tokens + this, steps)
+    tl.store(word_share + row * tokens + this, share)
+    if this == 0:
+        for start in range(0, channels, BLOCK_V):
+            channel = start + tl.arange(0, BLOCK_V)
+            tile = _unit_rows(embedding, row, token, channel, tokens, channels, inverse)
+            key_part = tl.sum(tile * is_key[:, None], axis=0) / key_norm
+            tl.store(key_embedding + row * channels + channel, key_part, mask=channel < channels)
+
+
+@triton.jit
+def finish_kernel(
+    key_tokens,
+    word_of_token,
+    word_share,
+    word_steps,
+    default_steps,
+    tokens,
+    BLOCK_N: tl.constexpr,
+):
+    """The default for tokens without a word, from the share of kept words that are freed early."""
+    row = tl.program_id(0).to(tl.int64)
+    token = tl.arange(0, BLOCK_N)
+    real = token < tokens
+    share = tl.load(word_share + row * tokens + token, mask=real, other=0.0)
+    steps = tl.load(word_steps + row * tokens + token, mask=real, other=1.0)
+    early = tl.sum(tl.where(steps < _FREED_EARLY, share, 0.0), axis=0) / tl.maximum(
+        tl.sum(share, axis=0), _TINY
+    )
+    default = tl.maximum(_HELD_BASE - early, 0.0)
+    tl.store(default_steps + row, default)
+    word = tl.load(word_of_token + row * tokens + token, mask=real, other=0)
+    is_key = tl.load(key_tokens + row * tokens + token, mask=real, other=1)
+    wordless = real & (word < 0) & (is_key == 0)
+    tl.store(
+        word_steps + row * tokens + token, tl.zeros([BLOCK_N], dtype=tl.float32) + default, mask=wordless
+    )
+
+
+def launch(
+    maps: Tensor,
+    features: Tensor,
+    key_tokens: Tensor,
+    word_of_token: Tensor,
+    lambda_tau: Tensor,
+    settings: RelationSettings,
+) -> WordRelation:
+    """Launch the kernels on arguments that fit; features of any strides.
+
+    Raises:
+        AdapEditError: strides that the kernels don't take.
+    """
+    check_last_stride("word_relation", "maps", maps)
+    for name, tensor in (
+        ("key_tokens", key_tokens),
+        ("word_of_token", word_of_token),
+        ("lambda_tau", lambda_tau),
+    ):
+        check_contiguous("word_relation", name, tensor)
+    batch, pixels, tokens = maps.shape
+    channels = features.shape[2]
+
+    def fresh(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.float32, device=maps.device)
+
+    result = WordRelation(fresh(batch, tokens), fresh(batch, tokens), fresh(batch, channels), fresh(batch))
+    embedding, word_share = fresh(batch, tokens, channels), fresh(batch, tokens)
+    block_n = max(16, triton.next_power_of_2(tokens))
+    embed_kernel[(triton.cdiv(channels, _BLOCK_V), batch)](
+        maps,
+        features,
+        embedding,
+        settings.threshold,
+        settings.temperature,
+        pixels,
+        tokens,
+        channels,
+        *maps.stride()[:2],
+        *features.stride(),
+        BLOCK_P=_BLOCK_P,
+        BLOCK_N=block_n,
+        BLOCK_V=_BLOCK_V,
+        RELATIVE=settings.threshold_mode == "relative",
+        SOFTMAX=settings.normalise == "softmax",
+        CENTRE=settings.centre,
+        num_warps=4,
+    )
+    relate_kernel[(tokens, batch)](
+        embedding,
+        key_tokens,
+        word_of_token,
+        lambda_tau,
+        result.relation,
+        result.word_steps,
+        word_share,
+        result.key_embedding,
+        tokens,
+        channels,
+        BLOCK_N=block_n,
+        BLOCK_V=_BLOCK_V,
+        PAPER=settings.variant == "paper",
+        num_warps=4,
+    )
+    finish_kernel[(batch,)](
+        key_tokens,
+        word_of_token,
+        word_share,
+        result.word_steps,
+        result.default_steps,
+        tokens,
+        BLOCK_N=block_n,
+        num_warps=1,
+    )
+    return result
