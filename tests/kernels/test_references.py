@@ -34,7 +34,7 @@ def test_edited_attention_is_the_loop(shape: AttentionShape, dtype: torch.dtype)
     map_sum = torch.ones(shape.batch, shape.pixels, shape.tokens)
     out = edited_attention(*tensors, **controls, scale=0.4, map_sum=map_sum, map_weight=0.5)
     arrays = [_numpy(tensor) for tensor in (*tensors, *controls.values())]
-    wanted, maps = loops.edited_attention(*arrays, 0.4)
+    wanted, maps = loops.edited_attention(*arrays, scale=0.4)  # type: ignore[misc]
     assert out.dtype == dtype
     assert_close(out, torch.from_numpy(wanted), dtype)
     assert_close(map_sum, 1 + 0.5 * torch.from_numpy(maps), torch.float32)

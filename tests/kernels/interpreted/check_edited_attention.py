@@ -38,7 +38,8 @@ def _nan_in_fresh_memory() -> Iterator[None]:
 def _wanted(tensors: Any, controls: Any, **options: Any) -> Any:
     wide: Any = [tensor.double() for tensor in tensors]
     wide_controls: Any = {n: c if n == "source_row" else c.double() for n, c in controls.items()}
-    return edited_attention_with_maps(*wide, **wide_controls, **options)
+    query, key, value = wide
+    return edited_attention_with_maps(query, key, value, **wide_controls, **options)
 
 
 @pytest.mark.parametrize("maps", [False, True])
