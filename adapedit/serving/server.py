@@ -53,6 +53,7 @@ class EditServer:
     budget_bytes: memory for edits in flight and one UNet call; None: no limit.
     cache_bytes:  for prompts, for projected keys and values, and for first passes: each.
     share_sources: run the common source of edits that wait at the same time once.
+    join_running: False is static batching, for comparison: a batch begins when the one before has ended.
     """
 
     def __init__(
@@ -64,11 +65,13 @@ class EditServer:
         budget_bytes: int | None = None,
         cache_bytes: int = 64 * 2**20,
         share_sources: bool = True,
+        join_running: bool = True,
     ) -> None:
         self.model = CachingModel.of(model, cache_bytes)
         self._runner = CachedRunner(model.runner, cache_bytes)
         self._observations: ByteCache[EditOutcome] = ByteCache(cache_bytes, outcome_bytes)
         self._max_rows, self._budget, self._share = max_rows, budget_bytes, share_sources
+        self._join_running = join_running
         self._room = threading.BoundedSemaphore(max_pending)
         self._preparing = threading.Lock()
         self._inbox: list[PreparedEdit] = []
@@ -91,7 +94,7 @@ class EditServer:
             raise AdapEditError("this server is not running: submit inside `with pipe.serve() as server:`")
         until = None if deadline is None else time.monotonic() + deadline
         with self._preparing:
-            edit = PreparedEdit.of(request, self.model, self._max_rows, until)
+            edit = self._prepare(request, until)
         self._room.acquire()
         edit.future.add_done_callback(lambda _: self._left())
         with self._wake:
@@ -175,6 +178,9 @@ class EditServer:
         if self._failure is not None and kind is None:
             raise self._failure
 
+    def _prepare(self, request: EditRequest, deadline: float | None) -> PreparedEdit:
+        return PreparedEdit.of(request, self.model, self._max_rows, deadline)
+
     # -- the worker's side
 
     def _run(self) -> None:
@@ -194,7 +200,9 @@ class EditServer:
             side = self.model.latent_size
             call_bytes = measure_call_bytes(runner, size=(side, side), tokens=self.model.max_tokens)
         executor = EngineExecutor(runner, call_bytes=call_bytes)
-        return Scheduler(executor, max_rows=self._max_rows, budget_bytes=self._budget)
+        return Scheduler(
+            executor, max_rows=self._max_rows, budget_bytes=self._budget, join_running=self._join_running
+        )
 
     def _feed(self, scheduler: Scheduler) -> bool:
         """Move edits into the scheduler while it wants some, wait while there is nothing to do; False at the end.
@@ -212,7 +220,7 @@ class EditServer:
             for ticket, edits in self._jobs.items():
                 if all(edit.future.cancelled() for edit in edits):
                     ticket.future.cancel()
-            while self._inbox and not scheduler.waiting:
+            while self._inbox and not (scheduler.waiting and self._join_running):
                 edits = self._next()
                 deadlines = [edit.deadline for edit in edits if edit.deadline is not None]
                 ticket = scheduler.submit(

@@ -99,7 +99,9 @@ def tensor_bytes(values: Mapping[str, Tensor] | Sequence[Tensor] | Tensor) -> in
 def digest(tensor: Tensor) -> bytes:
     """A tensor's content, shape and dtype in 16 bytes. Waits for the device that the tensor is on."""
     content = hashlib.blake2b(f"{tuple(tensor.shape)}{tensor.dtype}".encode(), digest_size=16)
-    content.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    flat = tensor.detach().cpu().flatten()
+    # A copy: a view of one element may keep a stride that can't be viewed as bytes.
+    content.update(torch.empty(flat.shape, dtype=flat.dtype).copy_(flat).view(torch.uint8).numpy().data)
     return content.digest()
 
 

@@ -113,6 +113,7 @@ def test_a_digest_tells_content_shape_and_dtype_apart():
     x = noise(2, 3)
     assert digest(x) == digest(x.clone()) == digest(x.T.contiguous().T)
     assert len({digest(y) for y in (x, x.T, x + 1, x.double(), x.to(torch.bfloat16))}) == 5
+    assert digest(x[:, :1][:1]) == digest(x[:1, :1].clone()) and digest(x.T[0, :1]) == digest(x[:1, 0])
     assert tensor_bytes([x, x[0]]) == 24
 
 

@@ -7,11 +7,19 @@ import math
 import time
 from collections.abc import Callable, Hashable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any
 
 from adapedit_engine.scheduler.executor import Executor
-from adapedit_engine.scheduler.jobs import AdmissionError, DeadlineError, Passes, SchedulerStats, Ticket
+from adapedit_engine.scheduler.jobs import (
+    AdmissionError,
+    DeadlineError,
+    Job,
+    Passes,
+    Run,
+    SchedulerStats,
+    Ticket,
+    is_out_of_memory,
+)
 
 RETRIES = 1
 """Times that a call of one edit alone is tried again before the error counts as the edit's own."""
@@ -43,9 +51,9 @@ class Scheduler:
         self._join_running, self._clock = join_running, clock
         self._call_rows = max_rows
         self._waiting: list[tuple[float, int, Ticket]] = []
-        self._ready: list[_Run] = []
-        self._running: list[_Run] = []
-        self._jobs: dict[int, _Job] = {}
+        self._ready: list[Run] = []
+        self._running: list[Run] = []
+        self._jobs: dict[int, Job] = {}
         self._arrivals = 0
 
     @property
@@ -102,10 +110,10 @@ class Scheduler:
 
     def _admit(self) -> list[Ticket]:
         ended: list[Ticket] = []
-        may_begin = self._join_running or not self._jobs
+        may_begin = self._join_running or not any(job.begun for job in self._jobs.values())
         self._refuse_late()
         while True:
-            while self._ready and self._fits(self._ready[0]):
+            while self._ready and (may_begin or self._ready[0].job.begun) and self._fits(self._ready[0]):
                 self._begin(self._ready.pop(0))
             if not self._waiting or not may_begin:
                 return ended
@@ -113,7 +121,7 @@ class Scheduler:
             if self._ready and self._ready[0].order < (True, deadline, number, 0):
                 return ended
             heapq.heappop(self._waiting)
-            job = self._jobs[number] = _Job(ticket=ticket)
+            job = self._jobs[number] = Job(ticket=ticket)
             self._refuse_late()
             if job.error is None:
                 self._resume(job, None)
@@ -129,7 +137,7 @@ class Scheduler:
                 job.error = DeadlineError(f"{late}; allow more time, or send fewer at once")
                 self._ready = [run for run in self._ready if run.job is not job]
 
-    def _fits(self, run: _Run) -> bool:
+    def _fits(self, run: Run) -> bool:
         if not self._running:
             return True
         rows = sum(other.rows for other in self._running) + run.rows
@@ -137,11 +145,11 @@ class Scheduler:
             self.budget_bytes is None or self._needed(run, rows) <= self.budget_bytes
         )
 
-    def _needed(self, run: _Run, rows: int) -> int:
+    def _needed(self, run: Run, rows: int) -> int:
         held = sum(other.bytes for other in self._running) + run.bytes
         return held + self.executor.call_bytes(min(rows, max(self._call_rows, run.rows)))
 
-    def _begin(self, run: _Run) -> None:
+    def _begin(self, run: Run) -> None:
         run.job.begun = True
         try:
             run.began = self._clock()
@@ -156,9 +164,9 @@ class Scheduler:
 
     # -- running
 
-    def _calls(self) -> list[list[_Run]]:
+    def _calls(self) -> list[list[Run]]:
         """Edits in flight as calls: plans of one kind together, in the order in which they began."""
-        groups: list[tuple[Hashable, int, list[_Run]]] = []
+        groups: list[tuple[Hashable, int, list[Run]]] = []
         for run in self._running:
             if run.job.error is not None:
                 continue
@@ -170,7 +178,7 @@ class Scheduler:
                 groups.append((run.kind, run.rows, [run]))
         return [members for _, _, members in groups]
 
-    def _tick(self, group: list[_Run], retries: int = RETRIES) -> None:
+    def _tick(self, group: list[Run], retries: int = RETRIES) -> None:
         """One call. Where it fails, halves are tried: an edit answers for nothing but a call of its own."""
         rows = sum(run.rows for run in group)
         try:
@@ -192,7 +200,7 @@ class Scheduler:
         for run, state in zip(group, states, strict=True):
             run.state = state
 
-    def _finish(self, run: _Run) -> None:
+    def _finish(self, run: Run) -> None:
         try:
             outcome = self.executor.outcome(run.state, self._clock() - run.began)
         except Exception as error:
@@ -203,7 +211,7 @@ class Scheduler:
         if len(run.job.outcomes) == run.job.wanted:
             self._resume(run.job, [run.job.outcomes[i] for i in range(run.job.wanted)])
 
-    def _resume(self, job: _Job, outcomes: list[Any] | None) -> None:
+    def _resume(self, job: Job, outcomes: list[Any] | None) -> None:
         """Let the job say what comes next."""
         try:
             plans = list(next(job.ticket.passes) if outcomes is None else job.ticket.passes.send(outcomes))
@@ -221,9 +229,9 @@ class Scheduler:
         if not runs:
             self._resume(job, [])
 
-    def _checked(self, job: _Job, place: int, plan: Any) -> _Run:
+    def _checked(self, job: Job, place: int, plan: Any) -> Run:
         self.executor.check(plan)
-        run = _Run(
+        run = Run(
             job=job,
             place=place,
             plan=plan,
@@ -243,7 +251,7 @@ class Scheduler:
 
     # -- ending
 
-    def _settle(self, job: _Job) -> bool:
+    def _settle(self, job: Job) -> bool:
         """Hand over the result or error of a job that has one. Whether it had."""
         if job.error is None and not job.ended:
             return False
@@ -259,48 +267,10 @@ class Scheduler:
             future.set_result(job.result)
         return True
 
-    def _forget(self, job: _Job) -> None:
+    def _forget(self, job: Job) -> None:
         del self._jobs[job.ticket.number]
         self._running = [run for run in self._running if run.job is not job]
         self._ready = [run for run in self._ready if run.job is not job]
         # What a job does in its own `finally` is no concern of the others.
         with suppress(Exception):
             job.ticket.passes.close()
-
-
-@dataclass(kw_only=True, eq=False)
-class _Job:
-    ticket: Ticket
-    outcomes: dict[int, Any] = field(default_factory=dict)
-    wanted: int = 0
-    result: Any = None
-    begun: bool = False
-    ended: bool = False
-    error: BaseException | None = None
-
-
-@dataclass(kw_only=True, eq=False)
-class _Run:
-    """One plan of a job: waiting for room, or in flight."""
-
-    job: _Job
-    place: int
-    plan: Any
-    rows: int
-    bytes: int
-    kind: Hashable
-    state: Any = None
-    began: float = 0.0
-
-    @property
-    def order(self) -> tuple[bool, float, int, int]:
-        """Jobs that have begun, then by deadline, then by arrival."""
-        ticket = self.job.ticket
-        deadline = math.inf if ticket.deadline is None else ticket.deadline
-        return (not self.job.begun, deadline, ticket.number, self.place)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on whatever device."""
-    said = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in said or "can't allocate memory" in said

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+import math
+from collections.abc import Generator, Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -57,3 +58,43 @@ class SchedulerStats:
     cancelled: int = 0
     most_rows: int = 0
     most_bytes: int = 0
+
+
+@dataclass(kw_only=True, eq=False)
+class Job:
+    """A ticket and how far it has come."""
+
+    ticket: Ticket
+    outcomes: dict[int, Any] = field(default_factory=dict)
+    wanted: int = 0
+    result: Any = None
+    begun: bool = False
+    ended: bool = False
+    error: BaseException | None = None
+
+
+@dataclass(kw_only=True, eq=False)
+class Run:
+    """One plan of a job: waiting for room, or in flight."""
+
+    job: Job
+    place: int
+    plan: Any
+    rows: int
+    bytes: int
+    kind: Hashable
+    state: Any = None
+    began: float = 0.0
+
+    @property
+    def order(self) -> tuple[bool, float, int, int]:
+        """Jobs that have begun, then by deadline, then by arrival."""
+        ticket = self.job.ticket
+        deadline = math.inf if ticket.deadline is None else ticket.deadline
+        return (not self.job.begun, deadline, ticket.number, self.place)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on whatever device."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in said or "can't allocate memory" in said

@@ -1,0 +1,197 @@
+"""What all benchmarks share: machine, versions and commit beside every number, interleaved timing, JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PACKAGES = ("torch", "diffusers", "transformers", "onnxruntime", "triton", "numpy")
+PAIRS = (
+    ("a red dog standing on the grass", "a red dog sitting on the grass"),
+    ("a blue cat sitting on the sand", "a blue cat standing on the sand"),
+    ("a small red dog standing on the grass", "a small red dog standing on the snow"),
+    ("a green bird standing on the road", "a red bird standing on the road"),
+)
+
+
+def arguments(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
+    """The options of every benchmark. defaults: of `--steps`, `--repeats` and the like."""
+    parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="a small run that shows that the script works")
+    parser.add_argument("--model", default="builtin", help="builtin, a folder or a hub name")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"))
+    parser.add_argument("--threads", type=int, default=None, help="of PyTorch, by default its own choice")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    for name, value in defaults.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
+    return parser
+
+
+def pipeline(options: argparse.Namespace) -> Any:
+    """The pipeline that the options name."""
+    import torch
+
+    from adapedit import AdapEditPipeline
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    return AdapEditPipeline.from_pretrained(
+        options.model, device=options.device, torch_dtype=getattr(torch, options.dtype)
+    )
+
+
+def request(place: int, steps: int, **fields: Any) -> Any:
+    """One of a series of unrelated edits."""
+    from adapedit import EditRequest
+
+    source, target = PAIRS[place % len(PAIRS)]
+    known = {"source_prompt": source, "target_prompt": target, "seed": place, "num_inference_steps": steps}
+    return EditRequest(**{**known, **fields})
+
+
+def timed(
+    variants: Mapping[str, Callable[[], Any]], repeats: int, wait: Callable[[], None] = lambda: None
+) -> dict[str, dict[str, Any]]:
+    """Seconds of every variant, one after the other and round again, so that a noisy machine is fair to all.
+
+    After a first round that does not count. wait: until the device is done. `processor_s` is the process's
+    time on all cores: on a busy machine it says more than the wall clock.
+    """
+    wall: dict[str, list[float]] = {name: [] for name in variants}
+    processor: dict[str, list[float]] = {name: [] for name in variants}
+    for repeat in range(repeats + 1):
+        for name, run in variants.items():
+            wait()
+            used, start = time.process_time(), time.perf_counter()
+            run()
+            wait()
+            if repeat:
+                wall[name].append(time.perf_counter() - start)
+                processor[name].append(time.process_time() - used)
+    return {name: {**summary(wall[name]), "processor_s": least(processor[name])} for name in variants}
+
+
+def summary(seconds: Sequence[float]) -> dict[str, Any]:
+    """Least, median and largest of some times."""
+    return {
+        "least_s": least(seconds),
+        "median_s": round(statistics.median(seconds), 5),
+        "most_s": round(max(seconds), 5),
+        "runs": len(seconds),
+    }
+
+
+def least(seconds: Sequence[float]) -> float:
+    return round(min(seconds), 5)
+
+
+def percentiles(values: Sequence[float]) -> dict[str, float]:
+    """p50, p95 and p99, nearest rank, and the mean."""
+    ordered = sorted(values)
+
+    def at(share: float) -> float:
+        return round(ordered[min(len(ordered) - 1, int(share * len(ordered)))], 4)
+
+    return {"mean": round(statistics.fmean(ordered), 4), "p50": at(0.5), "p95": at(0.95), "p99": at(0.99)}
+
+
+def line(x: Sequence[float], y: Sequence[float]) -> dict[str, float]:
+    """Least squares: slope, intercept, R²."""
+    slope, intercept = statistics.linear_regression(x, y)
+    mean = statistics.fmean(y)
+    residue = sum((b - slope * a - intercept) ** 2 for a, b in zip(x, y, strict=True))
+    spread = sum((b - mean) ** 2 for b in y)
+    return {"slope": slope, "intercept": intercept, "r2": 1 - residue / spread if spread else 1.0}
+
+
+def waiting(device: str) -> Callable[[], None]:
+    """What makes the host wait for the device."""
+    import torch
+
+    return torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+
+
+def matrix_ceiling(device: str, dtype: str, size: int = 2048, repeats: int = 8) -> float:
+    """FLOP/s of a large matrix product through PyTorch, the best of some: what shares are given of.
+
+    On the CPU in float32 through a convolution, since PyTorch's own products do not use all of every processor.
+    """
+    import torch
+
+    size = size if device.startswith("cuda") else size // 4
+    kind, wait = getattr(torch, dtype), waiting(device)
+    x = torch.randn(1, size, size, 1, device=device, dtype=kind).to(memory_format=torch.channels_last)
+    weight = torch.randn(size, size, 1, 1, device=device, dtype=kind)
+    best = float("inf")
+    with torch.inference_mode():
+        for _ in range(repeats):
+            wait()
+            start = time.perf_counter()
+            torch.nn.functional.conv2d(x, weight)
+            wait()
+            best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def environment(options: argparse.Namespace) -> dict[str, Any]:
+    """Machine, versions, commit, date and the options."""
+    import torch
+
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    gpu = torch.cuda.get_device_name() if options.device.startswith("cuda") else None
+    return {
+        "machine": {
+            "processor": _processor(),
+            "cores": len(os.sched_getaffinity(0)),
+            "threads": torch.get_num_threads(),
+            "gpu": gpu,
+            "load": [round(value, 1) for value in os.getloadavg()],
+        },
+        "versions": {"python": platform.python_version(), **versions},
+        "commit": _git("rev-parse", "--short", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "options": {name: str(value) for name, value in vars(options).items() if name != "results"},
+    }
+
+
+def write(name: str, options: argparse.Namespace, data: Mapping[str, Any]) -> Path:
+    """`<results>/<name>.json`, or `<name>.quick.json` of a quick run; and the same on stdout."""
+    options.results.mkdir(parents=True, exist_ok=True)
+    path = options.results / f"{name}{'.quick' if options.quick else ''}.json"
+    text = json.dumps({"benchmark": name, **environment(options), **data}, indent=1)
+    path.write_text(text + "\n", encoding="utf-8")
+    print(text)
+    print(f"written to {path}", file=sys.stderr)
+    return path
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _git(*words: str) -> str:
+    done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip()

@@ -1,0 +1,136 @@
+"""Hundreds of random edits with injected faults: `python -m benchmarks.soak`.
+
+A runner that raises, memory that runs out at random steps, cancelled futures, edits that can't be run. Every accepted
+edit must end exactly once, with a result or its own error, and the pictures of the survivors must be those of an
+undisturbed run. Memory is read on the way. (Killed processes and damaged files: tests of `adapedit batch`.)
+"""
+
+from __future__ import annotations
+
+import random
+import resource
+import time
+from collections import Counter
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import common
+from benchmarks.faults import POISON, FaultyRunner
+
+
+def main() -> None:
+    options = common.arguments(__doc__, edits=500, steps=2, check_every=10).parse_args()
+    if options.quick:
+        options.edits = 24
+    report = soak(common.pipeline(options), options.edits, options.steps, check_every=options.check_every)
+    common.write("soak", options, report)
+    if report["wrong"]:
+        raise SystemExit(f"{len(report['wrong'])} edits ended wrongly: {report['wrong'][:3]}")
+
+
+def soak(pipe: Any, edits: int, steps: int, *, check_every: int = 1, seed: int = 0) -> dict[str, Any]:
+    """Run them and say how they ended. check_every: of the survivors, every n-th is made again undisturbed."""
+    from adapedit.serving import EditServer
+
+    random_ = random.Random(seed)
+    runner = FaultyRunner(pipe.model.runner, errors=0.02, out_of_memory=0.0005, seed=seed)
+    requests = [make(place, steps, random_) for place in range(edits)]
+    fates = [random_.choices(("run", "cancel", "poison"), (90, 6, 4))[0] for _ in requests]
+    ended: Counter[int] = Counter()
+    futures: list[Future[Any]] = []
+    memory = []
+    with EditServer(replace(pipe.model, runner=runner), max_rows=16, max_pending=24) as server:
+        for place, (request, fate) in enumerate(zip(requests, fates, strict=True)):
+            future = submit(server, request, poisoned=fate == "poison")
+            future.add_done_callback(lambda _, place=place: ended.update([place]))
+            futures.append(future)
+            if fate == "cancel":
+                time.sleep(random_.random() * 0.02)
+                future.cancel()
+            if place % max(1, edits // 10) == 0:
+                memory.append(resident())
+    memory.append(resident())
+    wrong = [f"edit {place} ended {ended[place]} times" for place in range(edits) if ended[place] != 1]
+    outcomes: Counter[str] = Counter()
+    survivors = []
+    for place, (future, fate) in enumerate(zip(futures, fates, strict=True)):
+        kind = "cancelled" if future.cancelled() else "failed" if future.exception() else "done"
+        outcomes[kind] += 1
+        wanted = {"run": {"done"}, "cancel": {"cancelled", "done"}, "poison": {"failed"}}[fate]
+        if kind not in wanted and not _twice_unlucky(future):
+            wrong.append(f"edit {place} was to {fate} and is {kind}: {future}")
+        if kind == "done":
+            survivors.append(place)
+    largest = 0
+    for place in survivors[::check_every]:
+        (alone,) = pipe.edit_batch([requests[place]])
+        result = futures[place].result()
+        for one, other in (
+            (result.source_image, alone.source_image),
+            (result.target_image, alone.target_image),
+        ):
+            difference = np.abs(np.asarray(one, np.int16) - np.asarray(other, np.int16)).max()
+            largest = max(largest, int(difference))
+    if largest > 1:
+        wrong.append(f"a survivor differs from the undisturbed run by {largest} grey levels")
+    stats = server.stats
+    return {
+        "edits": edits,
+        "outcomes": dict(outcomes),
+        "faults_raised": runner.raised,
+        "calls_tried_again": stats.scheduler.retried,
+        "survivors_compared": len(survivors[::check_every]),
+        "largest_difference_grey_levels": largest,
+        "resident_mib": memory,
+        "growth_mib_second_half": round(memory[-1] - memory[len(memory) // 2], 1),
+        "wrong": wrong,
+    }
+
+
+def make(place: int, steps: int, random_: random.Random) -> Any:
+    """A random edit: method, passes, number of steps; some share their source."""
+    from adapedit.methods.settings import AdapEdit, Plain, PromptToPrompt
+
+    settings = random_.choice((AdapEdit(), AdapEdit(single_pass=True), PromptToPrompt(), Plain()))
+    length = random_.randint(1, 2 * steps)
+    return common.request(place, length, method=settings, seed=random_.randint(0, 5))
+
+
+def submit(server: Any, request: Any, *, poisoned: bool) -> Future[Any]:
+    """Submit; a poisoned edit has latents that no runner takes, which shows only when it runs."""
+    if not poisoned:
+        return server.submit(request)
+    prepare = server._prepare
+    server._prepare = lambda *args: _poison(prepare(*args))
+    try:
+        return server.submit(request)
+    finally:
+        server._prepare = prepare
+
+
+def _poison(edit: Any) -> Any:
+    context = replace(edit.context, latents=edit.context.latents * 10 * POISON)
+    observe, draft = edit.method.observe(context), edit.method.plan(context, None)
+    return replace(edit, context=context, observe=observe, draft=draft, key=None)
+
+
+def _twice_unlucky(future: Future[Any]) -> bool:
+    """An edit that met an injected error alone, and again when it was tried again: the error is its own then."""
+    error = None if future.cancelled() else future.exception()
+    return error is not None and ("hiccup" in str(error) or isinstance(error, MemoryError))
+
+
+def resident() -> float:
+    """MiB of this process now."""
+    status = Path("/proc/self/statm")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return round(int(status.read_text().split()[1]) * resource.getpagesize() / 2**20, 1)
+
+
+if __name__ == "__main__":
+    main()
