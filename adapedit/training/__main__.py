@@ -12,7 +12,7 @@ STAGES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("data", ("--out", str(OUT / "scenes"), "--count", "36000")),
     ("vae", ("--steps", "4400")),
     ("reader", ("--steps", "2000")),
-    ("generator", ("--count", "24000", "--steps", "6000")),
+    ("generator", ("--count", "24000", "--steps", "5000")),
     ("vae", ("--decoder-only", "--from", str(OUT / "vae"), "--out", str(OUT / "decoder"), "--steps", "2000")),
     ("publish", ("--vae", str(OUT / "decoder"))),
     ("evaluate", ()),

@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("--vae", type=Path, default=Path("out/training/vae"))
     parser.add_argument("--out", type=Path, default=Path("out/training/generator"))
     parser.add_argument("--count", type=int, default=24000, help="scenes to train on")
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--save-every", type=int, default=200)

@@ -7,9 +7,7 @@ import json
 import shutil
 from pathlib import Path
 
-import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from adapedit.model import BUILTIN, FACTS_FILE
@@ -49,21 +47,12 @@ def publish(trained: Path, out: Path, vae: Path | None = None, guidance_scale: f
         "defaults": DEFAULTS,
     }
     (part / FACTS_FILE).write_text(json.dumps(facts, indent=2) + "\n")
-    for name in ("README.md",):
-        if (out / name).exists():
-            shutil.copy(out / name, part / name)
     shutil.rmtree(out, ignore_errors=True)
     part.rename(out)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     if size > LIMIT:
         raise ValueError(f"{out} has {size / 2**20:.1f} MiB, at most {LIMIT / 2**20:.0f} are wanted")
     return size
-
-
-def halve(path: Path) -> None:
-    """Store the float tensors of a safetensors file as float16, in place."""
-    tensors = load_file(path)
-    save_file({k: v.half() if v.dtype == torch.float32 else v for k, v in tensors.items()}, path)
 
 
 def main() -> None:

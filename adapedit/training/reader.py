@@ -92,7 +92,8 @@ def main() -> None:
     print("accuracy on held-out renders", {name: round(value, 4) for name, value in accuracy(reader).items()})
     args.out.parent.mkdir(parents=True, exist_ok=True)
     part = args.out.with_suffix(".part")
-    save_file({name: value.contiguous() for name, value in reader.state_dict().items()}, part)
+    state = reader.state_dict()
+    save_file({name: v.half() if v.is_floating_point() else v for name, v in state.items()}, part)
     os.replace(part, args.out)
 
 
