@@ -3,7 +3,7 @@
 # Others:     lint, format, bench, gpu, train, clean
 
 PYTHON ?= python3
-# For example PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"; see constraints.txt.
+# For example PIP_FLAGS="--extra-index-url URL" with the index of a build of torch; see constraints.txt.
 PIP_FLAGS ?=
 OUT ?= out/demo
 
