@@ -21,9 +21,9 @@ RESULTS = ROOT / "benchmarks" / "results"
 PACKAGES = ("torch", "diffusers", "transformers", "onnxruntime", "triton", "numpy")
 PAIRS = (
     ("a red dog standing on the grass", "a red dog sitting on the grass"),
-    ("a blue cat sitting on the sand", "a blue cat standing on the sand"),
+    ("a blue cat sitting on the snow", "a blue cat standing on the snow"),
     ("a small red dog standing on the grass", "a small red dog standing on the snow"),
-    ("a green bird standing on the road", "a red bird standing on the road"),
+    ("a green bird standing on the grass", "a red bird standing on the grass"),
 )
 
 

@@ -1,7 +1,7 @@
 """The scheduler on a device of paper, over thousands of arrivals: `python -m benchmarks.simulate`.
 
-The same code that serves edits, against static batching, at the size of Stable Diffusion v1.4: a call costs
-`--call-seconds` and `--row-seconds` for every row, padding included. The defaults are stated, not measured: 0.68 TFLOP a
+The same code that serves edits, against static batching, at the size of Stable Diffusion v1.4. A call costs
+`--call-seconds` and `--row-seconds` a row, padding included. The defaults are stated, not measured: 0.68 TFLOP a
 row at a quarter of the 788 TFLOP/s that a matrix product reaches on an H200, and 4 ms for what does not grow with rows.
 """
 

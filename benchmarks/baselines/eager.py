@@ -20,7 +20,7 @@ class Controller:
     """Stores maps and edits those of the second of two prompts. Rows: two unconditional, then source and target.
 
     token_map [N, N], own_weight [N]: as in the engine. word_steps [N]; self_steps: shares of the steps.
-    spatial [P at any resolution] or None.
+    self_pixels: of the largest self-attention that is edited. prompts: 1 stores and edits nothing.
     """
 
     def __init__(
@@ -32,7 +32,9 @@ class Controller:
         word_steps: Tensor,
         self_steps: float,
         self_pixels: int,
+        prompts: int = 2,
     ) -> None:
+        self.prompts = prompts
         self.layers, self.steps = layers, steps
         self.token_map, self.own_weight, self.word_steps = token_map, own_weight, word_steps
         self.self_steps, self.self_pixels = self_steps, self_pixels
@@ -46,8 +48,9 @@ class Controller:
         conditional = probs[half:]
         if cross and probs.shape[1] <= STORED_PIXELS:
             self.now.append(conditional.clone())
-        edited = self._edit(conditional.reshape(2, half // 2, *probs.shape[1:]), cross)
-        probs = torch.cat([probs[:half], edited.reshape(half, *probs.shape[1:])])
+        if self.prompts == 2:
+            edited = self._edit(conditional.reshape(2, half // 2, *probs.shape[1:]), cross)
+            probs = torch.cat([probs[:half], edited.reshape(half, *probs.shape[1:])])
         self.calls += 1
         if self.calls == self.layers:
             self.calls = 0
