@@ -32,7 +32,7 @@ from adapedit.prepare import complete, make_context
 from adapedit.sheets import Cell, sheet
 from adapedit_engine.plan import plan_rows
 
-SCORES, SHOWN = "scores.jsonl", 4
+SCORES, SHOWN = "scores.jsonl", 3
 """File of the scores; cases of each contact sheet."""
 
 
@@ -130,23 +130,20 @@ def contact_sheets(
         f"Worst of {first}": order[-SHOWN:],
     }
     by_name = {case.name: case for case in cases}
-    sheets = {}
-    for title, some in chosen.items():
-        rows = []
-        for place in some:
-            case = by_name[table[first][place].case]
-            requests = [
-                request_of(case, settings, steps, guidance_scale) for settings in study.variants.values()
-            ]
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                results = pipe.edit_batch(requests)
-            cells = [Cell(results[0].source_image, "source")]
-            for label, result in zip(study.variants, results, strict=True):
-                cells.append(Cell(result.target_image, label, _note(table[label][place])))
-            rows.append((f"{case.source_prompt} → {case.target_prompt}", cells))
-        sheets[title] = sheet(rows, columns=8, cell=144)
-    return sheets
+    rows = {}
+    for place in {place for some in chosen.values() for place in some}:
+        case = by_name[table[first][place].case]
+        requests = [request_of(case, settings, steps, guidance_scale) for settings in study.variants.values()]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            results = pipe.edit_batch(requests)
+        cells = [Cell(results[0].source_image, "source")]
+        for label, result in zip(study.variants, results, strict=True):
+            cells.append(Cell(result.target_image, label, _note(table[label][place])))
+        rows[place] = (f"{case.source_prompt} → {case.target_prompt}", cells)
+    return {
+        title: sheet([rows[place] for place in some], columns=8, cell=144) for title, some in chosen.items()
+    }
 
 
 def _note(score: Score) -> str:

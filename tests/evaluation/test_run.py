@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -12,6 +11,7 @@ from adapedit.cli import evaluate as command
 from adapedit.cli.entry import run as run_command
 from adapedit.evaluation import run as runs
 from adapedit.evaluation.run import run_study, unet_rows
+from adapedit.evaluation.scores import judge_with
 from adapedit.evaluation.studies import make_study
 from adapedit.evaluation.suite import scene_suite
 from adapedit.pipeline import AdapEditPipeline
@@ -53,7 +53,7 @@ def test_what_is_scored_is_not_run_again(tmp_path: Path) -> None:
     first = run_study(editor, make_study("scenes", FEW[:2]), CASES[:5], tmp_path, reader=editor.reader)
     editor.requests.clear()
     whole = run_study(editor, make_study("scenes", FEW), CASES, tmp_path, reader=editor.reader)
-    sheets = 3 * runs.SHOWN * len(FEW)
+    sheets = len(FEW) * len(CASES)  # of seven cases every one is among the best, the median or the worst
     assert len(editor.requests) == 5 + 2 * 3 + sheets
     editor.requests.clear()
     assert run_study(editor, make_study("scenes", FEW), CASES, tmp_path, reader=editor.reader) == whole
@@ -61,7 +61,7 @@ def test_what_is_scored_is_not_run_again(tmp_path: Path) -> None:
     # The study of the ablation has the whole method in common with it, under the same settings.
     editor.requests.clear()
     run_study(editor, make_study("ablation"), CASES, tmp_path, reader=editor.reader)
-    assert len(editor.requests) == 3 * 7 + 3 * runs.SHOWN * 4
+    assert len(editor.requests) == 3 * 7 + 4 * 7
 
 
 def test_equal_settings_are_run_once(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_equal_settings_are_run_once(tmp_path: Path) -> None:
     study = make_study("knobs")
     report = run_study(editor, study, CASES[:1], tmp_path, reader=editor.reader)
     different = {settings.model_dump_json() for settings in study.variants.values()}
-    assert len(editor.requests) == len(different) + 3 * len(study.variants) < 4 * len(study.variants)
+    assert len(editor.requests) == len(different) + len(study.variants) < 2 * len(study.variants)
     assert set(report["groups"]["all"]["means"]) == set(study.variants)
     assert [curve["knob"] for curve in report["curves"]] == ["lambda_tau", "lambda_s", "lambda_spatial"]
 
@@ -88,8 +88,7 @@ def test_the_command_runs_a_study_and_says_what_came_out(
 ) -> None:
     editor = DrawingEditor()
     monkeypatch.setattr(command, "_load", lambda *arguments: editor)
-    real: Any = runs.judge_with
-    monkeypatch.setattr(runs, "judge_with", lambda reader: real(editor.reader))
+    monkeypatch.setattr(runs, "judge_with", lambda reader: judge_with(editor.reader))
     arguments = ["eval", "scenes", "--methods", "adapedit,plain", "--limit", "3", "--half", "test"]
     arguments += ["--steps", "9", "--set", "adapedit.lambda_tau=0.5", "--out", str(tmp_path)]
     assert run_command(arguments) == 0
