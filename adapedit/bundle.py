@@ -62,13 +62,14 @@ def load_bundle(folder: str | Path, runner: str = "onnxruntime", *, verify: bool
         raise ModelError(
             f"{folder} names the scheduler {bundle.manifest.scheduler!r}, which diffusers does not have"
         )
+    scheduler: Any = kind
     return BundleModel(
         name=str(folder),
         tokenizer=CLIPTokenizer.from_pretrained(bundle.folder, subfolder="tokenizer"),
         text_encoder=None,
         runner=opened,
         vae=None,
-        scheduler=kind.from_pretrained(bundle.folder, subfolder="scheduler"),
+        scheduler=scheduler.from_pretrained(bundle.folder, subfolder="scheduler"),
         facts=ModelFacts.read(bundle.folder),
         latent_size=bundle.manifest.height,
     )

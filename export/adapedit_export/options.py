@@ -56,7 +56,9 @@ class ExportOptions:
     height, width: of the pictures in pixels; None: what the model was trained for.
     opset:         of the graphs; below 23 self-attention is spelled out and not fused.
     check_steps:   steps of the edit that the graphs are checked along; 0: random inputs only.
-    check_rows:    rows of the check on random inputs.
+    check_rows:    rows of the UNet in the check on random inputs.
+    check:         run what was written, and hold it to PyTorch; False leaves that to `adapedit check`, in a process
+                   that does not hold the checkpoint too.
     """
 
     precision: Precision = Precision.FLOAT32
@@ -66,6 +68,7 @@ class ExportOptions:
     opset: int = OPSET
     check_steps: int = 10
     check_rows: int = 4
+    check: bool = True
 
     def __post_init__(self) -> None:
         if self.opset not in OPSETS:

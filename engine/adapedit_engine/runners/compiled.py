@@ -60,7 +60,8 @@ class CompiledRunner(PyTorchRunner):
         if self._replays:
             torch.compiler.cudagraph_mark_step_begin()
         results = self._compiled(inputs["sample"], inputs["timestep"], Controls.from_dict(inputs), projected)
-        return {name: tensor for name, tensor in zip(OUTPUT_NAMES, results, strict=True) if name in wanted}
+        named = dict(zip(OUTPUT_NAMES, results, strict=True))
+        return {name: tensor for name in wanted if (tensor := named[name]) is not None}
 
     def _predict(
         self,

@@ -42,6 +42,11 @@ def build_plans(
     Raises `ExportError` in one line with TensorRT's reason; plans that were finished before stay.
     """
     capability = target_capability(tensorrt, options.compute_capability)
+    if options.refit and not torch.cuda.is_available():
+        # TensorRT for RTX compiles kernels for exchangeable weights while it builds, and asks the driver to.
+        raise ExportError(
+            "--refit needs an NVIDIA GPU where the plan is built, and none is here; build without it"
+        )
     records = []
     for graph in options.graphs:
         profiles = profiles_of(graph, bundle.graph(graph), options.workload)

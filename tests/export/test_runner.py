@@ -1,0 +1,159 @@
+"""Edits through ONNX Runtime are those of PyTorch, whatever the controls; runners that can't run say why."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from adapedit import AdapEditPipeline
+from adapedit.bundle import load_any, load_bundle
+from adapedit_engine.manifest import GraphSpec, TensorSpec
+from adapedit_engine.runners import RunnerError
+from adapedit_engine.runners.compiled import CompiledRunner
+from adapedit_engine.runners.registry import BUNDLE_RUNNERS, open_bundle_runner
+from adapedit_engine.runners.session import Buffers, check_call
+from tests.helpers.edits import LONGER, SOURCE, TARGET, grey_levels, request
+
+EDITS = [
+    request(method="plain"),
+    request(method="prompt-to-prompt", cross_replace_steps=0.6),
+    request(SOURCE, LONGER, method="prompt-to-prompt", local_blend=("small", "dog")),
+    request(seed=3),
+    request(TARGET, LONGER, single_pass=True, lambda_s=0.9, lambda_spatial=0.8, steps=4),
+]
+
+
+@pytest.mark.parametrize("number", range(len(EDITS)))
+def test_five_methods_on_one_bundle(in_torch, in_onnxruntime, number):
+    """Controls are data: nothing is exported, built or loaded again for another method."""
+    edit = EDITS[number]
+    runner = in_onnxruntime.model.runner
+    with runner:
+        before = runner._session("unet")
+    expected, got = in_torch.edit_batch([edit])[0], in_onnxruntime.edit_batch([edit])[0]
+    assert runner._session("unet") is before
+    assert grey_levels(got.source_image, expected.source_image) <= 1
+    assert grey_levels(got.target_image, expected.target_image) <= 1
+    for name in ("source_maps", "target_maps"):
+        assert np.abs(getattr(got, name) - getattr(expected, name)).max() < 1e-4
+    taus = [(a.word_steps, b.word_steps) for a, b in zip(got.words, expected.words, strict=True)]
+    assert all(a == b or abs(a - b) < 1e-4 for a, b in taus)
+
+
+def test_unrelated_edits_share_a_batch(in_torch, in_onnxruntime):
+    got = in_onnxruntime.edit_batch(EDITS)
+    for edit, result in zip(EDITS, got, strict=True):
+        assert grey_levels(result.target_image, in_torch.edit_batch([edit])[0].target_image) <= 1
+
+
+def test_another_size_is_refused(in_onnxruntime):
+    with pytest.raises(RunnerError, match=r"unet: input 'sample' has shape \(2, 4, 12, 8\), wanted float32"):
+        in_onnxruntime(SOURCE, TARGET, height=24, num_inference_steps=2)
+
+
+def test_outputs_lie_where_they_lay(bundle):
+    runner = open_bundle_runner(bundle)
+    ids = torch.zeros(1, 20, dtype=torch.int64)
+    session = runner._session("text_encoder")
+    first = session.run({"input_ids": ids})["hidden_states"]
+    kept = first.clone()
+    second = session.run({"input_ids": ids + 1})["hidden_states"]
+    assert first.data_ptr() == second.data_ptr() and not torch.equal(kept, second)
+    # What a caller is given to keep is not overwritten.
+    mine = runner.encode_ids(ids)
+    runner.encode_ids(ids + 1)
+    assert torch.equal(mine, kept)
+    runner.close()
+
+
+def test_inputs_need_not_be_contiguous(bundle):
+    runner = open_bundle_runner(bundle)
+    latents = torch.randn(4, 8, 8, 1).permute(3, 0, 2, 1)
+    assert torch.equal(runner.decode(latents), runner.decode(latents.contiguous()))
+    runner.close()
+
+
+def test_pictures_go_in_and_come_out(in_torch, bundle):
+    runner = open_bundle_runner(bundle)
+    pixels = torch.rand(2, 3, 16, 16)
+    vae = in_torch.model.vae
+    with torch.no_grad():
+        expected = vae.encode(pixels * 2 - 1).latent_dist.mean * vae.config.scaling_factor
+    assert (runner.encode(pixels) - expected).abs().max() < 1e-5
+    runner.close()
+
+
+def test_a_closed_runner_says_so(bundle):
+    with pytest.raises(RunnerError, match="runner 'onnxruntime' is closed: use it inside `with runner:`"):
+        open_bundle_runner(bundle).infer({})
+
+
+def test_an_unknown_runner_names_the_known(bundle):
+    with pytest.raises(RunnerError, match="there is no runner 'tensorflow'; use one of: onnxruntime, onnx"):
+        load_bundle(bundle.folder, "tensorflow")
+
+
+def test_runners_of_checkpoints_and_of_bundles_are_told_apart(bundle, tiny_folder):
+    with pytest.raises(RunnerError, match="runner 'pytorch' runs checkpoints, and .* is a bundle"):
+        load_any(bundle.folder, runner="pytorch")
+    with pytest.raises(RunnerError, match="runner 'onnxruntime' wants a bundle; make one: adapedit export"):
+        load_any(tiny_folder, runner="onnxruntime")
+    with pytest.raises(RunnerError, match="there is no runner 'jax'"):
+        load_any(tiny_folder, runner="jax")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing where there is no GPU")
+@pytest.mark.parametrize("name", [name for name, kind in BUNDLE_RUNNERS.items() if kind.device == "cuda"])
+def test_a_runner_that_needs_a_gpu_says_what_is_missing(bundle, name):
+    message = f"runner '{name}' was asked for and can't run here: it needs an NVIDIA GPU .*pip install"
+    with pytest.raises(RunnerError, match=message):
+        load_bundle(bundle.folder, name)
+
+
+@pytest.mark.slow
+def test_the_compiled_runner_edits_like_the_eager_one(tiny_folder, in_torch):
+    """Traced whole, without a break; the backend that runs the graph as it is takes no compiler."""
+    model = load_any(tiny_folder)
+    compiled = CompiledRunner(model.runner.controlled.unet, backend="aot_eager")  # type: ignore[attr-defined]
+    pipe = AdapEditPipeline(type(model)(**{**vars(model), "runner": compiled}))
+    edit = request(steps=2)
+    got, expected = pipe.edit_batch([edit])[0], in_torch.edit_batch([edit])[0]
+    assert grey_levels(got.target_image, expected.target_image) <= 1
+
+
+SPEC = GraphSpec(
+    file="x.onnx",
+    inputs=(
+        TensorSpec(name="a", dtype="float32", shape=("rows", 3)),
+        TensorSpec(name="b", dtype="int64", shape=(2, "rows")),
+    ),
+    outputs=(TensorSpec(name="c", dtype="float32", shape=("rows",)),),
+    opset=23,
+    nodes=1,
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"a": torch.zeros(4, 2)}, r"input 'a' has shape \(4, 2\), wanted float32 \(rows, 3\) with rows = 4"),
+        (
+            {"b": torch.zeros(2, 5, dtype=torch.int64)},
+            r"input 'b' has shape \(2, 5\), wanted .* with rows = 4",
+        ),
+        ({"b": torch.zeros(2, 4)}, r"input 'b' is torch.float32, wanted int64: cast it"),
+        ({"z": torch.zeros(1)}, r"g has no input 'z'; its inputs: a, b"),
+        ({"a": None}, r"g: input 'a' is missing, wanted float32 \(rows, 3\)"),
+    ],
+)
+def test_a_call_is_held_to_the_contract(changes, message):
+    call = {"a": torch.zeros(4, 3), "b": torch.zeros(2, 4, dtype=torch.int64), **changes}
+    with pytest.raises(RunnerError, match=message):
+        check_call("g", SPEC, {name: tensor for name, tensor in call.items() if tensor is not None}, None)
+
+
+def test_buffers_are_taken_once_for_every_size():
+    buffers = Buffers(SPEC, torch.device("cpu"))
+    first = buffers.take("c", {"rows": 4})
+    assert buffers.take("c", {"rows": 4}) is first and buffers.take("c", {"rows": 6}).shape == (6,)

@@ -1,0 +1,226 @@
+"""Plans of TensorRT for RTX, which builds them on the CPU for GPUs that are not here."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+
+from adapedit.cli.entry import run
+from adapedit_engine.bundle import GRAPHS, Bundle, BundleError
+from adapedit_engine.plan_files import PlanKey, find_plan, is_stale, read_plan, read_records
+from adapedit_engine.runners import RunnerError
+from adapedit_engine.runners.tensorrt import deserialise
+from adapedit_engine.runners.tensorrt_library import TensorRT, load, why_not
+from adapedit_export.options import ExportError
+from adapedit_export.tensorrt.build import (
+    BuildOptions,
+    build_plans,
+    capabilities,
+    refit_plan,
+    serialise,
+    target_capability,
+)
+from adapedit_export.tensorrt.workloads import WORKLOADS, Workload, profiles_of, workload_of
+
+pytestmark = pytest.mark.skipif(
+    why_not("tensorrt-rtx") is not None, reason="TensorRT for RTX is not installed"
+)
+CAPABILITY = "8.9"
+SMALL = ("text_projection", "text_encoder")
+
+
+@pytest.fixture(scope="module")
+def tensorrt() -> TensorRT:
+    return load("tensorrt-rtx")
+
+
+@pytest.fixture
+def copied(bundle, tmp_path) -> Bundle:
+    return Bundle.open(shutil.copytree(bundle.folder, tmp_path / "bundle"))
+
+
+def options(**changes: object) -> BuildOptions:
+    fields = {"workload": WORKLOADS["latency"], "compute_capability": CAPABILITY, "graphs": SMALL, **changes}
+    return BuildOptions(**fields)  # type: ignore[arg-type]
+
+
+def key_of(bundle: Bundle, graph: str, **changes: object) -> PlanKey:
+    fields = {
+        "graph": graph,
+        "onnx_sha256": bundle.graph_hash(graph),
+        "family": "tensorrt-rtx",
+        "version": "0",
+        "compute_capability": CAPABILITY,
+        "workload": "latency",
+        "profiles": profiles_of(graph, bundle.graph(graph), WORKLOADS["latency"]),
+        **changes,
+    }
+    return PlanKey(**fields)  # type: ignore[arg-type]
+
+
+def test_every_graph_of_the_built_in_model_becomes_a_plan(builtin_bundle, capsys):
+    """Names, dtypes and open sides of what TensorRT parsed are held to the manifest while it builds."""
+    command = ["build", str(builtin_bundle.folder), "--compute-capability", CAPABILITY, "--json"]
+    assert run(command) == 0
+    plans = {plan["key"]["graph"]: plan for plan in json.loads(capsys.readouterr().out)["plans"]}
+    assert set(plans) == set(GRAPHS)
+    assert plans["unet"]["layers"] > 1000 and plans["unet"]["activation_bytes"] > 1e6
+    assert not any(plan["stale"] for plan in plans.values())
+    records = {record.key.graph: record for record in read_records(builtin_bundle)}
+    for graph, record in records.items():
+        names = [t.name for t in builtin_bundle.graph(graph).inputs + builtin_bundle.graph(graph).outputs]
+        plan = read_plan(builtin_bundle, record)
+        assert all(name.encode() in plan for name in names)
+    low, best, high = records["unet"].key.profiles[0]["sample"]
+    assert (low[0], best[0], high[0]) == (1, 4, 4) and records["unet"].key.profiles[1]["timestep"] == (
+        (5,),
+        (6,),
+        (6,),
+    )
+
+
+def test_a_plan_is_kept_until_something_it_depends_on_changes(copied, tensorrt):
+    first = build_plans(copied, tensorrt, options(graphs=SMALL[:1]))[0]
+    stamp = (copied.folder / "plans" / first.file_name).stat().st_mtime_ns
+    again = build_plans(copied, tensorrt, options(graphs=SMALL[:1]))[0]
+    assert again == first and (copied.folder / "plans" / first.file_name).stat().st_mtime_ns == stamp
+    other = build_plans(copied, tensorrt, options(graphs=SMALL[:1], compute_capability="12.0"))[0]
+    assert other.key.name != first.key.name and len(read_records(copied)) == 2
+    found = find_plan(
+        copied, SMALL[0], family="tensorrt-rtx", version=tensorrt.version, compute_capability=CAPABILITY
+    )
+    assert found == first
+
+
+def test_a_stale_plan_is_never_found(copied, tensorrt):
+    record = build_plans(copied, tensorrt, options(graphs=SMALL[:1]))[0]
+    files = {**copied.manifest.files}
+    files["text_projection.onnx"] = replace(files["text_projection.onnx"], sha256="0" * 64)
+    changed = replace(copied, manifest=replace(copied.manifest, files=files))
+    assert is_stale(changed, record) and not is_stale(copied, record)
+    wanted = {"family": "tensorrt-rtx", "version": tensorrt.version, "compute_capability": CAPABILITY}
+    with pytest.raises(BundleError, match=r"stale: the graph has changed.*build it: adapedit build"):
+        find_plan(changed, "text_projection", **wanted)
+    for name, other in (("version", "1.0"), ("compute_capability", "12.0"), ("family", "tensorrt")):
+        with pytest.raises(BundleError, match="has no plan of text_projection for"):
+            find_plan(copied, "text_projection", **{**wanted, name: other})
+
+
+def test_a_truncated_plan_is_refused(copied, tensorrt):
+    record = build_plans(copied, tensorrt, options(graphs=SMALL[:1]))[0]
+    path = copied.folder / "plans" / record.file_name
+    path.write_bytes(path.read_bytes()[:-64])
+    with pytest.raises(BundleError, match=r"\.plan was cut short \(\d+ bytes, the manifest says \d+\)"):
+        read_plan(copied, record)
+    # And it is built again where it is asked for.
+    assert build_plans(copied, tensorrt, options(graphs=SMALL[:1]))[0].file.bytes == path.stat().st_size
+
+
+def test_what_is_no_plan_does_not_load(tensorrt):
+    with pytest.raises(RunnerError, match=r"x.plan is no plan that tensorrt-rtx .* loads: "):
+        deserialise(tensorrt, b"not a plan" * 1000, "x.plan")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="plans load where there is a GPU")
+def test_a_whole_plan_needs_a_driver_to_load(copied, tensorrt):
+    record = build_plans(copied, tensorrt, options(graphs=SMALL[:1]))[0]
+    with pytest.raises(RunnerError, match="CUDA driver"):
+        deserialise(tensorrt, read_plan(copied, record), record.file_name)
+
+
+def test_an_unsupported_operator_is_named(copied, tensorrt, tmp_path):
+    path = tmp_path / "odd.onnx"
+    value = onnx.helper.make_tensor_value_info
+    node = onnx.helper.make_node("StringNormalizer", ["x"], ["y"], name="odd_one")
+    graph = onnx.helper.make_graph(
+        [node], "g", [value("x", onnx.TensorProto.STRING, [1])], [value("y", onnx.TensorProto.STRING, [1])]
+    )
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)]), path)
+    with pytest.raises(ExportError, match=r"does not take odd.onnx"):
+        serialise(tensorrt, path, copied, key_of(copied, "text_projection"))
+
+
+def test_a_network_that_is_not_the_manifests_is_refused(copied, tensorrt):
+    with pytest.raises(ExportError, match="text_encoder: TensorRT sees other inputs than the manifest"):
+        serialise(tensorrt, copied.graph_path("vae_decoder"), copied, key_of(copied, "text_encoder"))
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        (((1, 20, 31), (1, 20, 31), (4, 20, 31)), r"gives 'encoder_hidden_states' the shape \(1, 20, 31\)"),
+        (((4, 20, 32), (1, 20, 32), (4, 20, 32)), "wanted smallest, best and largest in this order"),
+        (((1, 20), (1, 20), (1, 20)), r"the shape \(1, 20\), the graph has \(-1, 20, 32\)"),
+    ],
+)
+def test_wrong_profiles_are_refused(copied, tensorrt, shapes, message):
+    key = key_of(copied, "text_projection", profiles=({"encoder_hidden_states": shapes},))
+    with pytest.raises(ExportError, match=message):
+        serialise(tensorrt, copied.graph_path("text_projection"), copied, key)
+
+
+def test_workloads_take_every_number_of_rows_up_to_their_last(bundle):
+    for workload in WORKLOADS.values():
+        taken = [rows for low, _, high in workload.ranges() for rows in range(low, high + 1)]
+        assert taken == list(range(1, workload.rows[-1] + 1))
+    key = key_of(bundle, "unet")
+    for rows, profile in ((2, 0), (4, 0), (5, 1), (6, 1), (7, None)):
+        shapes = {
+            t.name: tuple(s if isinstance(s, int) else rows for s in t.shape)
+            for t in bundle.graph("unet").inputs
+        }
+        assert key.profile_of(shapes) == profile
+
+
+@pytest.mark.parametrize("rows", [(), (6, 4), (4, 4), (0, 4)])
+def test_workloads_ascend(rows):
+    with pytest.raises(ExportError, match="wanted numbers in ascending order"):
+        Workload(name="mine", rows=rows)
+
+
+def test_names_that_are_unknown(tensorrt):
+    with pytest.raises(ExportError, match="there is no workload 'batch'; use one of: latency, throughput"):
+        workload_of("batch")
+    with pytest.raises(
+        ExportError, match=r"compute capability 3.5 is none that tensorrt-rtx .* names: 7.5, 8.0"
+    ):
+        target_capability(tensorrt, "3.5")
+    assert {"8.0", "8.9", "12.0"} <= set(capabilities(tensorrt))
+    with pytest.raises(RunnerError, match="there is no TensorRT 'trt'; use one of: tensorrt, tensorrt-rtx"):
+        load("trt")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="where there is a GPU it is the default")
+def test_without_a_gpu_one_has_to_be_named(tensorrt):
+    with pytest.raises(ExportError, match="name one with --compute-capability, such as 8.9"):
+        target_capability(tensorrt, None)
+    full = TensorRT(flavour="tensorrt", module=tensorrt.module, version="10.0")
+    with pytest.raises(ExportError, match=r"builds for the GPU that it runs on \(none here\)"):
+        target_capability(full, "8.9")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing where there is no GPU")
+def test_exchangeable_weights_need_a_gpu(copied, tensorrt):
+    with pytest.raises(ExportError, match="--refit needs an NVIDIA GPU where the plan is built"):
+        build_plans(copied, tensorrt, options(refit=True))
+    record = build_plans(copied, tensorrt, options(graphs=SMALL[:1]))[0]
+    with pytest.raises(ExportError, match="was built without refit; build it again with --refit"):
+        refit_plan(record, copied, copied, tensorrt)
+    assert key_of(copied, "unet", refit=True).name != key_of(copied, "unet").name
+
+
+def test_a_record_that_was_changed_is_refused(copied, tensorrt):
+    record = build_plans(copied, tensorrt, options(graphs=SMALL[:1]))[0]
+    path: Path = copied.folder / "plans" / f"{record.key.name}.json"
+    path.write_text(path.read_text().replace(CAPABILITY, "12.0"))
+    with pytest.raises(BundleError, match="describes another plan"):
+        read_records(copied)
+    path.write_text("{")
+    with pytest.raises(BundleError, match="can't be read"):
+        read_records(copied)
