@@ -45,9 +45,13 @@ def word_relation(
     """See :func:`adapedit_kernels.word_relation.word_relation`; ``lambda_tau`` is a tensor [B] here."""
     wide = wide_dtype(maps, features)
     maps, features, lambda_tau = to_dtype(maps, wide), to_dtype(features, wide), to_dtype(lambda_tau, wide)
+    weights = pixel_weights(maps, settings)
     if settings.centre:
         features = features - features.mean(dim=1, keepdim=True)
-    embedding = pixel_weights(maps, settings).transpose(1, 2) @ features  # [B, N, V], Eq. 5
+        # Centred features sum to 0, so a constant in the weights only adds rounding: nearly all of the result where
+        # a softmax is almost flat. A column that is flat has no place in the picture, and so no embedding.
+        weights = weights - weights.amin(dim=1, keepdim=True)
+    embedding = weights.transpose(1, 2) @ features  # [B, N, V], Eq. 5
     embedding = F.normalize(embedding, dim=-1, eps=_TINY)
     key_embedding = F.normalize(
         (to_dtype(key_tokens, wide)[:, None] @ embedding)[:, 0], dim=-1, eps=_TINY

@@ -50,15 +50,18 @@ def embed_kernel(
     channel = tl.program_id(0) * BLOCK_V + tl.arange(0, BLOCK_V)
     token = tl.arange(0, BLOCK_N)
     peak = tl.full([BLOCK_N], float("-inf"), dtype=tl.float32)
+    least = tl.full([BLOCK_N], float("inf"), dtype=tl.float32)
     centre = tl.zeros([BLOCK_V], dtype=tl.float32)
     for start in range(0, pixels, BLOCK_P):
         pixel = start + tl.arange(0, BLOCK_P)
+        inside = (pixel[None, :] < pixels) & (token[:, None] < tokens)
         columns = tl.load(
             maps + row * map_batch_stride + pixel[None, :] * map_pixel_stride + token[:, None],
-            mask=(pixel[None, :] < pixels) & (token[:, None] < tokens),
+            mask=inside,
             other=float("-inf"),
-        )
-        peak = tl.maximum(peak, tl.max(columns.to(tl.float32), axis=1))
+        ).to(tl.float32)
+        peak = tl.maximum(peak, tl.max(columns, axis=1))
+        least = tl.minimum(least, tl.min(tl.where(inside, columns, float("inf")), axis=1))
         if CENTRE:
             tile = tl.load(
                 features
@@ -74,6 +77,12 @@ def embed_kernel(
     if RELATIVE:
         limit = threshold * peak
     seen = (peak >= limit) & (peak > 0)
+    # Centred features sum to 0: the weights' common part would only add rounding, so it is taken off.
+    common = tl.where(least >= limit, least, 0.0)
+    if SOFTMAX:
+        common = tl.exp((common - peak) / temperature)
+    if not CENTRE:
+        common = tl.zeros([BLOCK_N], dtype=tl.float32)
 
     total = tl.zeros([BLOCK_N, BLOCK_V], dtype=tl.float32)
     for start in range(0, pixels, BLOCK_P):
@@ -87,7 +96,7 @@ def embed_kernel(
         weight = tl.where(weight >= limit[:, None], weight, 0.0)
         if SOFTMAX:
             weight = tl.exp((weight - peak[:, None]) / temperature)
-        weight = tl.where(inside & seen[:, None], weight, 0.0)
+        weight = tl.where(inside & seen[:, None], weight - common[:, None], 0.0)
         here = (pixel[:, None] < pixels) & (channel[None, :] < channels)
         tile = tl.load(
             features + row * batch_stride + pixel[:, None] * pixel_stride + channel[None, :] * channel_stride,

@@ -16,6 +16,7 @@ SHAPES = {
     "smallest map, tokens of SD": AttentionShape(2, 2, 16, 77, 40),
     "one pixel over a block, few tokens": AttentionShape(2, 1, 17, 5, 64),
     "all tokens that fit": AttentionShape(2, 1, 7, 128, 20),
+    "the largest odd number of tokens": AttentionShape(2, 1, 3, 127, 64),
     "one pixel, one token": AttentionShape(2, 1, 1, 1, 16),
     "one token over a padded tile": AttentionShape(2, 1, 15, 65, 80),
     "one token over a chunk, the widest heads": AttentionShape(2, 1, 8, 33, 160),
@@ -25,6 +26,7 @@ SOURCES = {
     "no row edited": [0, 1, 2, 3],
     "permuted": [2, 3, 1, 0],
     "repeated": [0, 0, 0, 2],
+    "every other row edited, from the last": [0, 3, 2, 3],
 }
 
 

@@ -14,13 +14,14 @@ from tests.kernels.inputs import assert_close, poisoned, relation_inputs
 RELATION_SIZES = {  # batch, pixels, tokens, channels
     "nothing is a multiple of a block": (2, 21, 19, 37),
     "one pixel, the fewest tokens": (1, 1, 3, 3),
-    "all tokens that fit": (1, 16, 128, 33),
+    "one pixel over a block, one channel over one": (1, 17, 7, 33),
 }
 KNOBS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "released": {"variant": "released", "threshold": 0.002, "threshold_mode": "absolute", "centre": False},
     "softmax": {"normalise": "softmax", "temperature": 0.05, "lambda_tau": 0.7},
     "columns masked whole": {"threshold": 0.9, "threshold_mode": "absolute"},
+    "nothing masked": {"threshold": 0.0},
 }
 SIMILARITY_SIZES = {  # batch, map size, channels
     "nothing is a multiple of a block": (3, (5, 7), 70),
@@ -50,6 +51,16 @@ def test_word_relation(sizes: tuple[int, int, int, int], knobs: dict[str, Any], 
     found = word_relation(**inputs, **knobs, implementation="triton")
     for got, want in zip(found, wanted, strict=True):
         assert got.dtype == torch.float32
+        assert_close(got, want, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("tokens", [127, 128], ids=["the largest odd number of tokens", "all that fit"])
+def test_word_relation_of_many_tokens(tokens: int, dtype: torch.dtype) -> None:
+    inputs = relation_inputs(1, 9, tokens, 6, dtype)
+    knobs = {"normalise": "softmax", "temperature": 0.05}  # almost flat: sums that cancel
+    wanted = word_relation(**_wide(inputs), **knobs)
+    for got, want in zip(word_relation(**inputs, **knobs, implementation="triton"), wanted, strict=True):
         assert_close(got, want, dtype)
 
 

@@ -1,0 +1,198 @@
+"""The list of kernels that the C library carries: each with its dtypes, constants and sizes of a program."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from adapedit_kernels.edited_attention.tiles import choose_tile
+from adapedit_kernels.edited_attention.triton import edited_attention_kernel
+from adapedit_kernels.guided_step.triton import guided_step_kernel
+from adapedit_kernels.spatial_similarity.triton import mean_kernel, resize_kernel, similarity_kernel
+from adapedit_kernels.word_relation.triton import embed_kernel, finish_kernel, relate_kernel
+
+__all__ = ["DTYPES", "HEAD_WIDTHS", "KERNELS", "TARGETS", "TOKENS", "Variant", "all_variants", "few_variants"]
+
+TARGETS = (80, 86, 89, 90, 100, 120)
+HEAD_WIDTHS = (40, 64, 80, 160)
+TOKENS = 128  # as many as the kernels take: fewer are masked, so that one width serves every text encoder
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+
+KERNELS: Mapping[str, Any] = {
+    kernel.__name__: kernel
+    for kernel in (
+        edited_attention_kernel,
+        guided_step_kernel,
+        mean_kernel,
+        similarity_kernel,
+        resize_kernel,
+        embed_kernel,
+        relate_kernel,
+        finish_kernel,
+    )
+}
+
+_TRITON_NAMES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
+_INTEGER_POINTERS = {"source_row", "guidance_rows", "blend_source", "word_of_token"}
+_FLOATS = {"exponent_scale", "map_scale", "threshold", "temperature"}
+_STRIDE_UNIT = 8  # elements; half-precision rows then load 16 bytes at a time
+_MANY_PIXELS, _FEW_PIXELS = 1024, 1  # the two sides of the border in choose_tile
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One kernel with everything decided that a compiler has to know; ``name`` is what the C code looks up."""
+
+    name: str
+    kernel: str
+    dtypes: Mapping[str, str] = field(default_factory=dict)  # argument -> dtype, where it is not the usual one
+    constants: Mapping[str, int | bool] = field(default_factory=dict)
+    aligned: tuple[str, ...] = ()  # arguments that must be multiples of 16 bytes
+    block: int  # values, pixels or channels that a program takes along the first grid axis
+    pixels_from: int = 0  # for calls with at least as many pixels
+    num_warps: int = 4
+
+    def signature(self) -> dict[str, str]:
+        """Argument -> Triton's name of its type, in the kernel's order."""
+        return {name: self._type(name) for name in KERNELS[self.kernel].arg_names}
+
+    def parameters(self) -> tuple[tuple[str, str], ...]:
+        """(argument, "pointer" | "float" | "int") of what a launch hands over, in order."""
+        kinds = {"f": "float", "i": "int", "*": "pointer"}
+        return tuple(
+            (name, kinds[kind[0]]) for name, kind in self.signature().items() if kind != "constexpr"
+        )
+
+    def _type(self, argument: str) -> str:
+        if argument in self.constants:
+            return "constexpr"
+        if argument in self.dtypes:
+            return "*" + _TRITON_NAMES[self.dtypes[argument]]
+        if argument in _INTEGER_POINTERS:
+            return "*i64"
+        if argument == "key_tokens":
+            return "*i1"
+        if argument in _FLOATS:
+            return "fp32"
+        return "*fp32" if argument in _FLOAT_POINTERS else "i32"
+
+
+_FLOAT_POINTERS = set(
+    "token_map own_weight spatial_weight spatial_map map_sum guidance_weights sample_weight output_weight "
+    "noise_weight blend_mask mean key_embedding lambda_spatial small out maps features embedding lambda_tau "
+    "relation word_steps word_share default_steps".split()
+)
+
+
+def all_variants() -> tuple[Variant, ...]:
+    """Everything that the library carries."""
+    return (*_attention(), *_steps(), *_similarities(), *_relations())
+
+
+def few_variants() -> tuple[Variant, ...]:
+    """Every kernel, both tiles, all dtypes and head widths of attention once: what each change is held to."""
+    wanted = {
+        ("edited_attention.float16.w40.edited.maps", _FEW_PIXELS),
+        ("edited_attention.float16.w64.edited", _MANY_PIXELS),
+        ("edited_attention.bfloat16.w80.plain", _FEW_PIXELS),
+        ("edited_attention.float16.w160.edited", _FEW_PIXELS),
+        ("edited_attention.float32.w40.edited.maps", _FEW_PIXELS),
+        ("guided_step.float16.noise.blend", 0),
+        ("mean.float16", 0),
+        ("similarity.float16.centre", 0),
+        ("resize", 0),
+        ("embed.relative.sum.centre", 0),
+        ("relate.paper", 0),
+        ("finish", 0),
+    }
+    few = tuple(variant for variant in all_variants() if (variant.name, variant.pixels_from) in wanted)
+    assert len(few) == len(wanted), "a variant named here is not in the full list"
+    return few
+
+
+def _attention() -> Iterator[Variant]:
+    tensors = ("query", "key", "value", "out")
+    for dtype in DTYPES:
+        for width in HEAD_WIDTHS:
+            for edited, maps in ((True, True), (True, False), (False, False)):
+                tiles = {
+                    choose_tile(DTYPES[dtype], width, pixels, TOKENS, maps=maps): pixels
+                    for pixels in (_MANY_PIXELS, _FEW_PIXELS)
+                }
+                for tile, pixels in tiles.items():
+                    constants = {
+                        "WIDTH": width,
+                        "BLOCK_N": TOKENS,
+                        "EDITED": edited,
+                        "MAPS": maps,
+                        "STRIDE_UNIT": _STRIDE_UNIT,
+                        **tile._asdict(),
+                    }
+                    num_warps = constants.pop("num_warps")
+                    name = f"edited_attention.{dtype}.w{width}.{'edited' if edited else 'plain'}"
+                    yield Variant(
+                        name=name + ".maps" * maps,
+                        kernel="edited_attention_kernel",
+                        dtypes=dict.fromkeys(tensors, dtype),
+                        constants=constants,
+                        aligned=tensors,
+                        block=tile.BLOCK_P,
+                        pixels_from=pixels,
+                        num_warps=num_warps,
+                    )
+
+
+def _steps() -> Iterator[Variant]:
+    for dtype in DTYPES:
+        for noise in (False, True):
+            for blend in (False, True):
+                yield Variant(
+                    name=f"guided_step.{dtype}" + ".noise" * noise + ".blend" * blend,
+                    kernel="guided_step_kernel",
+                    dtypes=dict.fromkeys(("noise_pred", "latents", "noise", "out"), dtype),
+                    constants={"BLOCK": 512, "NOISE": noise, "BLEND": blend},
+                    block=512,
+                )
+
+
+def _similarities() -> Iterator[Variant]:
+    blocks = {"BLOCK_P": 32, "BLOCK_V": 64}
+    for dtype in DTYPES:
+        features = {"features": dtype}
+        yield Variant(name=f"mean.{dtype}", kernel="mean_kernel", dtypes=features, constants=blocks, block=64)
+        for centre in (False, True):
+            yield Variant(
+                name=f"similarity.{dtype}" + ".centre" * centre,
+                kernel="similarity_kernel",
+                dtypes=features,
+                constants={**blocks, "CENTRE": centre},
+                block=32,
+            )
+    yield Variant(name="resize", kernel="resize_kernel", constants={"BLOCK": 256}, block=256)
+
+
+def _relations() -> Iterator[Variant]:
+    blocks = {"BLOCK_N": TOKENS, "BLOCK_V": 32}
+    for relative in (False, True):
+        for softmax in (False, True):
+            for centre in (False, True):
+                threshold, normalise = "relative" if relative else "absolute", "softmax" if softmax else "sum"
+                yield Variant(
+                    name=f"embed.{threshold}.{normalise}" + ".centre" * centre,
+                    kernel="embed_kernel",
+                    constants={
+                        **blocks,
+                        "BLOCK_P": 16,
+                        "RELATIVE": relative,
+                        "SOFTMAX": softmax,
+                        "CENTRE": centre,
+                    },
+                    block=32,
+                )
+    for paper in (False, True):
+        name = "relate.paper" if paper else "relate.released"
+        yield Variant(name=name, kernel="relate_kernel", constants={**blocks, "PAPER": paper}, block=1)
+    yield Variant(name="finish", kernel="finish_kernel", constants={"BLOCK_N": TOKENS}, block=1, num_warps=1)

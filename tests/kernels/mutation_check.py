@@ -1,0 +1,233 @@
+"""Break one sign, one index and one mask of every kernel: the checks of ``interpreted/`` must notice each.
+
+    python -m tests.kernels.mutation_check             all of them, some minutes
+    python -m tests.kernels.mutation_check guided      those whose name holds a word
+
+Exits with 1 where a broken kernel passes. Nothing on disk is changed: a broken copy takes the module's place.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import os
+import sys
+import tempfile
+import time
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import NamedTuple
+
+os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton
+
+import pytest
+import torch
+import triton  # noqa: F401 - here, so that each broken kernel need not load it
+
+import adapedit_kernels
+
+FOLDER = Path(__file__).parent / "interpreted"
+
+
+class Mutation(NamedTuple):
+    operation: str
+    kernel: str
+    kind: str
+    right: str
+    wrong: str
+    place: int = 0  # which of the occurrences in the file
+
+    @property
+    def name(self) -> str:
+        return f"{self.operation}, {self.kernel}, {self.kind}"
+
+
+def _of(operation: str, kernel: str, *changes: tuple[str, str, str, int]) -> list[Mutation]:
+    return [Mutation(operation, kernel, *change) for change in changes]
+
+
+MUTATIONS = [
+    *_of(
+        "edited_attention",
+        "edited_attention_kernel",
+        ("sign", "remapped + weight * (probs - remapped)", "remapped + weight * (probs + remapped)", 0),
+        (
+            "index",
+            "token_map + row * token_map_batch_stride",
+            "token_map + source * token_map_batch_stride",
+            0,
+        ),
+        (
+            "mask",
+            "mask=(token[:, None] < tokens) & (channel[None, :] < WIDTH)",
+            "mask=channel[None, :] < WIDTH",
+            0,
+        ),
+        ("sign of v S", "u.to(tl.float32)[None, :] + v", "u.to(tl.float32)[None, :] - v", 0),
+        ("index of the source", "key + source * key_batch_stride", "key + row * key_batch_stride", 0),
+        (
+            "mask of the logits",
+            'tl.where(token[None, :] < tokens, logits * exponent_scale, float("-inf"))',
+            "logits * exponent_scale",
+            0,
+        ),
+        (
+            "mask of the maps",
+            "inside = (pixel[:, None] < pixels) & (token[None, :] < tokens)",
+            "inside = token[None, :] < tokens",
+            0,
+        ),
+    ),
+    *_of(
+        "word_relation",
+        "embed_kernel",
+        ("sign", "tile - centre[None, :]", "tile + centre[None, :]", 0),
+        ("index", "pixel[None, :] * map_pixel_stride + token[:, None]", "pixel[None, :] + token[:, None]", 1),
+        ("mask", "weight >= limit[:, None]", "weight >= 0 * limit[:, None]", 0),
+    ),
+    *_of(
+        "word_relation",
+        "relate_kernel",
+        ("sign", "1.0 - tl.exp(cosine - 1.0)", "1.0 - tl.exp(cosine + 1.0)", 0),
+        ("index", "word_of_token + row * tokens + this", "word_of_token + row * tokens", 0),
+        ("mask", "(words == word) & (word >= 0)", "words == word", 0),
+    ),
+    *_of(
+        "word_relation",
+        "finish_kernel",
+        ("sign", "_HELD_BASE - early", "_HELD_BASE + early", 0),
+        ("index", "word_share + row * tokens + token", "word_share + token", 0),
+        ("mask", "wordless = real & (word < 0) & (is_key == 0)", "wordless = real & (is_key == 0)", 0),
+    ),
+    *_of(
+        "spatial_similarity",
+        "mean_kernel",
+        ("sign", "total += tl.sum", "total -= tl.sum", 0),
+        ("index", "mean + row * channels + channel, total", "mean + channel, total", 0),
+        (
+            "mask",
+            "mask=(pixel[:, None] < pixels) & (channel[None, :] < channels)",
+            "mask=channel[None, :] < channels",
+            0,
+        ),
+    ),
+    *_of(
+        "spatial_similarity",
+        "similarity_kernel",
+        ("sign", "tile - centre[None, :]", "tile + centre[None, :]", 0),
+        ("index", "lambda_spatial + row", "lambda_spatial", 0),
+        ("mask", "tl.where(inside, tile - centre[None, :], 0.0)", "tile - centre[None, :]", 0),
+    ),
+    *_of(
+        "spatial_similarity",
+        "resize_kernel",
+        ("sign", "/ wanted.to(tl.float32)) - 0.5", "/ wanted.to(tl.float32)) + 0.5", 0),
+        ("index", "small + row * height * width", "small", 0),
+        ("mask", "tl.minimum(low + 1, size - 1)", "low + 1", 0),
+    ),
+    *_of(
+        "guided_step",
+        "guided_step_kernel",
+        ("sign", "base + mask * (result - base)", "base - mask * (result - base)", 0),
+        ("index", "blend_mask + track * pixels", "blend_mask + source * pixels", 0),
+        (
+            "mask",
+            "tl.store(out + track * size + place, result.to(out.dtype.element_ty), mask=inside)",
+            "tl.store(out + track * size + place, result.to(out.dtype.element_ty))",
+            0,
+        ),
+        ("sign of the noise", "eps += weight", "eps -= weight", 0),
+        ("index of the weights", "output_weight + track", "output_weight", 0),
+    ),
+]
+
+
+def broken(mutation: Mutation, source: str) -> str:
+    """The kernel's file with one thing wrong."""
+    pieces = source.split(mutation.right)
+    if len(pieces) < mutation.place + 2:
+        raise SystemExit(f"{mutation.name}: {mutation.right!r} is not in the kernel any more; mend the list")
+    before, after = pieces[: mutation.place + 1], pieces[mutation.place + 1 :]
+    return mutation.right.join(before) + mutation.wrong + mutation.right.join(after)
+
+
+def load(operation: str, path: Path) -> None:
+    """Let the operation use the kernels in this file; its launcher is imported by the first call."""
+    name = f"adapedit_kernels.{operation}.triton"
+    sys.modules.pop(f"adapedit_kernels.{operation}.launcher", None)
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+
+
+def first_failure(operation: str) -> str:
+    """The first check that fails, or nothing."""
+    check = {"word_relation": "relation_and_similarity", "spatial_similarity": "relation_and_similarity"}
+    path = FOLDER / f"check_{check.get(operation, operation)}.py"
+    words = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:faulthandler", "-W", "ignore", "--tb=no", "-rfE"]
+    if path.stem.endswith("similarity"):
+        words += ["-k", operation]
+    output = io.StringIO()
+    with redirect_stdout(output):
+        code = pytest.main([*words, str(path)])
+    if code == pytest.ExitCode.OK:
+        return ""
+    found = [line for line in output.getvalue().splitlines() if line.startswith(("FAILED", "ERROR"))]
+    if code != pytest.ExitCode.TESTS_FAILED or not found:
+        raise SystemExit(f"the checks did not run:\n{output.getvalue()[-3000:]}")
+    return found[0].partition("::")[2].partition(" - ")[0]
+
+
+def noticed_by(mutation: Mutation, path: Path) -> str:
+    """What notices the broken kernel, or nothing. In a process of its own: a stray write may end it."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            load(mutation.operation, path)
+            os.write(writer, first_failure(mutation.operation).encode())
+            code = 0
+        finally:
+            os._exit(code)
+    os.close(writer)
+    with open(reader, encoding="utf-8") as pipe:
+        check = pipe.read()
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if status < 0:
+        return f"the process died of signal {-status}"
+    if status > 0:
+        raise SystemExit(f"{mutation.name}: the checks did not run")
+    return check
+
+
+def main(words: list[str]) -> int:
+    chosen = [m for m in MUTATIONS if all(word in m.name for word in words)]
+    if not chosen:
+        raise SystemExit(
+            f"no mutation's name holds {' and '.join(words)}; the names are those that a run prints"
+        )
+    torch.set_num_threads(1)
+    survivors = []
+    with tempfile.TemporaryDirectory() as folder:
+        for number, mutation in enumerate(chosen):
+            kernel = Path(adapedit_kernels.__file__).parent / mutation.operation / "triton.py"
+            path = Path(folder) / f"broken_{number}.py"
+            path.write_text(broken(mutation, kernel.read_text(encoding="utf-8")), encoding="utf-8")
+            start = time.perf_counter()
+            check = noticed_by(mutation, path)
+            if not check:
+                survivors.append(mutation.name)
+            seconds = time.perf_counter() - start
+            print(
+                f"{'noticed' if check else 'SURVIVED':8} {mutation.name}: {check} ({seconds:.0f} s)",
+                flush=True,
+            )
+    print(f"{len(chosen) - len(survivors)} of {len(chosen)} broken kernels were noticed")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

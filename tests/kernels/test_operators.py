@@ -1,0 +1,136 @@
+"""The operations as PyTorch operators: what compilers and exporters are told of them, and a UNet that uses them."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from adapedit_engine import Controls, GraphUNet, controlled_attention
+from adapedit_kernels import edited_attention, edited_attention_with_maps, guided_step
+from adapedit_kernels.edited_attention.operator import (
+    edited_attention_maps_operator,
+    edited_attention_operator,
+)
+from adapedit_kernels.guided_step.operator import guided_step_operator
+from adapedit_kernels.spatial_similarity.operator import spatial_similarity_operator
+from adapedit_kernels.word_relation.operator import word_relation_operator
+from tests.engine.tiny import SIDE, TEXT, TOKENS, largest, noise, tiny_unet
+from tests.kernels.inputs import AttentionShape, attention_inputs, relation_inputs, step_inputs
+
+attention_module = importlib.import_module("adapedit_kernels.edited_attention")  # not the function
+
+SHAPE = AttentionShape(3, 2, 5, 7, 8)
+
+
+def _attention_arguments(maps: bool, edited: bool) -> tuple[Any, ...]:
+    tensors, controls = attention_inputs(SHAPE, torch.float32)
+    given = controls.values() if edited else [None] * 5
+    if not maps:
+        return (*tensors, *given, 0.4, edited, True)
+    return (*tensors, *given, torch.ones(SHAPE.batch, SHAPE.pixels, SHAPE.tokens), 0.5, 0.4, edited, True)
+
+
+def _step_arguments(noise: bool, blend: bool) -> tuple[Any, ...]:
+    arguments = step_inputs(3, 2, (4, 3, 5), torch.float32, noise=noise, blend=blend)
+    names = ("noise", "noise_weight", "blend_mask", "blend_source")
+    return (*list(arguments.values())[:6], *(arguments.get(name) for name in names), True)
+
+
+def _relation_arguments() -> tuple[Any, ...]:
+    inputs = relation_inputs(2, 9, 8, 6, torch.float32)
+    return (*inputs.values(), torch.ones(2), 0.3, "relative", "sum", 0.01, True, "paper")
+
+
+CALLS = {
+    "edited attention": (edited_attention_operator, _attention_arguments(False, True)),
+    "edited attention, no row edited": (edited_attention_operator, _attention_arguments(False, False)),
+    "edited attention with maps": (edited_attention_maps_operator, _attention_arguments(True, True)),
+    "guided step": (guided_step_operator, _step_arguments(False, False)),
+    "guided step with noise and blend": (guided_step_operator, _step_arguments(True, True)),
+    "word relation": (word_relation_operator, _relation_arguments()),
+    "spatial similarity": (
+        spatial_similarity_operator,
+        (torch.randn(2, 12, 5), torch.randn(2, 5), torch.ones(2), True, 3, 4, 6, 5),
+    ),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
+def test_operators_keep_what_they_promise(call: tuple[Any, tuple[Any, ...]]) -> None:
+    """Schema, mutation, fake results and tracing with dynamic shapes, as PyTorch itself checks them."""
+    operator, arguments = call
+    torch.library.opcheck(operator, arguments)
+
+
+@pytest.mark.parametrize("maps", [False, True])
+def test_operators_compute_what_the_public_function_does(maps: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors, controls = attention_inputs(SHAPE, torch.float32)
+    wanted, wanted_maps = edited_attention_with_maps(*tensors, **controls, maps=maps)
+    monkeypatch.setattr(attention_module, "_choose", lambda *_: "triton")
+    found, found_maps = edited_attention_with_maps(*tensors, **controls, maps=maps)
+    assert torch.equal(found, wanted)
+    if wanted_maps is None:
+        assert found_maps is None
+    else:
+        torch.testing.assert_close(found_maps, wanted_maps)
+
+
+def test_auto_takes_the_operators_on_cuda_tensors() -> None:
+    """Traced as on a CUDA device, with tensors that have no memory."""
+    with FakeTensorMode():
+        query = torch.empty(2, 4, 9, 40, dtype=torch.float16, device="cuda")
+        key = value = torch.empty(2, 4, 77, 40, dtype=torch.float16, device="cuda")
+        maps = torch.zeros(2, 9, 77, device="cuda")
+        out = edited_attention(query, key, value, edited=False, map_sum=maps)
+        assert (out.shape, out.dtype, out.device.type) == (query.shape, torch.float16, "cuda")
+        latents = torch.empty(1, 4, 8, 8, device="cuda")
+        rows, weights = torch.empty(1, 2, dtype=torch.int64, device="cuda"), torch.empty(1, 2, device="cuda")
+        single = torch.empty(1, device="cuda")
+        noise_pred = torch.empty(2, 4, 8, 8, dtype=torch.float16, device="cuda")
+        stepped = guided_step(noise_pred, latents, rows, weights, single, single)
+        assert (stepped.shape, stepped.dtype) == (latents.shape, torch.float32)
+
+
+@pytest.fixture
+def operators_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_module, "_choose", lambda *_: "triton")
+
+
+def _unet_inputs(batch: int) -> dict[str, Tensor]:
+    source = torch.arange(batch) // 2 * 2
+    return {
+        "sample": noise(batch, 4, SIDE, SIDE, seed=0),
+        "timestep": torch.linspace(999, 0, batch),
+        "encoder_hidden_states": noise(batch, TOKENS, TEXT, seed=1),
+        **Controls.identity(batch=batch, tokens=TOKENS, pixels=SIDE**2, layers=7).as_dict(),
+        "source_row": source,
+        "spatial_weight": noise(batch, TOKENS, seed=2).sigmoid(),
+    }
+
+
+def _attention_nodes(graph: torch.fx.Graph) -> int:
+    return sum("adapedit_kernels" in str(node.target) for node in graph.nodes)
+
+
+@pytest.mark.slow
+def test_a_unet_with_operators_compiles_and_exports_as_one_graph(operators_in_use: None) -> None:
+    inputs, seen = _unet_inputs(4), []
+
+    def backend(module: torch.fx.GraphModule, _: Any) -> Any:
+        seen.append(_attention_nodes(module.graph))
+        return module.forward
+
+    with controlled_attention(tiny_unet(), map_divisor=1) as controlled, torch.no_grad():
+        unet = GraphUNet(controlled)
+        wanted = unet(**inputs)
+        compiled = torch.compile(unet, fullgraph=True, backend=backend)(**inputs)
+        exported = torch.export.export(unet, args=(), kwargs=inputs, strict=False)
+    assert seen == [_attention_nodes(exported.graph)] and seen[0] > 0
+    for found in (compiled, exported.module()(**inputs)):
+        for got, want in zip(found, wanted, strict=True):
+            assert largest(got, want) < 1e-5
