@@ -31,7 +31,7 @@ def three_verdicts(case: Case, rendered: bool) -> tuple[Verdict, Verdict, Verdic
     return copy, truth, random
 
 
-@pytest.mark.parametrize("case", CASES[:21], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", CASES[:14], ids=lambda case: case.name)
 @pytest.mark.parametrize("rendered", [True, False], ids=["known scene", "fitted scene"])
 def test_it_cannot_be_fooled(case: Case, rendered: bool) -> None:
     copy, truth, random = three_verdicts(case, rendered)
