@@ -63,6 +63,7 @@ def make_context(request: EditRequest, model: EditModel) -> EditContext:
         unconditional=unconditional,
         source=source,
         target=target,
+        guidance_until=request.guidance_until,
     )
 
 

@@ -30,6 +30,8 @@ class EditRequest(BaseModel):
     guidance_scale:      of classifier-free guidance; None: what suits the model (7.5 for Stable Diffusion).
     height, width:       pixels; None: what the model was trained for.
     method:              the editing method with its knobs.
+    guidance_until:      share of the trajectory after which guidance is skipped: an approximation that saves half
+                         of the later steps; 1: never.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,6 +44,7 @@ class EditRequest(BaseModel):
     height: Annotated[int, Field(ge=8)] | None = None
     width: Annotated[int, Field(ge=8)] | None = None
     method: MethodSettings = Field(default_factory=AdapEdit)
+    guidance_until: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 1.0
 
     @classmethod
     def make(cls, **fields: Any) -> EditRequest:

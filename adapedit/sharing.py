@@ -112,6 +112,7 @@ def _compatible(one: EditPlan, other: EditPlan) -> bool:
         and one.source_track[0] == 0
         and other.source_track[0] == 0
         and one.collect == other.collect
+        and one.guidance_until == other.guidance_until
         and _same_blend(one.local_blend, other.local_blend)
         and _same_adaptive(one.adaptive, other.adaptive)
     )

@@ -78,6 +78,9 @@ class VirtualExecutor:
         self.busy += seconds
         return [replace(state, step_index=state.step_index + 1) for state in states]
 
+    def rows_now(self, state: VirtualState) -> int:
+        return state.plan.rows
+
     def done(self, state: VirtualState) -> bool:
         return state.step_index >= state.plan.steps
 

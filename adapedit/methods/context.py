@@ -35,6 +35,7 @@ class EditContext:
     target: Tensor
     levels: Tensor
     noise: Tensor | None = None
+    guidance_until: float = 1.0
 
     @property
     def map_size(self) -> tuple[int, int]:
@@ -53,6 +54,7 @@ class EditContext:
             ),
             guidance_weights=weights.expand(tracks, 2).clone(),
             noise=self.noise,
+            guidance_until=self.guidance_until,
             **edit,
         )
 

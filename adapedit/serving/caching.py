@@ -40,7 +40,11 @@ def observation_key(plan: EditPlan) -> Hashable | None:
         return None
     schedule = (getattr(plan.schedule, field.name) for field in fields(plan.schedule))
     values = (plan.latents, plan.encoder_hidden_states, plan.guidance_weights, plan.noise, *schedule)
-    return (plan.collect, *(digest(value) if isinstance(value, Tensor) else value for value in values))
+    return (
+        plan.collect,
+        plan.guidance_until,
+        *(digest(value) if isinstance(value, Tensor) else value for value in values),
+    )
 
 
 def outcome_bytes(outcome: EditOutcome) -> int:

@@ -77,7 +77,7 @@ class EditOutcome:
 @torch.inference_mode()
 def begin(plan: EditPlan, runner: Runner) -> EditState:
     """The state before the first step. Raises `PlanError` where the plan does not fit the runner's model."""
-    tables = RowTables.build(plan, runner)
+    tables = RowTables.build(plan, runner).at(0)
     return EditState(tables=tables, latents=plan.latents.to(runner.device, torch.float32))
 
 
@@ -129,6 +129,8 @@ def denoise(
             if layout is None:
                 layout = Layout.of([state.tables for state in running.values()], runner)
             running = dict(zip(running, tick(list(running.values()), runner, layout), strict=True))
+            if any(s.tables is not t for s, t in zip(running.values(), layout.tables, strict=True)):
+                layout = None
             done += 1
             for i in [i for i, state in running.items() if state.done]:
                 outcomes[i] = outcome(running.pop(i), time.perf_counter() - start)
@@ -242,7 +244,8 @@ def _advance(state: EditState, latents: Tensor) -> EditState:
     if adaptive is not None and steps_done % adaptive.update_every == 0:
         assert state.map_sum is not None and state.feature_sum is not None
         found = observe(state.map_sum / steps_done, state.feature_sum / steps_done, adaptive)
-    return replace(state, latents=latents, step_index=steps_done, found=found)
+    tables = state.tables.at(steps_done)
+    return replace(state, tables=tables, latents=latents, step_index=steps_done, found=found)
 
 
 def _blends(state: EditState) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -46,6 +46,8 @@ class EditPlan:
                            form.
     conditioning_channels: [K1, G, E, h, w], appended to the latents as further input channels
                            (InstructPix2Pix).
+    guidance_until:        share of the trajectory after which only the conditional rows are run and taken as they
+                           are: an approximation that saves their cost, 1 for none.
     local_blend, adaptive: see there.
     collect:               average maps and visual features over the steps, for the outcome.
     """
@@ -69,6 +71,7 @@ class EditPlan:
     local_blend: LocalBlend | None = None
     adaptive: Adaptive | None = None
     collect: bool = False
+    guidance_until: float = 1.0
 
     def __post_init__(self) -> None:
         if self.latents.ndim != 4 or self.encoder_hidden_states.ndim != 4:
@@ -76,6 +79,8 @@ class EditPlan:
                 "wanted latents [tracks, C, h, w] and encoder_hidden_states [tracks, guidance rows, N, D], "
                 f"got {tuple(self.latents.shape)} and {tuple(self.encoder_hidden_states.shape)}"
             )
+        if not 0 <= self.guidance_until <= 1:
+            raise PlanError(f"guidance_until is {self.guidance_until}, wanted a share between 0 and 1")
         if not self.source_track:
             object.__setattr__(self, "source_track", tuple(range(self.tracks)))
         self._check_shapes()
@@ -160,6 +165,18 @@ class EditPlan:
         for part in (self.local_blend, self.adaptive):
             if part is not None:
                 part.check(tracks=self.tracks, tokens=self.tokens)
+
+
+def without_guidance(plan: EditPlan) -> EditPlan:
+    """The same with each track's conditional row alone."""
+    channels = plan.conditioning_channels
+    return replace(
+        plan,
+        encoder_hidden_states=plan.encoder_hidden_states[:, -1:],
+        guidance_weights=torch.ones_like(plan.guidance_weights[:, -1:]),
+        conditioning_channels=None if channels is None else channels[:, -1:],
+        guidance_until=1.0,
+    )
 
 
 def plan_rows(plan: EditPlan) -> int:

@@ -7,6 +7,7 @@ last.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from adapedit_engine.adaptive import Adaptive, Found
 from adapedit_engine.controls import SELF_NAMES, Controls
-from adapedit_engine.plan import EditPlan, PlanError
+from adapedit_engine.plan import EditPlan, PlanError, without_guidance
 from adapedit_engine.runners import Runner
 from adapedit_engine.specs import ModelSpecs
 
@@ -61,11 +62,19 @@ class RowTables:
     adaptive: Adaptive | None  # the plan's, with its tensors on the device
     adaptive_layers: Tensor | None  # [L, B] bool, rows and layers that FWT's self share acts on
     blend_tokens: Tensor | None  # [K1, N]
+    late: (
+        RowTables | None
+    )  # the tables from step `late_from` on, where the plan stops guidance before its end
+    late_from: int
 
     @property
     def rows(self) -> int:
         """B."""
         return self.source_row.shape[0]
+
+    def at(self, step_index: int) -> RowTables:
+        """The tables that hold from a step on."""
+        return self if self.late is None or step_index < self.late_from else self.late
 
     @classmethod
     def build(cls, plan: EditPlan, runner: Runner) -> RowTables:
@@ -78,6 +87,7 @@ class RowTables:
         source_row[conditional] = conditional[list(plan.source_track)]
         self_rows, self_used = _self_tables(plan, rows)
         schedule = plan.schedule
+        late_from = math.ceil(plan.guidance_until * plan.steps - STEP_ROUNDING)
         scaled = bool((schedule.input_scale != 1).any())
         noisy = plan.noise is not None and schedule.stochastic
         noise = plan.noise
@@ -103,6 +113,10 @@ class RowTables:
             adaptive=None if plan.adaptive is None else plan.adaptive.to(device),
             adaptive_layers=_adaptive_layers(plan, source_row != rows, device),
             blend_tokens=None if plan.local_blend is None else plan.local_blend.token_weights.to(device),
+            late=cls.build(without_guidance(plan), runner)
+            if late_from < plan.steps and guidance > 1
+            else None,
+            late_from=late_from,
             **_edit_tables(plan, runner, conditional, len(rows)),
         )
 

@@ -198,7 +198,7 @@ class Scheduler:
         self.stats.rows += rows
         self.stats.slot_rows += self.executor.slot(rows)
         for run, state in zip(group, states, strict=True):
-            run.state = state
+            run.state, run.rows = state, self.executor.rows_now(state)
 
     def _finish(self, run: Run) -> None:
         try:

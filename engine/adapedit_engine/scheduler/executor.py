@@ -46,6 +46,10 @@ class Executor(Protocol):
 
     def tick(self, states: Sequence[Any]) -> list[Any]: ...
 
+    def rows_now(self, state: Any) -> int:
+        """Rows of its next step: at most those of its plan."""
+        ...
+
     def done(self, state: Any) -> bool: ...
 
     def outcome(self, state: Any, seconds: float) -> Any: ...
@@ -86,6 +90,9 @@ class EngineExecutor:
 
     def tick(self, states: Sequence[EditState]) -> list[EditState]:
         return tick(states, self.runner, self._layout(states))
+
+    def rows_now(self, state: EditState) -> int:
+        return state.tables.rows
 
     def done(self, state: EditState) -> bool:
         return state.done
