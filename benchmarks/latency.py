@@ -13,6 +13,7 @@ import torch
 
 from adapedit.methods.settings import AdapEdit
 from benchmarks import common, overhead
+from benchmarks.baselines.plain import plain_loop
 
 
 def main() -> None:
@@ -71,7 +72,7 @@ def ways(pipe: Any, steps: int) -> tuple[dict[str, Any], dict[str, Any]]:
     def plain() -> None:
         context, text = prepared()
         latents = context.latents.expand(2, -1, -1, -1).to(unet.device, unet.dtype)
-        model.decode(overhead.plain_loop(unet, model.scheduler, latents, text, context.guidance_scale, steps))
+        model.decode(plain_loop(unet, model.scheduler, latents, text, context.guidance_scale, steps))
 
     def eager() -> None:
         from benchmarks.baselines.eager import Controller, controlled
@@ -92,9 +93,7 @@ def ways(pipe: Any, steps: int) -> tuple[dict[str, Any], dict[str, Any]]:
             )
             with controlled(unet, controller):
                 start = latents.expand(count, -1, -1, -1)
-                out = overhead.plain_loop(
-                    unet, model.scheduler, start, prompts, context.guidance_scale, steps
-                )
+                out = plain_loop(unet, model.scheduler, start, prompts, context.guidance_scale, steps)
         model.decode(out)
 
     variants = {

@@ -1,0 +1,148 @@
+"""A whole step as one CUDA graph per slot: UNet, guidance, scheduler step and map sums, replayed without the host.
+
+`StaticSteps` is tested on the CPU; the capture of `GraphedSteps` was written for CUDA and not run on one yet, and
+nothing else depends on either. The controls of all steps lie on the device and
+are indexed there by a step counter that the graph itself raises, so that a replay takes no arguments at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from adapedit_engine.controls import SELF_NAMES
+from adapedit_engine.layout import Layout
+from adapedit_engine.loop import EditState
+from adapedit_engine.plan import PlanError
+from adapedit_engine.runners import Runner, RunnerError
+from adapedit_engine.unet import OUTPUT_NAMES
+from adapedit_kernels import guided_step
+
+WARM_UP = 3
+
+
+class StaticSteps:
+    """Edits that begin together, with as many steps, in buffers that stay where they are.
+
+    states: fresh ones of `begin`, of plans without local blend, single pass, noise, input scaling and early end of
+    guidance: those change what is computed from step to step, and run through `tick`. runner: open.
+    """
+
+    @torch.inference_mode()
+    def __init__(self, states: Sequence[EditState], runner: Runner) -> None:
+        plans = [state.plan for state in states]
+        if len({plan.steps for plan in plans}) != 1 or any(state.step_index for state in states):
+            raise PlanError("a graph of steps takes fresh edits with as many steps; run others through tick")
+        tables = [state.tables for state in states]
+        if any(
+            p.local_blend
+            or p.adaptive
+            or t.noise is not None
+            or t.input_scale is not None
+            or t.late is not None
+            for p, t in zip(plans, tables, strict=True)
+        ):
+            raise PlanError(
+                "a graph of steps takes no local blend, single pass, noise, input scaling or guidance_until; "
+                "run such edits through tick"
+            )
+        self._steps, self._runner = plans[0].steps, runner
+        self._layout = Layout.of(tables, runner)
+        # Every step's controls, stacked: gathering a step of them is part of the graph.
+        own = dict.fromkeys(SELF_NAMES, self._layout.own_rows)
+        per_step = [
+            own | self._layout.controls([table.controls(step) for table in tables]).as_dict()
+            for step in range(self._steps)
+        ]
+        self._controls = {name: torch.stack([step[name] for step in per_step]) for name in per_step[0]}
+        self._timesteps = torch.cat([table.timestep for table in tables], dim=1)
+        self._sample_weight = torch.cat([table.sample_weight for table in tables], dim=1)
+        self._output_weight = torch.cat([table.output_weight for table in tables], dim=1)
+        self._rows = torch.cat(
+            [t.conditional_row + start for t, start in zip(tables, self._layout.first_row, strict=True)]
+        )
+        self._start = torch.cat([state.latents for state in states])
+        self.latents = self._start.clone()
+        self._step = torch.zeros(1, dtype=torch.int64, device=runner.device)
+        self.map_sum: Tensor | None = None
+        self.feature_sum: Tensor | None = None
+
+    @torch.inference_mode()
+    def run(self) -> Tensor:
+        """All steps; latents [tracks, C, h, w] on the device, in place: the next run overwrites them.
+
+        Waits for nothing. `map_sum` [tracks, P, N] and `feature_sum` [tracks, P, V] are those of this run.
+        """
+        self._reset()
+        for _ in range(self._steps):
+            self._advance()
+        return self.latents
+
+    def _advance(self) -> None:
+        self._once()
+
+    def _reset(self) -> None:
+        self.latents.copy_(self._start)
+        self._step.zero_()
+        for total in (self.map_sum, self.feature_sum):
+            if total is not None:
+                total.zero_()
+
+    def _once(self) -> None:
+        def now(table: Tensor) -> Tensor:
+            return table.index_select(0, self._step).squeeze(0)
+
+        layout = self._layout
+        inputs = {
+            "sample": self.latents.index_select(0, layout.track_of_row).to(self._runner.dtype),
+            "timestep": now(self._timesteps),
+            **layout.prompt,
+            **{name: now(table) for name, table in self._controls.items()},
+        }
+        outputs = self._runner.infer(inputs, OUTPUT_NAMES)
+        self._add(outputs)
+        self.latents.copy_(
+            guided_step(
+                outputs["noise_pred"],
+                self.latents,
+                layout.guidance_rows,
+                layout.guidance_weights,
+                now(self._sample_weight),
+                now(self._output_weight),
+                check_values=False,
+            )
+        )
+        self._step.add_(1)
+
+    def _add(self, outputs: dict[str, Tensor]) -> None:
+        maps = outputs["cross_attention_maps"].index_select(0, self._rows).float()
+        features = outputs["visual_features"].index_select(0, self._rows).float()
+        if self.map_sum is None or self.feature_sum is None:
+            self.map_sum, self.feature_sum = torch.zeros_like(maps), torch.zeros_like(features)
+        self.map_sum.add_(maps)
+        self.feature_sum.add_(features)
+
+
+class GraphedSteps(StaticSteps):
+    """The same, captured once and replayed at every step. Raises `RunnerError` elsewhere than on CUDA."""
+
+    def __init__(self, states: Sequence[EditState], runner: Runner) -> None:
+        if runner.device.type != "cuda":
+            raise RunnerError(f"CUDA graphs were asked for on {runner.device}; move the model to 'cuda'")
+        super().__init__(states, runner)
+        with torch.inference_mode():
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(WARM_UP):
+                    self._once()
+                    self._step.zero_()
+            torch.cuda.current_stream().wait_stream(stream)
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph):
+                self._once()
+
+    def _advance(self) -> None:
+        self._graph.replay()
