@@ -72,6 +72,18 @@ MUTATIONS = [
             0,
         ),
         (
+            "mask of the values in pieces",
+            "mask=(token[:, None] < tokens) & (column[None, :] < columns)",
+            "mask=column[None, :] < columns",
+            0,
+        ),
+        (
+            "mask of the result",
+            "mask=(pixel[:, None] < pixels) & (channel[None, :] < width)",
+            "mask=channel[None, :] < width",
+            0,
+        ),
+        (
             "mask of the maps",
             "inside = (pixel[:, None] < pixels) & (token[None, :] < tokens)",
             "inside = token[None, :] < tokens",
@@ -84,6 +96,12 @@ MUTATIONS = [
         ("sign", "tile - centre[None, :]", "tile + centre[None, :]", 0),
         ("index", "pixel[None, :] * map_pixel_stride + token[:, None]", "pixel[None, :] + token[:, None]", 1),
         ("mask", "weight >= limit[:, None]", "weight >= 0 * limit[:, None]", 0),
+        (
+            "mask of the features",
+            "mask=(pixel[:, None] < pixels) & (channel[None, :] < channels)",
+            "mask=channel[None, :] < channels",
+            1,
+        ),
     ),
     *_of(
         "word_relation",
@@ -116,7 +134,13 @@ MUTATIONS = [
         "similarity_kernel",
         ("sign", "tile - centre[None, :]", "tile + centre[None, :]", 0),
         ("index", "lambda_spatial + row", "lambda_spatial", 0),
-        ("mask", "tl.where(inside, tile - centre[None, :], 0.0)", "tile - centre[None, :]", 0),
+        (
+            "mask",
+            "mean + row * channels + channel, mask=channel < channels, other=0.0",
+            "mean + row * channels + channel",
+            0,
+        ),
+        ("mask of the result", "factor * cosine, mask=pixel < pixels", "factor * cosine", 0),
     ),
     *_of(
         "spatial_similarity",

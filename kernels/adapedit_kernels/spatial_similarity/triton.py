@@ -65,15 +65,14 @@ def similarity_kernel(
     key_length = tl.zeros([BLOCK_V], dtype=tl.float32)
     for start in range(0, channels, BLOCK_V):
         channel = start + tl.arange(0, BLOCK_V)
-        inside = (pixel[:, None] < pixels) & (channel[None, :] < channels)
         tile = tl.load(
             features + row * batch_stride + pixel[:, None] * pixel_stride + channel[None, :] * channel_stride,
-            mask=inside,
+            mask=(pixel[:, None] < pixels) & (channel[None, :] < channels),
             other=0.0,
         ).to(tl.float32)
         if CENTRE:
             centre = tl.load(mean + row * channels + channel, mask=channel < channels, other=0.0)
-            tile = tl.where(inside, tile - centre[None, :], 0.0)
+            tile = tile - centre[None, :]
         key = tl.load(key_embedding + row * channels + channel, mask=channel < channels, other=0.0).to(
             tl.float32
         )
@@ -148,7 +147,7 @@ def launch(
     )
     if size == map_size:
         return similarity
-    resized = similarity.new_empty(batch, size[0] * size[1])
+    resized = torch.empty(batch, size[0] * size[1], dtype=torch.float32, device=features.device)
     grid = (triton.cdiv(resized.shape[1], 256), batch)
     resize_kernel[grid](similarity, resized, *map_size, *size, BLOCK=256, num_warps=4)
     return resized

@@ -97,14 +97,12 @@ def embed_kernel(
         if SOFTMAX:
             weight = tl.exp((weight - peak[:, None]) / temperature)
         weight = tl.where(inside & seen[:, None], weight - common[:, None], 0.0)
-        here = (pixel[:, None] < pixels) & (channel[None, :] < channels)
         tile = tl.load(
             features + row * batch_stride + pixel[:, None] * pixel_stride + channel[None, :] * channel_stride,
-            mask=here,
+            mask=(pixel[:, None] < pixels) & (channel[None, :] < channels),
             other=0.0,
         ).to(tl.float32)
-        tile = tl.where(here, tile - centre[None, :], 0.0)
-        total = tl.dot(weight, tile, total, input_precision="ieee")
+        total = tl.dot(weight, tile - centre[None, :], total, input_precision="ieee")
     place = embedding + row * tokens * channels + token[:, None] * channels + channel[None, :]
     tl.store(place, total, mask=(token[:, None] < tokens) & (channel[None, :] < channels))
 

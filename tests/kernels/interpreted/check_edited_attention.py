@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -28,13 +27,6 @@ SOURCES = {
     "repeated": [0, 0, 0, 2],
     "every other row edited, from the last": [0, 3, 2, 3],
 }
-
-
-@pytest.fixture(autouse=True)
-def _nan_in_fresh_memory() -> Iterator[None]:
-    torch.use_deterministic_algorithms(True)  # fills torch.empty with NaN
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def _wanted(tensors: Any, controls: Any, **options: Any) -> Any:

