@@ -155,6 +155,14 @@ def _soak(data: Mapping[str, Any], _: Path) -> list[str]:
     return [table(("", ""), [(name.replace("_", " "), data[name]) for name in names])]
 
 
+def _approximations(data: Mapping[str, Any], _: Path) -> list[str]:
+    rows = [
+        (name, found["product"], found.get("loss", ""), found["speed_up"])
+        for name, found in data["approximations"].items()
+    ]
+    return [table(("", "score on the scene suite", "loss", "speed-up"), rows)]
+
+
 SECTIONS: dict[str, Callable[[Mapping[str, Any], Path], list[str]]] = {
     "latency": _times,
     "overhead": _times,
@@ -162,6 +170,7 @@ SECTIONS: dict[str, Callable[[Mapping[str, Any], Path], list[str]]] = {
     "scaling": _scaling,
     "simulate": _simulate,
     "soak": _soak,
+    "approximations": _approximations,
 }
 
 if __name__ == "__main__":

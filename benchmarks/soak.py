@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def soak(pipe: Any, edits: int, steps: int, *, check_every: int = 1, seed: int =
     with EditServer(replace(pipe.model, runner=runner), max_rows=16, max_pending=24) as server:
         for place, (request, fate) in enumerate(zip(requests, fates, strict=True)):
             future = submit(server, request, poisoned=fate == "poison")
-            future.add_done_callback(lambda _, place=place: ended.update([place]))
+            future.add_done_callback(partial(_count, ended, place))
             futures.append(future)
             if fate == "cancel":
                 time.sleep(random_.random() * 0.02)
@@ -89,6 +90,10 @@ def soak(pipe: Any, edits: int, steps: int, *, check_every: int = 1, seed: int =
         "growth_mib_second_half": round(memory[-1] - memory[len(memory) // 2], 1),
         "wrong": wrong,
     }
+
+
+def _count(ended: Counter[int], place: int, _: Future[Any]) -> None:
+    ended[place] += 1
 
 
 def make(place: int, steps: int, random_: random.Random) -> Any:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ def main() -> None:
     }
     sizes = (4,) if options.quick else (2, 4, 8)
     for size in sizes:
-        variants[f"static batches of {size}"] = lambda size=size: static(pipe, requests, size)
+        variants[f"static batches of {size}"] = partial(static, pipe, requests, size)
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(options.repeats):
         for name, run in variants.items():
