@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -117,25 +118,13 @@ def _preload_rtx() -> None:
 
 
 class Messages:
-    """What a library said while it worked, so that an error can name its cause."""
+    """What a library says from now on, so that an error can name its cause."""
 
     def __init__(self, tensorrt: TensorRT) -> None:
-        trt: Any = tensorrt.module
-        said: list[str] = []
-        memory = [0]
-        serious = (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR)
-
-        class Log(trt.ILogger):
-            def __init__(self) -> None:
-                trt.ILogger.__init__(self)
-
-            def log(self, severity: Any, message: str) -> None:
-                if severity in serious:
-                    said.append(" ".join(message.split()))
-                elif found := ACTIVATION.search(message):
-                    memory[0] = max(memory[0], int(found[1]))
-
-        self.logger, self._said, self._memory = Log(), said, memory
+        self._said: list[str] = []
+        self._memory = 0
+        self.logger, listener = _logger(tensorrt)
+        listener[:] = [self._hear]
 
     def first(self, otherwise: str = "no reason was given") -> str:
         """The first error, in a line of moderate length."""
@@ -144,4 +133,28 @@ class Messages:
     @property
     def activation_bytes(self) -> int:
         """Device memory for what lies between the layers, of the largest profile, as the builder planned it."""
-        return self._memory[0]
+        return self._memory
+
+    def _hear(self, serious: bool, message: str) -> None:
+        if serious:
+            self._said.append(" ".join(message.split()))
+        elif found := ACTIVATION.search(message):
+            self._memory = max(self._memory, int(found[1]))
+
+
+@lru_cache
+def _logger(tensorrt: TensorRT) -> tuple[Any, list[Callable[[bool, str], None]]]:
+    # One for the life of the process: TensorRT keeps the first logger that it is given and ignores all others.
+    trt: Any = tensorrt.module
+    errors = (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR)
+    listener: list[Callable[[bool, str], None]] = []
+
+    class Log(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            for hear in listener:
+                hear(severity in errors, message)
+
+    return Log(), listener
