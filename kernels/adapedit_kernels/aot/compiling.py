@@ -25,6 +25,9 @@ PTX_VERSION = 87  # the first that knows every target, so that drivers since CUD
 # PTX of sm_90 and later is Triton's for that one architecture (the "a" in sm_90a), so no other device takes it.
 PTX_TARGETS = (80, 89)
 
+_ALL_REGISTERS = 255
+_SCRATCH_POINTERS = 2  # that Triton adds to every kernel: for scratch memory and for its profiler
+
 
 @dataclass(frozen=True, kw_only=True)
 class Binary:
@@ -55,12 +58,22 @@ def compile_all(variants: Iterable[Variant], targets: Iterable[int], jobs: int =
 def compile_one(variant: Variant, target: int) -> Binary:
     """Compile ``variant`` for compute capability ``target`` (80 is 8.0).
 
+    ptxas spills a register or two where that lets one program more run on a multiprocessor. Such a kernel is compiled
+    again with all 255 registers named as its limit, which ends that bargain.
+
     Raises:
         AdapEditError: Triton is being interpreted, or the kernel wants memory that the C library does not give.
     """
+    binary = _compile(variant, target, {})
+    return _compile(variant, target, {"maxnreg": _ALL_REGISTERS}) if binary.spilled else binary
+
+
+def _compile(variant: Variant, target: int, options: dict[str, int]) -> Binary:
     kernel = KERNELS[variant.kernel]
     if not hasattr(kernel, "cache_key"):
-        raise AdapEditError("compiling ahead of time: TRITON_INTERPRET is set, which has no compiler; unset it")
+        raise AdapEditError(
+            "compiling ahead of time: TRITON_INTERPRET is set, which has no compiler; unset it"
+        )
     aligned = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in variant.aligned}
     with triton.knobs.compilation.scope():
         triton.knobs.compilation.disable_line_info = True  # names of files of the building machine
@@ -72,22 +85,28 @@ def compile_one(variant: Variant, target: int) -> Binary:
                 "num_stages": 1,
                 "ptx_version": PTX_VERSION,
                 "enable_fp_fusion": True,
+                **options,
             },
         )
-    facts = compiled.metadata
-    if facts.global_scratch_size or facts.profile_scratch_size or getattr(facts, "tmem_size", 0) > 512:
-        raise AdapEditError(f"{variant.name} for sm_{target}: wants scratch memory, which no launch provides")
+    facts, ptx = compiled.metadata, compiled.asm["ptx"]
+    given = len(variant.parameters()) + _SCRATCH_POINTERS
+    taken = len(re.findall(rf"\.param \S+ .*{facts.name}_param_\d+", ptx.partition(")")[0]))
+    if taken != given or facts.global_scratch_size or facts.profile_scratch_size:
+        raise AdapEditError(
+            f"{variant.name} for sm_{target}: takes {taken} parameters and {facts.global_scratch_size} bytes of "
+            f"scratch, the C library gives {given} and none; mend its launch"
+        )
     registers, stack = _resources(compiled.asm["cubin"])
     return Binary(
         variant=variant,
         target=target,
         entry=facts.name,
         cubin=compiled.asm["cubin"],
-        ptx=compiled.asm["ptx"],
+        ptx=ptx,
         num_warps=facts.num_warps,
         registers=registers,
         stack=stack,
-        spilled=_spilled(compiled.asm["ptx"], target) if stack else 0,
+        spilled=_spilled(ptx, target) if stack else 0,
         shared=facts.shared,
     )
 

@@ -48,7 +48,9 @@ class Variant:
 
     name: str
     kernel: str
-    dtypes: Mapping[str, str] = field(default_factory=dict)  # argument -> dtype, where it is not the usual one
+    dtypes: Mapping[str, str] = field(
+        default_factory=dict
+    )  # argument -> dtype, where it is not the usual one
     constants: Mapping[str, int | bool] = field(default_factory=dict)
     aligned: tuple[str, ...] = ()  # arguments that must be multiples of 16 bytes
     block: int  # values, pixels or channels that a program takes along the first grid axis
@@ -62,9 +64,7 @@ class Variant:
     def parameters(self) -> tuple[tuple[str, str], ...]:
         """(argument, "pointer" | "float" | "int") of what a launch hands over, in order."""
         kinds = {"f": "float", "i": "int", "*": "pointer"}
-        return tuple(
-            (name, kinds[kind[0]]) for name, kind in self.signature().items() if kind != "constexpr"
-        )
+        return tuple((name, kinds[kind[0]]) for name, kind in self.signature().items() if kind != "constexpr")
 
     def _type(self, argument: str) -> str:
         if argument in self.constants:
