@@ -98,10 +98,10 @@ def test_a_stream_takes_no_more_than_it_was_allowed(pipe: AdapEditPipeline):
 
 def test_leaving_a_stream_early_cancels_what_is_left(pipe: AdapEditPipeline):
     with pipe.serve() as server:
-        for _ in server.stream(request(i, num_inference_steps=2 if i == 0 else 500) for i in range(9)):
+        for _ in server.stream(request(i, num_inference_steps=1 if i == 0 else 60) for i in range(5)):
             break
         start = time.monotonic()
-    assert time.monotonic() - start < 20 and server.stats.scheduler.finished == 1
+    assert time.monotonic() - start < 60 and server.stats.scheduler.finished == 1
 
 
 @pytest.fixture
