@@ -106,7 +106,7 @@ def eager(case: Case) -> Callable[[], Tensor]:
     weight = weight.to(dtype)[:, None]  # [edited rows, 1, P, N]
 
     def run() -> Tensor:
-        probs = (scale * (case.query @ case.key.transpose(-1, -2))).softmax(dim=-1)  # [B, H, P, N]
+        probs = ((scale * case.query) @ case.key.transpose(-1, -2)).softmax(dim=-1)  # [B, H, P, N]
         remapped = probs[source] @ token_map
         probs[edited] = remapped + weight * (probs[edited] - remapped)
         return probs @ case.value
@@ -116,14 +116,15 @@ def eager(case: Case) -> Callable[[], Tensor]:
 
 def variants(case: Case, implementation: str = "triton") -> dict[str, Callable[[], Any]]:
     """The kernel with and without maps, and what it is held against."""
-    qkv = (case.query, case.key, case.value)
+    query, key, value = case.query, case.key, case.value
     named: dict[str, Any] = {"implementation": implementation, "check_values": False}
+    edit: dict[str, Any] = named | dict(case.controls)
     return {
-        "sdpa": lambda: torch.nn.functional.scaled_dot_product_attention(*qkv),
+        "sdpa": lambda: torch.nn.functional.scaled_dot_product_attention(query, key, value),
         "eager": eager(case),
-        "plain": lambda: edited_attention(*qkv, edited=False, **named),
-        "edited": lambda: edited_attention(*qkv, **case.controls, **named),
-        "edited with maps": lambda: edited_attention(*qkv, **case.controls, map_sum=case.map_sum, **named),
+        "plain": lambda: edited_attention(query, key, value, edited=False, **named),
+        "edited": lambda: edited_attention(query, key, value, **edit),
+        "edited with maps": lambda: edited_attention(query, key, value, map_sum=case.map_sum, **edit),
     }
 
 

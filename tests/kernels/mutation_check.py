@@ -64,6 +64,7 @@ MUTATIONS = [
             0,
         ),
         ("sign of v S", "u.to(tl.float32)[None, :] + v", "u.to(tl.float32)[None, :] - v", 0),
+        ("sign of the rescaling", "tl.exp2(peak - higher)", "tl.exp2(higher - peak)", 0),
         ("index of the source", "key + source * key_batch_stride", "key + row * key_batch_stride", 0),
         (
             "mask of the logits",

@@ -88,7 +88,7 @@ def test_rows_that_are_not_edited_do_not_depend_on_the_edit(dtype: torch.dtype) 
 @DTYPES
 @pytest.mark.parametrize("sizes", [(2, 1024, 77, 640), (3, 21, 19, 37)], ids=["SD", "odd sizes"])
 @pytest.mark.parametrize("knobs", [{}, {"normalise": "softmax"}, {"variant": "released"}])
-def test_word_relation(sizes: tuple[int, ...], knobs: dict[str, Any], dtype: torch.dtype) -> None:
+def test_word_relation(sizes: tuple[int, int, int, int], knobs: dict[str, Any], dtype: torch.dtype) -> None:
     given = _cuda(relation_inputs(*sizes, dtype))
     wanted = word_relation(**_wide(given), **knobs, implementation="reference")
     for got, want in zip(word_relation(**given, **knobs), wanted, strict=True):

@@ -83,15 +83,9 @@ def _remapped(
     BLOCK_D: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """softmax(scale Q K^T) A of one head of the source row, a few source tokens at a time."""
+    """softmax(scale Q K^T) A of one head of the source row, a few source tokens at a time, the softmax online."""
     BLOCK_P: tl.constexpr = pixel.shape[0]
     peak = tl.full([BLOCK_P], float("-inf"), dtype=tl.float32)
-    for start in tl.range(0, tokens, CHUNK, disable_licm=True):
-        token = start + tl.arange(0, CHUNK)
-        logits = _logits(
-            query, key, query_stride, key_stride, pixel, token, pixels, tokens, exponent_scale, WIDTH, BLOCK_D
-        )
-        peak = tl.maximum(peak, tl.max(logits, axis=1))
     total = tl.zeros([BLOCK_P], dtype=tl.float32)
     remapped = tl.zeros([BLOCK_P, column.shape[0]], dtype=tl.float32)
     for start in tl.range(0, tokens, CHUNK, disable_licm=True):
@@ -99,14 +93,17 @@ def _remapped(
         logits = _logits(
             query, key, query_stride, key_stride, pixel, token, pixels, tokens, exponent_scale, WIDTH, BLOCK_D
         )
+        higher = tl.maximum(peak, tl.max(logits, axis=1))
+        rescale = tl.exp2(peak - higher)
+        peak = higher
         powers = tl.exp2(logits - peak[:, None])
-        total += tl.sum(powers, axis=1)
+        total = total * rescale + tl.sum(powers, axis=1)
         a = tl.load(
             token_map + token[:, None] * token_map_stride + column[None, :],
             mask=(token[:, None] < tokens) & (column[None, :] < tokens),
             other=0.0,
         ).to(query.dtype.element_ty)
-        remapped = tl.dot(powers.to(a.dtype), a, remapped, input_precision="ieee")
+        remapped = tl.dot(powers.to(a.dtype), a, remapped * rescale[:, None], input_precision="ieee")
     return remapped / total[:, None]
 
 

@@ -56,10 +56,13 @@ def test_shapes(shape: AttentionShape, dtype: torch.dtype, maps: bool) -> None:
         assert_close(map_sum - 1, 0.5 * wanted_maps, dtype)
 
 
-def test_the_large_tile() -> None:
+@pytest.mark.parametrize(("width", "chunk"), [(40, 32), (80, 16)])
+def test_the_large_tile(width: int, chunk: int) -> None:
     """Enough pixels for the large tile, and one more; only half precision has one."""
-    tensors, controls = attention_inputs(AttentionShape(2, 1, 1025, 18, 40), torch.float16)
-    assert choose_tile(torch.float16, 40, 1025, 18, maps=False).BLOCK_P == 64
+    tensors, controls = attention_inputs(AttentionShape(2, 1, 1025, 18, width), torch.float16)
+    tile = choose_tile(torch.float16, width, 1025, 18, maps=False)
+    assert tile.BLOCK_P == 64
+    assert chunk == tile.CHUNK
     out = edited_attention(*map(poisoned, tensors), **controls, implementation="triton")
     assert_close(out, _wanted(tensors, controls)[0], torch.float16)
 
