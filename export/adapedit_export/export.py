@@ -23,6 +23,7 @@ from adapedit_engine.schedule import Schedule
 from adapedit_engine.unet import ControlledUNet
 from adapedit_export.check import Finding, check_runner
 from adapedit_export.graphs import Traceable, VaeDecoder, small_graphs, unet_graph
+from adapedit_export.norms import spell_group_norms
 from adapedit_export.onnx import save, trace
 from adapedit_export.options import ExportError, ExportOptions, Precision
 from adapedit_export.precision import mix
@@ -120,6 +121,9 @@ class _Exporter:
         controlled = getattr(traceable.module, "controlled", self.controlled)
         with controlled.attached():
             model = trace(traceable, self.options.opset)
+        if not half:
+            # In float16 the operator stays: what it computes in float32 inside would be lost.
+            spell_group_norms(model)
         if precision is Precision.MIXED and not name.startswith("vae"):
             mix(model)
         return save(model, folder, name)

@@ -57,6 +57,7 @@ def test_the_graph_is_clean(bundle):
     assert all(value.name in used for value in model.graph.initializer)
     kinds = [node.op_type for node in model.graph.node]
     assert "Identity" not in kinds and "Constant" not in kinds and kinds.count("Attention") == 4
+    assert "GroupNormalization" not in kinds and "InstanceNormalization" in kinds
     # Where a node was traced from is a path of the machine that exported it.
     assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
 

@@ -6,6 +6,9 @@ written: full TensorRT can't be installed there. Signatures are held to those of
 Annotations are read while the functions are registered, so they must not be strings here.
 """
 
+# The types come with the module that is passed in, which a type checker does not follow.
+# mypy: disable-error-code="valid-type, name-defined, attr-defined"
+
 from types import ModuleType
 from typing import Tuple  # noqa: UP035 - the bindings look for typing's
 
