@@ -121,8 +121,9 @@ class _Exporter:
         controlled = getattr(traceable.module, "controlled", self.controlled)
         with controlled.attached():
             model = trace(traceable, self.options.opset)
-        if not half:
-            # In float16 the operator stays: what it computes in float32 inside would be lost.
+        if name == "unet" and not half:
+            # In float16 the operator stays: what it computes in float32 inside would be lost. And in the VAE, whose
+            # few, large norms ONNX Runtime computes on one thread in the other form.
             spell_group_norms(model)
         if precision is Precision.MIXED and not name.startswith("vae"):
             mix(model)

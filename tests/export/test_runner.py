@@ -89,6 +89,22 @@ def test_a_closed_runner_says_so(bundle):
         open_bundle_runner(bundle).infer({})
 
 
+def test_torch_gets_its_threads_back(bundle):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        runner = open_bundle_runner(bundle)
+        with pytest.raises(KeyError), runner:
+            assert torch.get_num_threads() == 1
+            with runner:
+                assert torch.get_num_threads() == 1
+            raise KeyError
+        assert torch.get_num_threads() == 2
+        runner.close()
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_an_unknown_runner_names_the_known(bundle):
     with pytest.raises(RunnerError, match="there is no runner 'tensorflow'; use one of: onnxruntime, onnx"):
         load_bundle(bundle.folder, "tensorflow")

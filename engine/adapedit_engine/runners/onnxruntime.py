@@ -71,7 +71,8 @@ def why_not(runner: str) -> str | None:
 
 def opener(bundle: Bundle, runner: str) -> Callable[[str], Session]:
     """Loads graphs of `bundle` by the execution provider of `runner`."""
-    return lambda graph: OnnxRuntimeSession(bundle, graph, runner)
+    threads = torch.get_num_threads()
+    return lambda graph: OnnxRuntimeSession(bundle, graph, runner, threads=threads)
 
 
 class OnnxRuntimeSession:
