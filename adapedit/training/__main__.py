@@ -13,7 +13,7 @@ STAGES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("vae", ("--steps", "4400")),
     ("reader", ("--steps", "2000")),
     ("generator", ("--count", "24000", "--steps", "5000")),
-    ("vae", ("--decoder-only", "--from", str(OUT / "vae"), "--out", str(OUT / "decoder"), "--steps", "2000")),
+    ("vae", ("--decoder-only", "--from", str(OUT / "vae"), "--out", str(OUT / "decoder"), "--steps", "1200")),
     ("publish", ("--vae", str(OUT / "decoder"))),
     ("evaluate", ()),
 )

@@ -21,7 +21,7 @@ DEFAULTS: dict[str, dict[str, object]] = {}
 """Knobs that a study on the development half of the scene suite found better than the paper's for this model."""
 
 
-def publish(trained: Path, out: Path, vae: Path | None = None, guidance_scale: float = 4.0) -> int:
+def publish(trained: Path, out: Path, vae: Path | None = None, guidance_scale: float = 2.0) -> int:
     """Write the model folder `out` from `trained` (diffusers layout, float32) and return its size in bytes.
 
     vae: another autoencoder with the same latents (a refined decoder) in place of the trained folder's own.
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--trained", type=Path, default=Path("out/training/generator/model"))
     parser.add_argument("--vae", type=Path, help="folder of a refined autoencoder (same latents)")
     parser.add_argument("--out", type=Path, default=BUILTIN)
-    parser.add_argument("--guidance", type=float, default=4.0)
+    parser.add_argument("--guidance", type=float, default=2.0)
     args = parser.parse_args()
     print(f"{args.out}: {publish(args.trained, args.out, args.vae, args.guidance) / 2**20:.1f} MiB")
 
