@@ -39,6 +39,11 @@ def publish(trained: Path, out: Path, vae: Path | None = None, guidance_scale: f
     CLIPTokenizer.from_pretrained(trained, subfolder="tokenizer").save_pretrained(part / "tokenizer")
     make_scheduler().save_pretrained(part / "scheduler")
     shutil.copy(trained / "model_index.json", part / "model_index.json")
+    for path in part.rglob("*.json"):
+        config = json.loads(path.read_text())
+        # diffusers notes the folder that weights were loaded from: a path of whoever trained them.
+        if isinstance(config, dict) and config.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(config, indent=2) + "\n")
     facts = {
         "map_divisor": 1,
         "self_divisor": 2,
