@@ -33,12 +33,18 @@ def main() -> None:
         raise SystemExit(f"{len(report['wrong'])} edits ended wrongly: {report['wrong'][:3]}")
 
 
-def soak(pipe: Any, edits: int, steps: int, *, check_every: int = 1, seed: int = 0) -> dict[str, Any]:
-    """Run them and say how they ended. check_every: of the survivors, every n-th is made again undisturbed."""
+def soak(
+    pipe: Any, edits: int, steps: int, *, check_every: int = 1, seed: int = 0, errors: float = 0.02
+) -> dict[str, Any]:
+    """Run them and say how they ended.
+
+    check_every: of the survivors, every n-th is made again undisturbed.
+    errors:      chance of a call of the runner to raise.
+    """
     from adapedit.serving import EditServer
 
     random_ = random.Random(seed)
-    runner = FaultyRunner(pipe.model.runner, errors=0.02, out_of_memory=0.0005, seed=seed)
+    runner = FaultyRunner(pipe.model.runner, errors=errors, out_of_memory=0.0005, seed=seed)
     requests = [make(place, steps, random_) for place in range(edits)]
     fates = [random_.choices(("run", "cancel", "poison"), (90, 6, 4))[0] for _ in requests]
     ended: Counter[int] = Counter()
