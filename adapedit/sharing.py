@@ -85,6 +85,7 @@ def split(outcome: EditOutcome, plans: Sequence[EditPlan]) -> list[EditOutcome]:
                 latents=outcome.latents[tracks],
                 maps=None if outcome.maps is None else outcome.maps[tracks],
                 features=None if outcome.features is None else outcome.features[tracks],
+                trajectory=None if outcome.trajectory is None else outcome.trajectory[:, tracks],
                 word_steps=_own(outcome.word_steps, tracks, found or plan.word_steps is not None),
                 spatial_map=_own(outcome.spatial_map, tracks, found or plan.spatial_map is not None),
             )
@@ -113,6 +114,9 @@ def _compatible(one: EditPlan, other: EditPlan) -> bool:
         and other.source_track[0] == 0
         and one.collect == other.collect
         and one.guidance_until == other.guidance_until
+        and one.record == other.record
+        and _same(one.unconditional_steps, other.unconditional_steps)
+        and _same(one.source_latents, other.source_latents)
         and _same_blend(one.local_blend, other.local_blend)
         and _same_adaptive(one.adaptive, other.adaptive)
     )

@@ -39,9 +39,18 @@ def observation_key(plan: EditPlan) -> Hashable | None:
     if plan.edited or plan.adaptive or plan.local_blend or plan.conditioning_channels is not None:
         return None
     schedule = (getattr(plan.schedule, field.name) for field in fields(plan.schedule))
-    values = (plan.latents, plan.encoder_hidden_states, plan.guidance_weights, plan.noise, *schedule)
+    values = (
+        plan.latents,
+        plan.encoder_hidden_states,
+        plan.guidance_weights,
+        plan.noise,
+        plan.unconditional_steps,
+        plan.source_latents,
+        *schedule,
+    )
     return (
         plan.collect,
+        plan.record,
         plan.guidance_until,
         *(digest(value) if isinstance(value, Tensor) else value for value in values),
     )

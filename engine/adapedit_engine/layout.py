@@ -85,6 +85,21 @@ class Layout:
             joined["spatial_map"] = join([spatial for _, spatial in edits if spatial is not None])
         return Controls(**joined)
 
+    def prompt_at(self, step_indices: Sequence[int]) -> dict[str, Tensor]:
+        """The prompts' inputs, each plan at its own step."""
+        changing = [(i, table) for i, table in enumerate(self.tables) if table.step_prompt]
+        if not changing:
+            return self.prompt
+        rows = join([table.first_rows + self.first_row[i] for i, table in changing])
+        prompt = dict(self.prompt)
+        for name, value in self.prompt.items():
+            now = [
+                t.step_prompt[name][step_indices[i]].expand(t.plan.tracks, *value.shape[1:])
+                for i, t in changing
+            ]
+            prompt[name] = value.index_copy(0, rows, join(now))
+        return prompt
+
     def _shifted(self, index: int, rows: Tensor | None) -> Tensor:
         start = self.first_row[index]
         if rows is None:

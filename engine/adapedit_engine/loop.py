@@ -35,7 +35,7 @@ class EditState:
 
     map_sum [K1, P, N] and feature_sum [K1, P, V], float32, are sums over those steps of the conditional rows'
     own maps and features; `None` until the first, and for plans that do not ask for them. `found`: FWT and
-    DPS of the single pass so far.
+    DPS of the single pass so far. trajectory: latents after each step, of plans that record them.
     """
 
     tables: RowTables
@@ -44,6 +44,7 @@ class EditState:
     map_sum: Tensor | None = None
     feature_sum: Tensor | None = None
     found: Found | None = None
+    trajectory: tuple[Tensor, ...] = ()
 
     @property
     def plan(self) -> EditPlan:
@@ -63,6 +64,7 @@ class EditOutcome:
     pass found.
     steps: how many were run. seconds: of wall time, shared with the edits that ran in the same calls; on a
     device that works asynchronously, the time until the work was handed to it.
+    trajectory [T, K1, C, h, w]: the latents after each step, where the plan asked for them.
     """
 
     latents: Tensor
@@ -72,6 +74,7 @@ class EditOutcome:
     spatial_map: Tensor | None
     steps: int
     seconds: float
+    trajectory: Tensor | None = None
 
 
 @torch.inference_mode()
@@ -173,6 +176,7 @@ def outcome(state: EditState, seconds: float = 0.0) -> EditOutcome:
         spatial_map=spatial_map,
         steps=steps,
         seconds=seconds,
+        trajectory=torch.stack(state.trajectory) if state.trajectory else None,
     )
 
 
@@ -190,7 +194,7 @@ def _inputs(
     return {
         "sample": sample,
         "timestep": join([state.tables.timestep[state.step_index] for state in states]),
-        **layout.prompt,
+        **layout.prompt_at([state.step_index for state in states]),
         **controls.as_dict(),
     }
 
@@ -245,7 +249,8 @@ def _advance(state: EditState, latents: Tensor) -> EditState:
         assert state.map_sum is not None and state.feature_sum is not None
         found = observe(state.map_sum / steps_done, state.feature_sum / steps_done, adaptive)
     tables = state.tables.at(steps_done)
-    return replace(state, tables=tables, latents=latents, step_index=steps_done, found=found)
+    kept = (*state.trajectory, latents) if state.plan.record else ()
+    return replace(state, tables=tables, latents=latents, step_index=steps_done, found=found, trajectory=kept)
 
 
 def _blends(state: EditState) -> bool:

@@ -46,6 +46,11 @@ class EditPlan:
                            form.
     conditioning_channels: [K1, G, E, h, w], appended to the latents as further input channels
                            (InstructPix2Pix).
+    unconditional_steps:   [T, N, D], hidden states of every track's first guidance row, step by step, in place of
+                           those in `encoder_hidden_states` (null-text inversion).
+    source_latents:        [T, C, h, w], what track 0 is set to after each step, whatever was predicted for it: a
+                           known picture's trajectory (direct inversion).
+    record:                keep the latents after every step, for the outcome.
     guidance_until:        share of the trajectory after which only the conditional rows are run and taken as they
                            are: an approximation that saves their cost, 1 for none.
     local_blend, adaptive: see there.
@@ -72,6 +77,9 @@ class EditPlan:
     adaptive: Adaptive | None = None
     collect: bool = False
     guidance_until: float = 1.0
+    unconditional_steps: Tensor | None = None
+    source_latents: Tensor | None = None
+    record: bool = False
 
     def __post_init__(self) -> None:
         if self.latents.ndim != 4 or self.encoder_hidden_states.ndim != 4:
@@ -133,6 +141,8 @@ class EditPlan:
             **dict.fromkeys(("self_query", "self_key", "self_value"), (steps, None, tracks)),
             "self_all_rows": (tracks,),
             "conditioning_channels": (tracks, guidance, None, height, width),
+            "unconditional_steps": (steps, tokens, self.encoder_hidden_states.shape[3]),
+            "source_latents": (steps, channels, height, width),
         }
         for name, shape in wanted.items():
             value: Tensor | None = getattr(self, name)
@@ -147,6 +157,8 @@ class EditPlan:
             raise PlanError(
                 f"noise has shape {tuple(self.noise.shape)}, wanted {_shown(shared)} or {_shown(own)}"
             )
+        if self.unconditional_steps is not None and guidance < 2:
+            raise PlanError("unconditional_steps wants at least two guidance rows, this plan has one a track")
         if self.noise is None and self.schedule.stochastic:
             raise PlanError(f"this schedule adds noise at every step: give noise of shape {_shown(shared)}")
 
@@ -157,6 +169,8 @@ class EditPlan:
             )
         if any(self.source_track[source] != source for source in self.source_track):
             raise PlanError(f"source_track is {self.source_track}: a source track can't be edited itself")
+        if self.source_latents is not None and self.source_track[0] != 0:
+            raise PlanError("source_latents are of track 0, which takes maps from another track here")
         if self.edited:
             needed = ("token_map", "own_weight", "word_steps")
             missing = [name for name in needed if getattr(self, name) is None]
@@ -176,6 +190,7 @@ def without_guidance(plan: EditPlan) -> EditPlan:
         guidance_weights=torch.ones_like(plan.guidance_weights[:, -1:]),
         conditioning_channels=None if channels is None else channels[:, -1:],
         guidance_until=1.0,
+        unconditional_steps=None,
     )
 
 

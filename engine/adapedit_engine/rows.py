@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,6 +51,8 @@ class RowTables:
     noise_weight: Tensor | None  # [T, K1]
     noise: Tensor | None  # [T, K1, C, h, w]
     prompt: Mapping[str, Tensor]  # [B, ...] each, as the runner wants it
+    step_prompt: Mapping[str, Tensor]  # [T, 1, ...] each, of the first guidance rows; empty: as in `prompt`
+    first_rows: Tensor  # [K1] int64, the rows that `step_prompt` is for
     conditioning_channels: Tensor | None  # [B, E, h, w]
     source_row: Tensor  # [B] int64
     token_map: Tensor | None  # [B, N, N]
@@ -89,10 +92,6 @@ class RowTables:
         schedule = plan.schedule
         late_from = math.ceil(plan.guidance_until * plan.steps - STEP_ROUNDING)
         scaled = bool((schedule.input_scale != 1).any())
-        noisy = plan.noise is not None and schedule.stochastic
-        noise = plan.noise
-        if noise is not None and noise.ndim == 4:
-            noise = noise.unsqueeze(1).expand(-1, tracks, -1, -1, -1)
         return cls(
             plan=plan,
             track_of_row=(rows // guidance).to(device),
@@ -101,11 +100,10 @@ class RowTables:
             guidance_weights=plan.guidance_weights.to(device, torch.float32),
             timestep=_per_step(schedule.timesteps, len(rows), device),
             input_scale=_per_step(schedule.input_scale, len(rows), device) if scaled else None,
-            sample_weight=_per_step(schedule.sample_weight, tracks, device),
-            output_weight=_per_step(schedule.output_weight, tracks, device),
-            noise_weight=_per_step(schedule.noise_weight, tracks, device) if noisy else None,
-            noise=noise.to(device, torch.float32) if noise is not None and noisy else None,
+            **_step_tables(plan, device),
             prompt=runner.condition(plan.encoder_hidden_states.flatten(0, 1)),
+            step_prompt=_step_prompt(plan, runner),
+            first_rows=(torch.arange(tracks) * guidance).to(device),
             conditioning_channels=_on(plan.conditioning_channels, device, runner.dtype),
             source_row=source_row.to(device),
             self_rows={name: table.to(device) for name, table in self_rows.items()},
@@ -186,6 +184,33 @@ def check_plan(plan: EditPlan, specs: ModelSpecs) -> None:
         raise PlanError(
             f"adaptive.self_layers has {adaptive_layers.shape[0]} layers, this model has {layers}"
         )
+
+
+def _step_tables(plan: EditPlan, device: torch.device) -> dict[str, Any]:
+    """Weights of x' = a x + b eps + c noise per step and track, and the noise."""
+    schedule, tracks = plan.schedule, plan.tracks
+    tables: dict[str, Any] = {
+        name: _per_step(getattr(schedule, name), tracks, device)
+        for name in ("sample_weight", "output_weight", "noise_weight")
+    }
+    noise = plan.noise if schedule.stochastic else None
+    if noise is not None:
+        noise = noise if noise.ndim == 5 else noise.unsqueeze(1).expand(-1, tracks, -1, -1, -1)
+        noise = noise.to(device, torch.float32)
+    if plan.source_latents is not None:
+        # A track that is told where it goes is a step of weights 0, 0 and 1: blends and merged batches need not know.
+        known = plan.source_latents.to(device, torch.float32)
+        noise = known.new_zeros(plan.steps, *plan.latents.shape) if noise is None else noise.clone()
+        noise[:, 0] = known
+        for name, value in (("sample_weight", 0), ("output_weight", 0), ("noise_weight", 1)):
+            tables[name][:, 0] = value
+    return {**tables, "noise": noise, "noise_weight": None if noise is None else tables["noise_weight"]}
+
+
+def _step_prompt(plan: EditPlan, runner: Runner) -> dict[str, Tensor]:
+    if plan.unconditional_steps is None:
+        return {}
+    return {name: value.unsqueeze(1) for name, value in runner.condition(plan.unconditional_steps).items()}
 
 
 def _edit_tables(plan: EditPlan, runner: Runner, conditional: Tensor, rows: int) -> dict[str, Tensor | None]:

@@ -16,6 +16,7 @@ from adapedit_engine.controls import SELF_NAMES
 from adapedit_engine.layout import Layout
 from adapedit_engine.loop import EditState
 from adapedit_engine.plan import PlanError
+from adapedit_engine.rows import RowTables
 from adapedit_engine.runners import Runner, RunnerError
 from adapedit_engine.unet import OUTPUT_NAMES
 from adapedit_kernels import guided_step
@@ -26,8 +27,8 @@ WARM_UP = 3
 class StaticSteps:
     """Edits that begin together, with as many steps, in buffers that stay where they are.
 
-    states: fresh ones of `begin`, of plans without local blend, single pass, noise, input scaling and early end of
-    guidance: those change what is computed from step to step, and run through `tick`. runner: open.
+    states: fresh ones of `begin`, of plans without local blend, single pass, input scaling, recording and early end
+    of guidance: those change what is computed from step to step, and run through `tick`. runner: open.
     """
 
     @torch.inference_mode()
@@ -37,15 +38,11 @@ class StaticSteps:
             raise PlanError("a graph of steps takes fresh edits with as many steps; run others through tick")
         tables = [state.tables for state in states]
         if any(
-            p.local_blend
-            or p.adaptive
-            or t.noise is not None
-            or t.input_scale is not None
-            or t.late is not None
+            p.local_blend or p.adaptive or p.record or t.input_scale is not None or t.late is not None
             for p, t in zip(plans, tables, strict=True)
         ):
             raise PlanError(
-                "a graph of steps takes no local blend, single pass, noise, input scaling or guidance_until; "
+                "a graph of steps takes no local blend, single pass, input scaling, record or guidance_until; "
                 "run such edits through tick"
             )
         self._steps, self._runner = plans[0].steps, runner
@@ -60,6 +57,12 @@ class StaticSteps:
         self._timesteps = torch.cat([table.timestep for table in tables], dim=1)
         self._sample_weight = torch.cat([table.sample_weight for table in tables], dim=1)
         self._output_weight = torch.cat([table.output_weight for table in tables], dim=1)
+        self._noise, self._noise_weight = _noise(tables)
+        # Prompts that change, stacked; those that never do stay as they are.
+        self._prompts: dict[str, Tensor] = {}
+        if any(table.step_prompt for table in tables):
+            prompts = [self._layout.prompt_at([step] * len(tables)) for step in range(self._steps)]
+            self._prompts = {name: torch.stack([at[name] for at in prompts]) for name in prompts[0]}
         self._rows = torch.cat(
             [t.conditional_row + start for t, start in zip(tables, self._layout.first_row, strict=True)]
         )
@@ -98,7 +101,7 @@ class StaticSteps:
         inputs = {
             "sample": self.latents.index_select(0, layout.track_of_row).to(self._runner.dtype),
             "timestep": now(self._timesteps),
-            **layout.prompt,
+            **(layout.prompt | {name: now(table) for name, table in self._prompts.items()}),
             **{name: now(table) for name, table in self._controls.items()},
         }
         outputs = self._runner.infer(inputs, OUTPUT_NAMES)
@@ -111,6 +114,8 @@ class StaticSteps:
                 layout.guidance_weights,
                 now(self._sample_weight),
                 now(self._output_weight),
+                None if self._noise is None else now(self._noise),
+                None if self._noise_weight is None else now(self._noise_weight),
                 check_values=False,
             )
         )
@@ -123,6 +128,19 @@ class StaticSteps:
             self.map_sum, self.feature_sum = torch.zeros_like(maps), torch.zeros_like(features)
         self.map_sum.add_(maps)
         self.feature_sum.add_(features)
+
+
+def _noise(tables: Sequence[RowTables]) -> tuple[Tensor | None, Tensor | None]:
+    """Noise [T, K, C, h, w] and its weights [T, K] of all tracks, zero for plans without."""
+    if all(table.noise is None for table in tables):
+        return None, None
+    noise, weight = [], []
+    for table in tables:
+        none = torch.zeros_like(table.sample_weight)
+        shape = (*none.shape, *table.plan.latents.shape[1:])
+        noise.append(none.new_zeros(shape) if table.noise is None else table.noise)
+        weight.append(none if table.noise_weight is None else table.noise_weight)
+    return torch.cat(noise, dim=1), torch.cat(weight, dim=1)
 
 
 class GraphedSteps(StaticSteps):

@@ -31,11 +31,14 @@ def plan_bytes(plan: EditPlan, runner: Runner) -> int:
     projected = 2 * sum(layer.channels for layer in specs.cross_layers)
     # Everything that a layout joins is there twice: alone, and in the batch.
     floats = 3 * latents + 2 * rows * (tokens * tokens + tokens + pixels) + steps * rows * (tokens + 2)
-    floats += latents * steps if plan.noise is not None else 0
+    floats += latents * steps if plan.noise is not None or plan.source_latents is not None else 0
+    floats += 2 * latents * steps if plan.record else 0
     floats += 2 * tracks * pixels * (tokens + specs.feature_channels) if plan.needs_maps else 0
     indices = 3 * steps * layers * rows if plan.edited else 0
     item = torch.empty(0, dtype=runner.dtype).element_size()
-    return 4 * floats + 8 * indices + 2 * item * rows * tokens * projected
+    # One more copy of the rows' prompts where they change from step to step.
+    prompts = 2 * rows if plan.unconditional_steps is None else 3 * rows + steps
+    return 4 * floats + 8 * indices + item * prompts * tokens * projected
 
 
 def measure_call_bytes(
