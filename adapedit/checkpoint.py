@@ -21,6 +21,7 @@ from adapedit_kernels.errors import AdapEditError
 BUILTIN = Path(__file__).parent / "models" / "builtin"
 COMPONENTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
 WITH_WEIGHTS = ("text_encoder", "unet", "vae")
+HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 
 class ModelError(AdapEditError):
@@ -54,16 +55,21 @@ def locate(source: str | Path | None) -> Place:
     if folder.is_dir():
         _check_folder(folder)
         return Place(name=name, folder=folder)
-    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) and not folder.exists():
-        return _on_hub(name)
+    if HUB_NAME.fullmatch(name) and not folder.exists():
+        return on_hub(name)
     raise ModelError(
         f"there is no model at {name!r}; "
         "give 'builtin', a folder in the diffusers layout, or a hub name (owner/name)"
     )
 
 
-def _on_hub(name: str) -> Place:
-    """Asks once whether the hub can be reached: its own client tries for minutes, file after file."""
+def on_hub(
+    name: str, kind: str = "a folder in the diffusers layout", file: str = "model_index.json"
+) -> Place:
+    """A repository of the hub, by the file that it must have; `kind`: of folder that would do as well.
+
+    Asks once whether the hub can be reached: its own client tries for minutes, file after file.
+    """
     from huggingface_hub import constants, try_to_load_from_cache
 
     url = urlsplit(constants.ENDPOINT)
@@ -74,10 +80,10 @@ def _on_hub(name: str) -> Place:
             socket.create_connection((url.hostname or "", port), timeout=5).close()
         except OSError:
             reached = False
-    if not reached and not isinstance(try_to_load_from_cache(name, "model_index.json"), str):
+    if not reached and not isinstance(try_to_load_from_cache(name, file), str):
         raise ModelError(
             f"there is no folder {name!r}, and the hub at {constants.ENDPOINT} can't be reached to fetch it; "
-            "give a folder in the diffusers layout, or try again with a connection"
+            f"give {kind}, or try again with a connection"
         )
     return Place(name=name, folder=None, cached=not reached)
 
@@ -91,23 +97,32 @@ def _check_folder(folder: Path) -> None:
             "save one with StableDiffusionPipeline.save_pretrained"
         )
     for part in WITH_WEIGHTS:
-        weights = sorted((folder / part).glob("*.safetensors"))
-        if not weights:
-            raise ModelError(
-                f"{folder / part} has no .safetensors file and pickled weights are never read; "
-                "save the model with safe_serialization=True"
-            )
-        for path in weights:
-            try:
-                # Compares the header with the length of the file, too.
-                with safe_open(path, "pt") as file:
-                    file.keys()
-            except (SafetensorError, OSError) as error:
-                raise ModelError(f"{path} is corrupt or cut short ({error}); copy it again") from error
+        check_weights(folder / part)
+
+
+def check_weights(folder: Path) -> None:
+    """Raise `ModelError` unless `folder` has safetensors files, each of them whole."""
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise ModelError(
+            f"{folder} has no .safetensors file and pickled weights are never read; "
+            "save the model with safe_serialization=True"
+        )
+    for path in weights:
+        try:
+            # Compares the header with the length of the file, too.
+            with safe_open(path, "pt") as file:
+                file.keys()
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{path} is corrupt or cut short ({error}); copy it again") from error
 
 
 def read_part(place: Place, part: str, kind: Any, **options: Any) -> Any:
-    """One component, by its class's `from_pretrained`; raises `ModelError` where it can't be built from the files."""
+    """One component, by its class's `from_pretrained`; raises `ModelError` where it can't be built from the files.
+
+    It is in the folder `part` unless `subfolder` is given ("": the checkpoint has no other component).
+    """
+    options.setdefault("subfolder", part)
     modular = issubclass(kind, nn.Module)
     if place.cached:
         options["local_files_only"] = True
@@ -115,7 +130,7 @@ def read_part(place: Place, part: str, kind: Any, **options: Any) -> Any:
         options |= {"use_safetensors": True, "output_loading_info": True}
     try:
         with _quiet_libraries():
-            read = kind.from_pretrained(place.location, subfolder=part, **options)
+            read = kind.from_pretrained(place.location, **options)
     except Exception as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ModelError(f"the {part} of model {place.name!r} can't be loaded: {reason}") from error
