@@ -47,8 +47,9 @@ class SceneReader(Protocol):
 class View:
     """A source picture [S, S, 3] uint8 as the judge sees it.
 
-    usable:    false where it has another number of figures than its prompt, or shows the edit already: such a case
-               says nothing about any method, and is left out for all of them.
+    usable:    false where it is not what its prompt says, or shows the edit already: such a case says nothing about
+               any method (one that draws the target prompt right would have changed what it was to keep), and is
+               left out for all of them.
     preserved: [S, S] bool, where nothing may change.
     truth:     the true edited picture, of rendered sources.
     """
@@ -103,7 +104,7 @@ class Judge:
         (reading,) = self._read([image])
         figures, place = reading
         scene = case.source if rendered else fit_scene(image, figures, place)
-        usable = len(figures) == case.figures and not any(_seen(reading, case))
+        usable = _as_described(reading, case) and not any(_seen(reading, case))
         return View(
             case=case,
             image=image,
@@ -163,6 +164,20 @@ def _verdict(view: View, image: NDArray[np.uint8], reading: Reading) -> Verdict:
         moved=float(np.sqrt(np.square(view.image.astype(np.float64) - image).mean()) / 255),
         truth_psnr=None if truth is None else masked_psnr(truth, image, everywhere),
         truth_ssim=None if truth is None else masked_ssim(truth, image, everywhere),
+    )
+
+
+def _as_described(reading: Reading, case: Case) -> bool:
+    """Whether a source shows what its prompt says: all of its scene but what the edit inserts."""
+    inserted = {(change.attribute, change.figure) for change in case.changes if change.before is None}
+    named: list[tuple[str, int | None]] = [
+        (name, slot) for slot in range(case.figures) for name in FIGURE_ATTRIBUTES
+    ]
+    scene = (case.source.figures, case.source.place)
+    return len(reading[0]) == case.figures and all(
+        _value(reading, *which) == _value(scene, *which)
+        for which in [*named, ("place", None)]
+        if which not in inserted
     )
 
 
