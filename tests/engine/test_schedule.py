@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from dataclasses import replace
 from typing import Any
 
 import diffusers
@@ -29,6 +31,13 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], int]] = [
     ("TCDScheduler", {}, {}, 4),
     ("DPMSolverMultistepScheduler", {"solver_order": 1}, {}, 20),
     ("DPMSolverMultistepScheduler", {"solver_order": 1, "algorithm_type": "sde-dpmsolver++"}, {}, 20),
+    ("DPMSolverMultistepScheduler", {}, {}, 20),
+    ("DPMSolverMultistepScheduler", {}, {}, 5),
+    ("DPMSolverMultistepScheduler", {}, {}, 1),
+    ("DPMSolverMultistepScheduler", {"prediction_type": "v_prediction", "use_karras_sigmas": True}, {}, 12),
+    ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, {}, 20),
+    ("DEISMultistepScheduler", {}, {}, 20),
+    ("DPMSolverSinglestepScheduler", {"lower_order_final": True}, {}, 20),
 ]
 
 
@@ -50,17 +59,22 @@ def test_trajectory_is_the_schedulers_own(name: str, changes, options, steps: in
 
     start = noise(1, 4, 8, 8, seed=1) * schedule.init_noise_sigma
     expected, generator = start, torch.Generator().manual_seed(5)
+    if "generator" in inspect.signature(scheduler.step).parameters:
+        options = {"generator": generator, **options}
     for timestep in scheduler.timesteps:
         output = model(scheduler.scale_model_input(expected, timestep), float(timestep))
-        expected = scheduler.step(output, timestep, expected, generator=generator, **options).prev_sample
+        expected = scheduler.step(output, timestep, expected, **options).prev_sample
 
-    sample, generator = start, torch.Generator().manual_seed(5)
+    sample, generator, kept = start, torch.Generator().manual_seed(5), torch.zeros(())
     for i in range(steps):
         # Ancestral samplers draw at every step, DDPM not at the last one: a draw that is not used changes nothing.
         drawn = torch.randn(start.shape, generator=generator) if schedule.noise_weight[i] else torch.zeros(())
         output = model(float(schedule.input_scale[i]) * sample, float(schedule.timesteps[i]))
-        sample = float(schedule.sample_weight[i]) * sample + float(schedule.output_weight[i]) * output
-        sample = sample + float(schedule.noise_weight[i]) * drawn
+        before, added = sample, kept + float(schedule.noise_weight[i]) * drawn
+        sample = float(schedule.sample_weight[i]) * sample + float(schedule.output_weight[i]) * output + added
+        if schedule.history_sample_weight is not None and schedule.history_output_weight is not None:
+            kept = float(schedule.history_sample_weight[i]) * before
+            kept = kept + float(schedule.history_output_weight[i]) * output
     assert largest(sample, expected) < 2e-5 * max(1.0, float(expected.abs().max()))
 
 
@@ -95,10 +109,8 @@ def test_tail_is_the_end_of_the_same_schedule():
         ("PNDMScheduler", "keeps a history"),
         ("LMSDiscreteScheduler", "keeps a history"),
         ("IPNDMScheduler", "keeps a history"),
-        ("DPMSolverMultistepScheduler", "solver_order=2 keeps a history.*use solver_order=1"),
-        ("DPMSolverSinglestepScheduler", "solver_order=2 keeps a history"),
-        ("DEISMultistepScheduler", "solver_order=2 keeps a history"),
-        ("UniPCMultistepScheduler", "solver_order=2 keeps a history"),
+        ("DPMSolverMultistepScheduler-3", "solver_order=3 keeps a history of more than a step"),
+        ("UniPCMultistepScheduler", "keeps a history"),
         ("HeunDiscreteScheduler", "more than once a step"),
         ("KDPM2DiscreteScheduler", "more than once a step"),
         ("KDPM2AncestralDiscreteScheduler", "more than once a step"),
@@ -107,11 +119,37 @@ def test_tail_is_the_end_of_the_same_schedule():
     ],
 )
 def test_refused_schedulers_are_named_with_those_that_work(name: str, reason: str, steps: int):
-    scheduler = diffusers.IPNDMScheduler() if name == "IPNDMScheduler" else make(name)
+    name, _, order = name.partition("-")
+    changes = {"solver_order": int(order)} if order else {}
+    scheduler = diffusers.IPNDMScheduler() if name == "IPNDMScheduler" else make(name, **changes)
     with pytest.raises(ScheduleError, match=f"{name} .*{reason}") as refusal:
         Schedule.from_scheduler(scheduler, steps)
     assert "\n" not in str(refusal.value)
     assert "DDIM, DDPM, Euler" in str(refusal.value) or "clip_sample=False" in str(refusal.value)
+
+
+def test_a_tail_has_nothing_to_look_back_at():
+    scheduler, schedule = (
+        make("DPMSolverMultistepScheduler"),
+        Schedule.from_scheduler(make("DPMSolverMultistepScheduler"), 16),
+    )
+    tail = schedule.tail(9)
+    scheduler.set_timesteps(16)
+    scheduler.set_begin_index(9)
+    sample, output = noise(1, 4, 2, 2, seed=1), noise(1, 4, 2, 2, seed=2)
+    expected = scheduler.step(output, scheduler.timesteps[9], sample).prev_sample
+    assert (
+        largest(float(tail.sample_weight[0]) * sample + float(tail.output_weight[0]) * output, expected)
+        < 1e-5
+    )
+    assert torch.equal(tail.output_weight[1:], schedule.output_weight[10:])
+    assert tail.looks_back and not torch.equal(tail.output_weight[:1], schedule.output_weight[9:10])
+
+
+def test_a_history_comes_whole():
+    schedule = Schedule.from_scheduler(make("DPMSolverMultistepScheduler"), 4)
+    with pytest.raises(ScheduleError, match="a history takes all of history_sample_weight"):
+        replace(schedule, first_output_weight=None)
 
 
 class Bent(diffusers.DDIMScheduler):
