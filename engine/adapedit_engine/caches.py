@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
+from adapedit_engine.exchange import Exchange
 from adapedit_engine.runners import Runner
 from adapedit_engine.specs import ModelSpecs
 
@@ -158,3 +159,13 @@ class CachedRunner:
     def infer(self, inputs: Mapping[str, Tensor], outputs: Sequence[str] | None = None) -> dict[str, Tensor]:
         """See `Runner.infer`."""
         return self.runner.infer(inputs, outputs)
+
+    @property
+    def supports_replay(self) -> bool:
+        return bool(getattr(self.runner, "supports_replay", False))
+
+    def infer_with(
+        self, inputs: Mapping[str, Tensor], outputs: Sequence[str] | None, exchange: Exchange
+    ) -> dict[str, Tensor]:
+        """See `PyTorchRunner.infer_with`."""
+        return self.runner.infer_with(inputs, outputs, exchange)  # type: ignore[attr-defined, no-any-return]

@@ -18,6 +18,7 @@ from adapedit_engine.layout import Layout, join
 from adapedit_engine.plan import EditPlan, PlanError, plan_rows
 from adapedit_engine.rows import RowTables, check_plan
 from adapedit_engine.runners import Runner
+from adapedit_engine.traced_call import traced_infer
 from adapedit_engine.unet import OUTPUT_NAMES
 from adapedit_kernels import guided_step
 from adapedit_kernels.errors import AdapEditError
@@ -98,7 +99,9 @@ def tick(states: Sequence[EditState], runner: Runner, layout: Layout | None = No
     wants_maps = any(state.plan.needs_maps for state in states)
     latents = join([state.latents for state in states])
     inputs = _inputs(states, latents, layout, runner)
-    outputs = runner.infer(inputs, OUTPUT_NAMES if wants_maps else OUTPUT_NAMES[:1])
+    traces = [(state.plan.trace, state.step_index) for state in states]
+    names = OUTPUT_NAMES if wants_maps else OUTPUT_NAMES[:1]
+    outputs = traced_infer(traces, layout, inputs, names, runner)
     seen = [_accumulate(state, outputs, start) for state, start in zip(states, layout.first_row, strict=True)]
     latents = _step(seen, latents, outputs["noise_pred"], layout, runner)
     parts = latents.split([state.plan.tracks for state in states])

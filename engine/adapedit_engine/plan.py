@@ -9,6 +9,7 @@ from torch import Tensor
 
 from adapedit_engine.adaptive import Adaptive
 from adapedit_engine.blend import LocalBlend
+from adapedit_engine.recording import Trace
 from adapedit_engine.schedule import Schedule
 from adapedit_kernels.errors import AdapEditError
 
@@ -53,6 +54,7 @@ class EditPlan:
     record:                keep the latents after every step, for the outcome.
     guidance_until:        share of the trajectory after which only the conditional rows are run and taken as they
                            are: an approximation that saves their cost, 1 for none.
+    trace:                 track 0 is replayed from a recording, or recorded; see `recording`.
     local_blend, adaptive: see there.
     collect:               average maps and visual features over the steps, for the outcome.
     """
@@ -80,6 +82,7 @@ class EditPlan:
     unconditional_steps: Tensor | None = None
     source_latents: Tensor | None = None
     record: bool = False
+    trace: Trace | None = None
 
     def __post_init__(self) -> None:
         if self.latents.ndim != 4 or self.encoder_hidden_states.ndim != 4:
@@ -195,8 +198,9 @@ def without_guidance(plan: EditPlan) -> EditPlan:
 
 
 def plan_rows(plan: EditPlan) -> int:
-    """Rows of a UNet call that the plan takes: 2 (1 + K) for K edits of one source with guidance."""
-    return plan.tracks * plan.guidance
+    """Rows of a UNet call that the plan takes: 2 (1 + K) for K edits of one source with guidance; 2 K where it is
+    replayed."""
+    return (plan.tracks - (plan.trace is not None and plan.trace.replays)) * plan.guidance
 
 
 def _fits(value: Tensor, shape: tuple[int | None, ...]) -> bool:

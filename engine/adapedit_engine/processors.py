@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adapedit_engine.controls import Controls
+from adapedit_engine.exchange import Exchange
 from adapedit_kernels import edited_attention_with_maps
 
 
@@ -27,12 +28,14 @@ class AttentionCall:
 
     spatial_maps: by level (number of halvings of the latent side), [B, pixels of that level].
     projected:    per cross-attention layer, keys and values [B, N, heads * head_dim]; None: project here.
+    exchange:     what comes from earlier calls or is kept for later ones.
     """
 
     controls: Controls = field(default_factory=Controls)
     spatial_maps: Mapping[int, Tensor] = field(default_factory=dict)
     projected: tuple[tuple[Tensor, Tensor], ...] | None = None
     capture: Capture | None = None
+    exchange: Exchange | None = None
 
 
 def split_heads(tensor: Tensor, heads: int) -> Tensor:
@@ -73,14 +76,23 @@ class SelfAttentionProcessor:
         call: AttentionCall | None = None,
     ) -> Tensor:
         controls = Controls() if call is None else call.controls
-        query = self._rows(attn.to_q(hidden_states), controls.self_query_row)
-        key = self._rows(attn.to_k(hidden_states), controls.self_key_row)
-        value = self._rows(attn.to_v(hidden_states), controls.self_value_row)
+        exchange = None if call is None else call.exchange
+        if exchange is not None:
+            exchange.keep_hidden(self.index, hidden_states)
+        query = self._rows(attn.to_q, hidden_states, controls.self_query_row, exchange)
+        key = self._rows(attn.to_k, hidden_states, controls.self_key_row, exchange)
+        value = self._rows(attn.to_v, hidden_states, controls.self_value_row, exchange)
         query, key, value = (split_heads(tensor, attn.heads) for tensor in (query, key, value))
         return _finish(attn, F.scaled_dot_product_attention(query, key, value, scale=attn.scale))
 
-    def _rows(self, tensor: Tensor, rows: Tensor | None) -> Tensor:
-        return tensor if rows is None else tensor.index_select(0, rows[self.index])
+    def _rows(
+        self, project: Any, hidden_states: Tensor, rows: Tensor | None, exchange: Exchange | None
+    ) -> Tensor:
+        if rows is None:
+            return project(hidden_states)
+        if exchange is not None:
+            hidden_states = exchange.with_hidden(self.index, hidden_states)
+        return project(hidden_states).index_select(0, rows[self.index])
 
 
 class CrossAttentionProcessor:
@@ -113,14 +125,19 @@ class CrossAttentionProcessor:
         else:
             assert encoder_hidden_states is not None
             key, value = project_text(attn, encoder_hidden_states)
-        query = split_heads(attn.to_q(hidden_states), attn.heads)
-        key, value = split_heads(key, attn.heads), split_heads(value, attn.heads)
+        query = attn.to_q(hidden_states)
+        if call.exchange is not None:
+            query = call.exchange.with_queries(self.index, query)
+        query, key, value = (split_heads(tensor, attn.heads) for tensor in (query, key, value))
         wanted = call.capture is not None and self.reports_maps
         # One implementation for every call, edited or not, maps wanted or not: fused attention for the plain
         # ones would round differently, and the source of an edit would no longer be the plain generation.
         mixed, maps = edited_attention_with_maps(
             query, key, value, scale=attn.scale, maps=wanted, check_values=False, **self._edit(call)
         )
+        if call.exchange is not None:  # the replayed rows were there to be looked at
+            mixed = mixed[: hidden_states.shape[0]]
+            maps = None if maps is None else maps[: hidden_states.shape[0]]
         if call.capture is not None and maps is not None:
             call.capture.maps.append(maps)
         if call.capture is not None and self.reports_features:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapedit_engine.controls import CONTROL_NAMES, ControlError, Controls
+from adapedit_engine.exchange import Exchange
 from adapedit_engine.layers import find_layers
 from adapedit_engine.processors import (
     AttentionCall,
@@ -106,21 +107,23 @@ class ControlledUNet(nn.Module):
         *,
         projected: Sequence[tuple[Tensor, Tensor]] | None = None,
         capture: bool = True,
+        exchange: Exchange | None = None,
     ) -> UNetOutput:
         """One prediction for B rows.
 
         sample [B, C_in, h, w]; timestep [B], each row's own; encoder_hidden_states [B, N, D] or, in its
-        place, `projected`: what `project` made of it. Raises `ControlError` before any work where something
-        does not fit.
+        place, `projected`: what `project` made of it. exchange: what comes from earlier calls, see there.
+        Raises `ControlError` before any work where something does not fit.
         """
         controls = Controls() if controls is None else controls
         if not torch.compiler.is_compiling():
-            self._validate(sample, timestep, encoder_hidden_states, controls, projected)
+            self._validate(sample, timestep, encoder_hidden_states, controls, projected, exchange)
         call = AttentionCall(
             controls=controls,
             spatial_maps=self._spatial_maps(controls, sample.shape[-2], sample.shape[-1]),
             projected=None if projected is None else tuple(projected),
             capture=Capture() if capture else None,
+            exchange=exchange,
         )
         module, processor = self._pairs[0]
         if module.processor is processor:
@@ -170,6 +173,7 @@ class ControlledUNet(nn.Module):
         encoder_hidden_states: Tensor | None,
         controls: Controls,
         projected: Sequence[tuple[Tensor, Tensor]] | None,
+        exchange: Exchange | None,
     ) -> None:
         specs = self.specs
         if sample.ndim != 4 or sample.shape[1] != specs.in_channels:
@@ -193,17 +197,20 @@ class ControlledUNet(nn.Module):
             tokens = text.shape[1]
         else:
             assert projected is not None
-            if len(projected) != len(specs.cross_layers) or any(
-                key.shape[0] != batch for key, _ in projected
-            ):
-                wanted = f"{len(specs.cross_layers)} pairs of {batch} rows"
+            rows = batch + (0 if exchange is None else exchange.replayed)
+            if len(projected) != len(specs.cross_layers) or any(key.shape[0] != rows for key, _ in projected):
+                wanted = f"{len(specs.cross_layers)} pairs of {rows} rows"
                 raise ControlError(
                     f"projected does not fit this UNet: wanted {wanted}, as project() makes them"
                 )
             tokens = projected[0][0].shape[1]
         map_height, map_width = specs.map_size(height, width)
         controls.validate(
-            batch=batch, tokens=tokens, pixels=map_height * map_width, layers=len(specs.self_layers)
+            batch=batch,
+            tokens=tokens,
+            pixels=map_height * map_width,
+            layers=len(specs.self_layers),
+            exchange=exchange,
         )
 
 

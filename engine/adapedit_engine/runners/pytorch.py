@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from adapedit_engine.controls import CONTROL_NAMES, Controls
+from adapedit_engine.exchange import Exchange
 from adapedit_engine.packing import PackedLinears, can_pack
 from adapedit_engine.runners import RunnerError
 from adapedit_engine.specs import ModelSpecs
@@ -84,6 +85,23 @@ class PyTorchRunner:
     @torch.inference_mode()
     def infer(self, inputs: Mapping[str, Tensor], outputs: Sequence[str] | None = None) -> dict[str, Tensor]:
         """See `Runner.infer`. Raises `RunnerError` for unknown names, `ControlError` for wrong shapes."""
+        return self._infer(inputs, outputs, None)
+
+    @property
+    def supports_replay(self) -> bool:
+        """Whether `infer_with` works: whether sources can be recorded and replayed."""
+        return self._project_once
+
+    @torch.inference_mode()
+    def infer_with(
+        self, inputs: Mapping[str, Tensor], outputs: Sequence[str] | None, exchange: Exchange
+    ) -> dict[str, Tensor]:
+        """As `infer`, beside rows of earlier calls, or keeping some for later ones."""
+        return self._infer(inputs, outputs, exchange)
+
+    def _infer(
+        self, inputs: Mapping[str, Tensor], outputs: Sequence[str] | None, exchange: Exchange | None
+    ) -> dict[str, Tensor]:
         wanted = OUTPUT_NAMES if outputs is None else tuple(outputs)
         self._check(inputs, wanted)
         projected = None
@@ -97,6 +115,7 @@ class PyTorchRunner:
             Controls.from_dict(inputs),
             projected=projected,
             capture=wanted != ("noise_pred",),
+            exchange=exchange,
         )
         return {name: getattr(output, name) for name in wanted}
 

@@ -92,7 +92,7 @@ class EngineExecutor:
         return tick(states, self.runner, self._layout(states))
 
     def rows_now(self, state: EditState) -> int:
-        return state.tables.rows
+        return plan_rows(state.tables.plan)
 
     def done(self, state: EditState) -> bool:
         return state.done

@@ -1,0 +1,132 @@
+"""Recordings of source trajectories, kept for later edits within a bound of bytes."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from adapedit_engine.caches import CacheStats
+from adapedit_engine.plan import EditPlan
+from adapedit_engine.recording import Reach, Recording, Trace
+from adapedit_engine.replay import reach_of, recording_bytes, source_key
+from adapedit_engine.runners import Runner
+
+
+@dataclass(kw_only=True, eq=False)
+class _Entry:
+    recording: Recording
+    bytes: int
+    users: int = 0
+
+
+class Trajectories:
+    """What is kept and what is being recorded together never take more than `max_bytes`.
+
+    Room is made before a recording begins, and the least recently used goes first, but never one that an edit is
+    replaying. Where there is no room an edit runs as if this were not here. Thread-safe.
+
+    runner: of all edits. One that can't replay is refused, see `can_replay`.
+    """
+
+    def __init__(self, max_bytes: int, runner: Runner) -> None:
+        self.max_bytes, self._runner = max_bytes, runner
+        self._kept: OrderedDict[Hashable, _Entry] = OrderedDict()
+        self._coming: dict[Hashable, int] = {}
+        self._lock = threading.Lock()
+        self._hits = self._misses = self._evictions = 0
+
+    @contextmanager
+    def attached(self, plan: EditPlan) -> Iterator[EditPlan]:
+        """The plan, to be run inside: with its source replayed, recorded, or as it is.
+
+        Leaving the block by an error (cancellation is one) drops what was recorded.
+        """
+        key = source_key(plan)
+        if key is None:
+            yield plan
+            return
+        needs = reach_of(plan, len(self._runner.specs.self_layers))
+        with self._lock:
+            trace = self._replay(key, needs) or self._record(key, needs, plan)
+        if trace is None:
+            yield plan
+            return
+        whole = False
+        try:
+            yield replace(plan, trace=trace)
+            whole = trace.recording.whole
+        finally:
+            with self._lock:
+                self._close(key, trace, whole)
+
+    @property
+    def stats(self) -> CacheStats:
+        """hits: edits whose source was replayed. bytes: with those that are being recorded."""
+        with self._lock:
+            return CacheStats(
+                hits=self._hits,
+                misses=self._misses,
+                evictions=self._evictions,
+                entries=len(self._kept),
+                bytes=self._held,
+            )
+
+    def _replay(self, key: Hashable, needs: Reach) -> Trace | None:
+        entry = self._kept.get(key)
+        if entry is None or not entry.recording.reach.covers(needs):
+            self._misses += 1
+            return None
+        self._hits += 1
+        self._kept.move_to_end(key)
+        entry.users += 1
+        return Trace(recording=entry.recording, needs=needs, replays=True)
+
+    def _record(self, key: Hashable, needs: Reach, plan: EditPlan) -> Trace | None:
+        if key in self._coming:
+            return None
+        known = self._kept.get(key)
+        reach = needs if known is None else needs.union(known.recording.reach)
+        size = recording_bytes(plan, reach, self._runner.specs, self._runner.dtype)
+        if not self._make_room(size):
+            return None
+        self._coming[key] = size
+        return Trace(recording=Recording(reach=reach, length=plan.steps), needs=needs, replays=False)
+
+    def _make_room(self, size: int) -> bool:
+        free = [key for key, entry in self._kept.items() if not entry.users]
+        if self._held - sum(self._kept[key].bytes for key in free) + size > self.max_bytes:
+            return False
+        for key in free:
+            if self._held + size <= self.max_bytes:
+                break
+            del self._kept[key]
+            self._evictions += 1
+        return True
+
+    def _close(self, key: Hashable, trace: Trace, whole: bool) -> None:
+        if trace.replays:
+            for entry in self._kept.values():
+                if entry.recording is trace.recording:
+                    entry.users -= 1
+            return
+        del self._coming[key]
+        size = trace.recording.bytes
+        before = self._kept.get(key)
+        if not whole or (before is not None and before.users):
+            return
+        # One of the same source with a smaller reach makes way.
+        self._kept.pop(key, None)
+        if self._held + size <= self.max_bytes:
+            self._kept[key] = _Entry(recording=trace.recording, bytes=size)
+
+    @property
+    def _held(self) -> int:
+        return sum(entry.bytes for entry in self._kept.values()) + sum(self._coming.values())
+
+
+def can_replay(runner: Runner) -> bool:
+    """Whether sources can be recorded and replayed on this runner."""
+    return bool(getattr(runner, "supports_replay", False))
