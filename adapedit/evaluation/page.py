@@ -41,7 +41,7 @@ def make_page(
         f"<p>{report['usable']} of {report['cases']} edits; the others are left out for all methods, because their "
         "source picture has another number of figures than its prompt or shows the edit already. Means with 95 % "
         "bootstrap intervals.</p>",
-        _list(about),
+        listing(about),
         success_against_background(groups["all"]["means"]),
     ]
     for curve in report["curves"]:
@@ -50,8 +50,13 @@ def make_page(
         heading = "All kinds of edit" if name == "all" else name.capitalize()
         parts += [f"<h2>{escape(heading)} ({group['count']} edits)</h2>", _means(group), _comparisons(group)]
     for heading, picture in sheets.items():
-        parts += [f"<h2>{escape(heading)}</h2>", _image(picture)]
-    parts += ["<h2>What the columns mean</h2>", _list(MEANING)]
+        parts += [f"<h2>{escape(heading)}</h2>", image_tag(picture)]
+    parts += ["<h2>What the columns mean</h2>", listing(MEANING)]
+    return document(title, parts)
+
+
+def document(title: str, parts: Sequence[str]) -> str:
+    """A whole page of its parts."""
     body = "\n".join(part for part in parts if part)
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
@@ -64,9 +69,9 @@ def _means(group: Mapping[str, Any]) -> str:
     best = {metric: max(found[metric]["value"] for found in means.values()) for metric in METRICS[:4]}
     rows = []
     for variant, found in means.items():
-        cells = [_cell(found[metric], best.get(metric), 1 if metric == "psnr" else 3) for metric in METRICS]
+        cells = [cell(found[metric], best.get(metric), 1 if metric == "psnr" else 3) for metric in METRICS]
         rows.append([escape(variant), *cells])
-    return _table(["", *METRICS], rows)
+    return table(["", *METRICS], rows)
 
 
 def _comparisons(group: Mapping[str, Any]) -> str:
@@ -74,16 +79,16 @@ def _comparisons(group: Mapping[str, Any]) -> str:
         return ""
     first = next(iter(group["means"]))
     rows = [
-        [escape(other), _cell(found["difference"], None, 3), f"{found['p_value']:.4f}"]
+        [escape(other), cell(found["difference"], None, 3), f"{found['p_value']:.4f}"]
         for other, found in group["product against"].items()
     ]
-    return _table([f"product of {escape(first)} minus that of", "difference", "p (permutation)"], rows)
+    return table([f"product of {escape(first)} minus that of", "difference", "p (permutation)"], rows)
 
 
 def _correlations(curve: Mapping[str, Any]) -> str:
     names = ("success", "moved", "background", "product")
-    cells = [_cell(curve[name]["rank correlation"], None, 2) for name in names]
-    return _table(["rank correlation with", *names], [[escape(curve["knob"]), *cells]])
+    cells = [cell(curve[name]["rank correlation"], None, 2) for name in names]
+    return table(["rank correlation with", *names], [[escape(curve["knob"]), *cells]])
 
 
 def _sweep_title(curve: Mapping[str, Any]) -> str:
@@ -92,25 +97,29 @@ def _sweep_title(curve: Mapping[str, Any]) -> str:
     return f"{curve['knob']}{f' at {fixed}' if fixed else ''}: {direction}"
 
 
-def _cell(interval: Mapping[str, float], best: float | None, digits: int) -> str:
+def cell(interval: Mapping[str, float], best: float | None, digits: int) -> str:
+    """A mean with its interval; the best of a column stands out."""
     value = f"{interval['value']:.{digits}f}"
     if best is not None and interval["value"] == best:
         value = f'<span class="best">{value}</span>'
     return f"{value}<small>{interval['low']:.{digits}f} to {interval['high']:.{digits}f}</small>"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of cells that are HTML already."""
     top = "".join(f"<th>{name}</th>" for name in head)
     body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<table><tr>{top}</tr>{body}</table>"
 
 
-def _list(entries: Mapping[str, Any]) -> str:
+def listing(entries: Mapping[str, Any]) -> str:
+    """Names and what they stand for."""
     items = "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd>" for k, v in entries.items())
     return f"<dl>{items}</dl>"
 
 
-def _image(picture: Image.Image) -> str:
+def image_tag(picture: Image.Image) -> str:
+    """A picture inside the page itself."""
     buffer = io.BytesIO()
     picture.convert("RGB").save(buffer, "JPEG", quality=88)
     return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}">'

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from adapedit.evaluation.scores import (
     run,
     settings_digest,
 )
-from adapedit.evaluation.store import ScoreStore, fingerprint
+from adapedit.evaluation.store import ScoreStore, fingerprint, write_whole
 from adapedit.evaluation.studies import Study
 from adapedit.evaluation.suite import Case, digest, scene_suite
 from adapedit.methods.registry import make_method
@@ -91,9 +90,9 @@ def run_study(
         **make_report(scores, list(digests), study.sweeps),
     }
     sheets = contact_sheets(pipe, study, cases, scores, num_inference_steps, guidance_scale)
-    _write(folder / f"{study.name}.json", json.dumps(report, indent=2) + "\n")
+    write_whole(folder / f"{study.name}.json", json.dumps(report, indent=2) + "\n")
     rows = {f"UNet rows of {label}": f"{value:g} a step" for label, value in report["rows of a step"].items()}
-    _write(folder / f"{study.name}.html", make_page(study.title, {**about, **rows}, report, sheets))
+    write_whole(folder / f"{study.name}.html", make_page(study.title, {**about, **rows}, report, sheets))
     return report
 
 
@@ -150,9 +149,3 @@ def _note(score: Score) -> str:
     found = score.verdict
     seen = "seen" if found.success else "not seen"
     return f"{seen}, {'kept' if found.kept else 'not kept'}, background {found.background:.2f}"
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)

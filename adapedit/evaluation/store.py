@@ -25,13 +25,14 @@ class ScoreStore:
     """A JSONL file: the first line says what was evaluated, each other one is a score.
 
     Lines are written whole; what a crash left of a last line is cut off when the file is opened again.
+    kind: of the scores, by its `from_dict` and `to_dict`.
     """
 
-    def __init__(self, path: Path, about: dict[str, Any]) -> None:
+    def __init__(self, path: Path, about: dict[str, Any], kind: Any = Score) -> None:
         """Open or make the file. Raises `StoreError` where it is about something else (`about` differs)."""
-        self.path = path
+        self.path, self._kind = path, kind
         about = {"format": FORMAT, **about}
-        self.scores: list[Score] = []
+        self.scores: list[Any] = []
         path.parent.mkdir(parents=True, exist_ok=True)
         text = path.read_bytes() if path.exists() else b""
         whole = text[: text.rfind(b"\n") + 1]
@@ -42,7 +43,7 @@ class ScoreStore:
         else:
             self._write(json.dumps(about) + "\n")
 
-    def append(self, scores: Iterable[Score]) -> None:
+    def append(self, scores: Iterable[Any]) -> None:
         """Write scores, and see to it that they are on the disk."""
         scores = list(scores)
         self._write("".join(json.dumps(score.to_dict()) + "\n" for score in scores))
@@ -60,7 +61,7 @@ class ScoreStore:
                 if number == 1:
                     self._compare(dict(fields), about)
                 else:
-                    self.scores.append(Score.from_dict(fields))
+                    self.scores.append(self._kind.from_dict(fields))
             except (ValueError, KeyError, TypeError) as error:
                 if isinstance(error, StoreError):
                     raise
@@ -87,3 +88,10 @@ def fingerprint(*parts: Any) -> str:
                 for weight in module.state_dict().values():
                     value = zlib.crc32(weight.detach().float().cpu().numpy().tobytes(), value)
     return f"{value:08x}"
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that is there whole or as it was."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
