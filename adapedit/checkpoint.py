@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,15 +45,18 @@ class Place:
         return self.name if self.folder is None else self.folder
 
 
-def locate(source: str | Path | None) -> Place:
+def locate(
+    source: str | Path | None, *, builtin: Path = BUILTIN, components: Sequence[str] = COMPONENTS
+) -> Place:
     """The built-in model (None or "builtin"), a folder, or a hub name; raises `ModelError` for anything else.
 
-    Of a folder the layout is looked at, and that its safetensors files are whole.
+    Of a folder the layout is looked at, and that its safetensors files are whole. components: those that are wanted
+    of it; builtin: where the built-in one is.
     """
     name = "builtin" if source is None else str(source)
-    folder = BUILTIN if name == "builtin" else Path(name).expanduser()
+    folder = builtin if name == "builtin" else Path(name).expanduser()
     if folder.is_dir():
-        _check_folder(folder)
+        _check_folder(folder, components)
         return Place(name=name, folder=folder)
     if HUB_NAME.fullmatch(name) and not folder.exists():
         return on_hub(name)
@@ -88,8 +91,8 @@ def on_hub(
     return Place(name=name, folder=None, cached=not reached)
 
 
-def _check_folder(folder: Path) -> None:
-    missing = [part for part in COMPONENTS if not (folder / part).is_dir()]
+def _check_folder(folder: Path, components: Sequence[str]) -> None:
+    missing = [part for part in components if not (folder / part).is_dir()]
     if not (folder / "model_index.json").is_file() or missing:
         what = f"no {', '.join(missing)}" if missing else "no model_index.json"
         raise ModelError(

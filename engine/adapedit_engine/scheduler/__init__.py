@@ -4,6 +4,7 @@ from adapedit_engine.scheduler.core import Scheduler
 from adapedit_engine.scheduler.executor import EngineExecutor, Executor
 from adapedit_engine.scheduler.jobs import AdmissionError, DeadlineError, Passes, SchedulerStats, Ticket
 from adapedit_engine.scheduler.memory import measure_call_bytes, plan_bytes
+from adapedit_engine.scheduler.routed import RoutedExecutor, RoutedPlan
 from adapedit_engine.scheduler.slots import SLOT_SIZES, PaddedRunner, slot_for
 
 __all__ = [
@@ -14,6 +15,8 @@ __all__ = [
     "Executor",
     "PaddedRunner",
     "Passes",
+    "RoutedExecutor",
+    "RoutedPlan",
     "Scheduler",
     "SchedulerStats",
     "Ticket",
