@@ -32,11 +32,18 @@ class BundleModel(EditModel):
         return self.runner.bundle.manifest.vae.factor
 
     @property
+    def latent_scale(self) -> float:
+        return self.runner.bundle.manifest.vae.scaling_factor
+
+    @property
     def max_tokens(self) -> int:
         return self.runner.bundle.manifest.tokens
 
     def encode_ids(self, input_ids: Tensor) -> Tensor:
         return self.runner.encode_ids(input_ids)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        return self.runner.encode(pixels).cpu()
 
     def decode(self, latents: Tensor) -> Tensor:
         return self.runner.decode(latents)

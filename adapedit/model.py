@@ -77,7 +77,10 @@ class Vocabulary:
 
 @dataclass(frozen=True, kw_only=True)
 class EditModel:
-    """Tokenizer, text encoder, UNet behind a runner, VAE and scheduler of one checkpoint."""
+    """Tokenizer, text encoder, UNet behind a runner, VAE and scheduler of one checkpoint.
+
+    editors: UNets of other checkpoints that edit this one's pictures, by name, as they are loaded.
+    """
 
     name: str
     tokenizer: Any
@@ -87,6 +90,7 @@ class EditModel:
     scheduler: Any
     facts: ModelFacts
     latent_size: int
+    editors: dict[str, Runner] = field(default_factory=dict, compare=False)
 
     @property
     def device(self) -> torch.device:
@@ -96,6 +100,11 @@ class EditModel:
     def vae_factor(self) -> int:
         """Pixels to one latent cell, per side."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def latent_scale(self) -> float:
+        """Latents over what the VAE's encoder gives."""
+        return float(self.vae.config.scaling_factor)
 
     @torch.inference_mode()
     def encode_ids(self, input_ids: Tensor) -> Tensor:
@@ -113,6 +122,16 @@ class EditModel:
     def max_tokens(self) -> int:
         """N: the text encoder's own limit (77 for Stable Diffusion)."""
         return int(self.text_encoder.config.max_position_embeddings)
+
+    @torch.inference_mode()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Pixels [B, 3, H, W] in 0..1 to latents [B, C, h, w] float32 on the CPU: the posterior's mean, nothing drawn.
+
+        One picture at a time, as in `decode`.
+        """
+        given = (pixels * 2 - 1).to(self.vae.device, self.vae.dtype)
+        means = [self.vae.encode(one[None]).latent_dist.mean.float().cpu() for one in given]
+        return torch.cat(means) * self.vae.config.scaling_factor
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,18 +11,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from adapedit.methods.context import EditContext, Method
-from adapedit.methods.registry import make_method
+from adapedit.checked import CheckedEdit, inverted_edits
+from adapedit.images import Fit, ImageInput
 from adapedit.methods.settings import make_settings
 from adapedit.model import EditModel, load_model
-from adapedit.prepare import complete, make_context
 from adapedit.progress import Clock, Progress, StepCount
 from adapedit.request import EditRequest
 from adapedit.result import EditResult, make_result
 from adapedit.sharing import merge, share, split
 from adapedit_engine.loop import EditOutcome, denoise
 from adapedit_engine.plan import EditPlan
-from adapedit_engine.rows import check_plan
+from adapedit_engine.runners import Runner
 from adapedit_kernels.errors import AdapEditError
 
 if TYPE_CHECKING:
@@ -89,10 +87,16 @@ class AdapEditPipeline:
         height: int | None = None,
         width: int | None = None,
         callback: Progress | None = None,
+        image: str | Path | Image.Image | None = None,
+        fit: Fit = "crop",
+        inversion: Any = None,
         **knobs: Any,
     ) -> EditResult:
         """One edit. `knobs` are the method's own, see `adapedit.methods.settings`.
 
+        image:     a real picture to edit, which the source prompt describes; fit: to the model's size, "crop" (its
+                   middle), "pad" or "stretch".
+        inversion: the name of one, or settings (`adapedit.inversion.make_inversion_settings`); by default "direct".
         generator: its next number becomes the seed, so that the result can name the seed that repeats it.
         callback(done, total): called after every step; raising in it cancels.
         """
@@ -109,6 +113,8 @@ class AdapEditPipeline:
             height=height,
             width=width,
             method=make_settings(method, **knobs),
+            image=None if image is None else ImageInput.of(image, fit),
+            inversion=inversion,
         )
         return self.edit_batch([request], callback=callback)[0]
 
@@ -135,19 +141,24 @@ class AdapEditPipeline:
         edits = []
         for place, request in enumerate(requests):
             try:
-                edits.append(_Edit.of(request, self.model))
+                edits.append(CheckedEdit.of(request, self.model))
             except AdapEditError as error:
                 if len(requests) == 1:
                     raise
                 raise type(error)(f"request {place}: {error}") from error
+        clock.lap("text")
+        edits, calls = inverted_edits(edits, self.model, max_rows, callback)
+        if calls:
+            clock.lap("invert")
         drafts = [edit.draft for edit in edits]
         observing = {place: edit.observe for place, edit in enumerate(edits) if edit.observe is not None}
         places = list(observing)
         first = _groups(list(observing.values()), share_sources, max_rows)
         second = _groups(drafts, share_sources, max_rows)
         observations = [merge([observing[places[i]] for i in group]) for group in first]
-        steps = StepCount(callback, [observations, [merge([drafts[i] for i in g]) for g in second]], max_rows)
-        clock.lap("text")
+        routes = routed(second, [edit.runner for edit in edits])
+        merged = [[merge([drafts[i] for i in group]) for group in groups] for _, groups in routes]
+        steps = StepCount(callback, [observations, *merged], max_rows, before=calls)
 
         with self.model.runner as runner:
             seen: dict[int, EditOutcome] = {}
@@ -157,14 +168,16 @@ class AdapEditPipeline:
                 seen |= {places[i]: part for i, part in zip(group, parts, strict=True)}
             clock.lap("observe")
             plans = [edit.method.plan(edit.context, seen.get(i)) for i, edit in enumerate(edits)]
-            merged = [merge([plans[i] for i in group]) for group in second]
-            edited = denoise(merged, runner, callback=steps.of(1), max_rows=max_rows)
-        clock.lap("edit")
         finished: dict[int, EditOutcome] = {}
-        for group, outcome in zip(second, edited, strict=True):
-            parts = split(outcome, [plans[i] for i in group])
-            for i, part in zip(group, parts, strict=True):
-                finished[i] = edits[i].method.finish(edits[i].context, seen.get(i), part)
+        for place, (other, groups) in enumerate(routes, start=1):
+            merged_plans = [merge([plans[i] for i in group]) for group in groups]
+            with other or self.model.runner as runner:
+                edited = denoise(merged_plans, runner, callback=steps.of(place), max_rows=max_rows)
+            for group, outcome in zip(groups, edited, strict=True):
+                parts = split(outcome, [plans[i] for i in group])
+                for i, part in zip(group, parts, strict=True):
+                    finished[i] = edits[i].method.finish(edits[i].context, seen.get(i), part)
+        clock.lap("edit")
         painted = self._painted(finished.values())
         clock.lap("decode")
 
@@ -220,25 +233,15 @@ class AdapEditPipeline:
         return pictures
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Edit:
-    """A checked request. `draft` is its plan as far as it is known before the observing pass: all but values."""
-
-    request: EditRequest
-    context: EditContext
-    method: Method
-    observe: EditPlan | None
-    draft: EditPlan
-
-    @classmethod
-    def of(cls, request: EditRequest, model: EditModel) -> _Edit:
-        request = complete(request, model)
-        context, method = make_context(request, model), make_method(request.method, model.facts)
-        draft = method.plan(context, None)
-        check_plan(draft, model.runner.specs)
-        return cls(
-            request=request, context=context, method=method, observe=method.observe(context), draft=draft
-        )
+def routed(
+    groups: Sequence[tuple[int, ...]], runners: Sequence[Runner | None]
+) -> list[tuple[Runner | None, list[tuple[int, ...]]]]:
+    """The groups by what runs them, in the order of their first ones. Edits of one group have one runner."""
+    routes: dict[int, tuple[Runner | None, list[tuple[int, ...]]]] = {}
+    for group in groups:
+        runner = runners[group[0]]
+        routes.setdefault(id(runner), (runner, []))[1].append(group)
+    return list(routes.values())
 
 
 def _groups(plans: Sequence[EditPlan], shared: bool, max_rows: int | None) -> list[tuple[int, ...]]:

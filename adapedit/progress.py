@@ -30,9 +30,14 @@ class StepCount:
     """Reports (done, total) over passes that run one after the other; the total is known from the start."""
 
     def __init__(
-        self, callback: Progress | None, passes: Sequence[Sequence[EditPlan]], max_rows: int | None
+        self,
+        callback: Progress | None,
+        passes: Sequence[Sequence[EditPlan]],
+        max_rows: int | None,
+        before: int = 0,
     ) -> None:
-        self._callback = callback
+        """before: steps that went before these passes."""
+        self._callback, self._before = callback, before
         self._lengths = [count_ticks(plans, max_rows) for plans in passes]
 
     def of(self, place: int) -> Progress | None:
@@ -40,7 +45,8 @@ class StepCount:
         callback = self._callback
         if callback is None:
             return None
-        before, total = sum(self._lengths[:place]), sum(self._lengths)
+        before = self._before + sum(self._lengths[:place])
+        total = self._before + sum(self._lengths)
         return lambda done, _: callback(before + done, total)
 
 

@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from adapedit.images import ImageField
+from adapedit.inversion.settings import InversionSettings
 from adapedit.methods.settings import AdapEdit, MethodSettings, one_line
 from adapedit_kernels.errors import AdapEditError
 
@@ -32,6 +34,9 @@ class EditRequest(BaseModel):
     method:              the editing method with its knobs.
     guidance_until:      share of the trajectory after which guidance is skipped: an approximation that saves half
                          of the later steps; 1: never.
+    image:               a real picture to edit: a path, a `PIL.Image`, or {"file": ..., "fit": ...}, see `ImageInput`;
+                         None: the source prompt's own.
+    inversion:           what leads back to it, by name or with knobs; None: "direct" where the method wants one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -45,6 +50,14 @@ class EditRequest(BaseModel):
     width: Annotated[int, Field(ge=8)] | None = None
     method: MethodSettings = Field(default_factory=AdapEdit)
     guidance_until: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 1.0
+    image: ImageField | None = None
+    inversion: InversionSettings | None = None
+
+    @model_validator(mode="after")
+    def _inverts_something(self) -> EditRequest:
+        if self.inversion is not None and self.image is None:
+            raise ValueError(f"inversion {self.inversion.name!r} wants a picture; give one as image")
+        return self
 
     @classmethod
     def make(cls, **fields: Any) -> EditRequest:
@@ -68,4 +81,7 @@ class EditRequest(BaseModel):
             raise AdapEditError(
                 f"{path} is no edit.json ({error}); give a folder that an edit was saved in"
             ) from error
-        return cls.make(**fields)
+        request = cls.make(**fields)
+        if request.image is None:
+            return request
+        return request.model_copy(update={"image": request.image.beside(path.parent)})

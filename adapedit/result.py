@@ -15,6 +15,7 @@ from torch import Tensor
 
 from adapedit import __version__
 from adapedit.alignment import Alignment, Word
+from adapedit.images import INPUT_FILE, OpenedImage
 from adapedit.maps import overlay
 from adapedit.methods.context import EditContext, Findings
 from adapedit.output import OutputFolder
@@ -50,6 +51,8 @@ class EditResult:
     spatial_map:  [mh, mw] float32, S; None for methods without one.
     timings:      seconds, of the whole batch that the edit shared.
     warnings:     what the method found suspicious.
+    image:        the real picture that was edited, as the model took it; `source_image` is then its reconstruction.
+    reconstruction_psnr: of `source_image` against it, decibels; at most 60.
     """
 
     request: EditRequest
@@ -63,6 +66,8 @@ class EditResult:
     spatial_map: NDArray[np.float32] | None = None
     timings: dict[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    image: OpenedImage | None = None
+    reconstruction_psnr: float | None = None
 
     def word_map(self, word: Word, *, prompt: str = "target") -> NDArray[np.float32]:
         """The map [mh, mw] of a word of `alignment.target_words` (or source_words), its tokens added up."""
@@ -72,6 +77,10 @@ class EditResult:
     def maps_sheet(self) -> Image.Image:
         """Pictures, spatial map and every word's map, labelled, as one picture."""
         first = [Cell(self.source_image, "source"), Cell(self.target_image, "target")]
+        if self.image is not None:
+            first.insert(
+                0, Cell(self.image.picture, "input", f"comes back at {self.reconstruction_psnr:.1f} dB")
+            )
         if self.spatial_map is not None:
             picture = overlay(self.target_image, self.spatial_map, peak=1.0)
             first.append(Cell(picture, "spatial map S", "bright: the edit may act"))
@@ -94,19 +103,24 @@ class EditResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but pictures and maps, ready for JSON."""
-        return {
+        described: dict[str, Any] = {
             "format": FORMAT,
             "adapedit": __version__,
             "model": self.model,
-            "request": self.request.model_dump(),
+            "request": self.request.model_dump(mode="json"),
             "words": [asdict(word) for word in self.words],
             "timings": {name: round(seconds, 4) for name, seconds in self.timings.items()},
             "warnings": list(self.warnings),
         }
+        if self.image is not None and self.reconstruction_psnr is not None:
+            described["input"] = {"size": list(self.image.size), "notes": list(self.image.notes)}
+            described["reconstruction_psnr"] = round(self.reconstruction_psnr, 3)
+        return described
 
     def save(self, folder: str | Path) -> Path:
         """Write source.png, target.png, maps.png and edit.json; earlier ones are replaced.
 
+        A picture that was given from Python is written as input.png, too, byte for byte.
         Raises `OutputError` where the folder can't be written; nothing half-written is left.
         """
         folder = Path(folder)
@@ -114,6 +128,9 @@ class EditResult:
             self.source_image.save(part / "source.png")
             self.target_image.save(part / "target.png")
             self.maps_sheet().save(part / "maps.png")
+            kept = None if self.request.image is None else self.request.image.kept
+            if kept is not None:
+                (part / INPUT_FILE).write_bytes(kept)
             (part / "edit.json").write_text(json.dumps(self.to_dict(), indent=2) + "\n")
         return folder
 
@@ -147,7 +164,15 @@ def make_result(
         spatial_map=None if found.spatial_map is None else grid(found.spatial_map),
         timings=dict(seconds),
         warnings=found.warnings,
+        image=context.image,
+        reconstruction_psnr=None if context.image is None else psnr(context.image.picture, source_image),
     )
+
+
+def psnr(one: Image.Image, other: Image.Image) -> float:
+    """Peak signal-to-noise ratio of two RGB pictures of one size, decibels, at most 60."""
+    error = np.square(np.asarray(one, np.float64) - np.asarray(other, np.float64)).mean()
+    return 60.0 if error == 0 else min(60.0, float(10 * np.log10(255**2 / error)))
 
 
 def _reports(alignment: Alignment, found: Findings) -> tuple[WordReport, ...]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from adapedit.alignment import Alignment
-from adapedit.model import ModelFacts
+from adapedit.images import OpenedImage
+from adapedit.model import EditModel, ModelFacts
 from adapedit_engine.loop import EditOutcome
 from adapedit_engine.plan import EditPlan
+from adapedit_engine.runners import Runner
 from adapedit_engine.schedule import Schedule
 from adapedit_engine.specs import ModelSpecs
 
@@ -22,6 +24,10 @@ class EditContext:
 
     latents [1, C, h, w], times the schedule's init_noise_sigma; unconditional, source, target: hidden states [N, D];
     noise [T, C, h, w] for stochastic schedules, shared by all tracks; levels [T, 2], see `noise_levels`.
+    instruction: hidden states [N, D] of the method's own text, where it has one. latent_scale: see `EditModel`.
+
+    Of a real picture: image, as the model takes it; image_latents [1, C, h, w], clean; source_latents [T, C, h, w], the
+    source's after each step, and unconditional_steps [T, N, D], where an inversion gives them.
     """
 
     alignment: Alignment
@@ -36,6 +42,12 @@ class EditContext:
     levels: Tensor
     noise: Tensor | None = None
     guidance_until: float = 1.0
+    latent_scale: float = 1.0
+    instruction: Tensor | None = None
+    image: OpenedImage | None = None
+    image_latents: Tensor | None = None
+    source_latents: Tensor | None = None
+    unconditional_steps: Tensor | None = None
 
     @property
     def map_size(self) -> tuple[int, int]:
@@ -43,7 +55,10 @@ class EditContext:
         return self.specs.map_size(*self.latents.shape[-2:])
 
     def plan(self, prompts: tuple[Tensor, ...], **edit: Any) -> EditPlan:
-        """A plan with one track per prompt, all from the same latents, under classifier-free guidance."""
+        """A plan with one track per prompt, all from the same latents, under classifier-free guidance.
+
+        A real picture's trajectory is followed by the first track, where its prompt is `source` itself.
+        """
         tracks = len(prompts)
         weights = torch.tensor([1 - self.guidance_scale, self.guidance_scale])
         return EditPlan(
@@ -55,6 +70,8 @@ class EditContext:
             guidance_weights=weights.expand(tracks, 2).clone(),
             noise=self.noise,
             guidance_until=self.guidance_until,
+            unconditional_steps=self.unconditional_steps,
+            source_latents=self.source_latents if prompts[0] is self.source else None,
             **edit,
         )
 
@@ -86,7 +103,17 @@ class Findings:
 
 
 class Method(Protocol):
-    """A method as functions of its context; it holds its settings and nothing else."""
+    """A method as functions of its context; it holds its settings and nothing else.
+
+    inverts: whether it denoises the source again, so that a real picture has to be inverted for it. Other methods want
+    the picture's clean latents alone; their sources are given as noised and end at the picture.
+    """
+
+    inverts: ClassVar[bool] = True
+
+    def runner(self, model: EditModel) -> Runner | None:
+        """What runs `plan`, where that is not the model's own UNet. Raises `ModelError` where it can't be had."""
+        return None
 
     def observe(self, context: EditContext) -> EditPlan | None:
         """A pass to run before the edit, whose outcome `plan` wants; None where there is none."""

@@ -7,10 +7,11 @@ from typing import Any
 from adapedit.methods.adapedit import AdapEditMethod
 from adapedit.methods.context import Method
 from adapedit.methods.masactrl import MasaCtrlMethod
+from adapedit.methods.pix2pix import InstructPix2PixMethod
 from adapedit.methods.plain import PlainMethod
 from adapedit.methods.prompt_to_prompt import PromptToPromptMethod
 from adapedit.methods.sdedit import SDEditMethod
-from adapedit.methods.settings import AdapEdit, MasaCtrl, Plain, PromptToPrompt, SDEdit
+from adapedit.methods.settings import AdapEdit, InstructPix2Pix, MasaCtrl, Plain, PromptToPrompt, SDEdit
 from adapedit.model import ModelFacts
 
 _KINDS: dict[type, Any] = {
@@ -19,7 +20,13 @@ _KINDS: dict[type, Any] = {
     AdapEdit: AdapEditMethod,
     MasaCtrl: MasaCtrlMethod,
     SDEdit: SDEditMethod,
+    InstructPix2Pix: InstructPix2PixMethod,
 }
+
+
+def inverts(settings: Any) -> bool:
+    """Whether a real picture has to be inverted for this method."""
+    return bool(_KINDS[type(settings)].inverts)
 
 
 def make_method(settings: Any, facts: ModelFacts) -> Method:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 
@@ -18,10 +19,12 @@ class SDEditMethod(Method):
 
     First pass: the source prompt alone, which gives the source picture. Second pass: the target prompt alone, from
     the source's latents noised to where the last `strength` of the steps begins. The noise is the request's own first
-    latents, so strength 1 is plain generation of the target, and at strength 0 the target is the source.
+    latents, so strength 1 is plain generation of the target, and at strength 0 the target is the source. Of a real
+    picture the first pass ends at the picture.
     """
 
     settings: SDEdit
+    inverts: ClassVar[bool] = False
 
     def observe(self, context: EditContext) -> EditPlan:
         """The source, whole."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Generator, Hashable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 
 import torch
 from PIL import Image
 
+from adapedit.inversion.base import Inverted
+from adapedit.inversion.run import Wanted, inversion_passes, without_pauses
 from adapedit.methods.context import EditContext, Method
 from adapedit.methods.registry import make_method
 from adapedit.model import EditModel
@@ -22,7 +25,9 @@ from adapedit_engine.caches import ByteCache, digest
 from adapedit_engine.loop import EditOutcome
 from adapedit_engine.plan import EditPlan, plan_rows
 from adapedit_engine.rows import check_plan
-from adapedit_engine.scheduler import AdmissionError, Passes
+from adapedit_engine.runners import Runner
+from adapedit_engine.scheduler import AdmissionError, Passes, RoutedPlan
+from adapedit_engine.trajectories import Trajectories
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -31,6 +36,7 @@ class PreparedEdit:
 
     observe: the first pass, if there is one; key: what to find its outcome by.
     draft: the plan as far as it is known before the first pass: all but values.
+    runner: what runs the plan, where that is not the model's own UNet.
     deadline: on the clock of `time.monotonic`.
     """
 
@@ -40,6 +46,8 @@ class PreparedEdit:
     observe: EditPlan | None
     key: Hashable
     draft: EditPlan
+    model: EditModel
+    runner: Runner | None = None
     deadline: float | None = None
     arrived: float = field(default_factory=time.perf_counter)
     future: Future[EditResult] = field(default_factory=Future)
@@ -52,7 +60,8 @@ class PreparedEdit:
         request = complete(request, model)
         context, method = make_context(request, model), make_method(request.method, model.facts)
         draft = method.plan(context, None)
-        check_plan(draft, model.runner.specs)
+        runner = method.runner(model)
+        check_plan(draft, (runner or model.runner).specs)
         if plan_rows(draft) > max_rows:
             raise AdmissionError(f"an edit takes {plan_rows(draft)} rows, max_rows is {max_rows}: raise it")
         observe = method.observe(context)
@@ -63,8 +72,16 @@ class PreparedEdit:
             observe=observe,
             key=None if observe is None else observation_key(observe),
             draft=draft,
+            model=model,
+            runner=runner,
             deadline=deadline,
         )
+
+    def begun(self, context: EditContext) -> PreparedEdit:
+        """The same from its inverted picture."""
+        observe = self.method.observe(context)
+        key = None if observe is None else observation_key(observe)
+        return replace(self, context=context, observe=observe, key=key)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -78,9 +95,15 @@ class EditedPart:
     seconds: float = 0.0
 
 
-def edit_passes(edits: Sequence[PreparedEdit], observations: ByteCache[EditOutcome]) -> Passes:
+def edit_passes(
+    edits: Sequence[PreparedEdit],
+    observations: ByteCache[EditOutcome],
+    inversions: ByteCache[Inverted] | None = None,
+    trajectories: Trajectories | None = None,
+) -> Passes:
     """A job of edits whose sources are one. Returns `EditedPart`s in the same order."""
     began = time.perf_counter()
+    edits = yield from _begun(edits, inversions)
     seen: dict[int, EditOutcome] = {}
     missing: dict[int, EditPlan] = {}
     for i, edit in enumerate(edits):
@@ -106,12 +129,48 @@ def edit_passes(edits: Sequence[PreparedEdit], observations: ByteCache[EditOutco
             planned[i] = edit.method.plan(edit.context, seen.get(i))
         except Exception as error:
             parts[i] = EditedPart(edit=edit, error=error)
-    if planned:
-        (outcome,) = yield [merge(list(planned.values()))]
-        seconds = time.perf_counter() - began
-        for i, edited in zip(planned, split(outcome, list(planned.values())), strict=True):
-            parts[i] = EditedPart(edit=edits[i], seen=seen.get(i), edited=edited, seconds=seconds)
+    # What the drafts had in common, an inversion or a first pass may have told apart.
+    places, plans = list(planned), list(planned.values())
+    groups = share(plans)
+    merged = [merge([plans[i] for i in group]) for group in groups]
+    # A job that is cancelled or fails is closed at this yield, and leaves no recording.
+    with ExitStack() as stack:
+        outcomes = yield [
+            _routed(stack, plan, edits[places[group[0]]].runner, trajectories)
+            for plan, group in zip(merged, groups, strict=True)
+        ]
+    seconds = time.perf_counter() - began
+    for group, outcome in zip(groups, outcomes, strict=True):
+        for i, edited in zip(group, split(outcome, [plans[i] for i in group]), strict=True):
+            place = places[i]
+            parts[place] = EditedPart(edit=edits[place], seen=seen.get(place), edited=edited, seconds=seconds)
     return [parts[i] for i in range(len(edits))]
+
+
+def _routed(
+    stack: ExitStack, plan: EditPlan, runner: Runner | None, trajectories: Trajectories | None
+) -> EditPlan | RoutedPlan:
+    """The plan for what runs it. Trajectories are the model's own UNet's."""
+    if runner is not None:
+        return RoutedPlan(plan=plan, runner=runner)
+    return plan if trajectories is None else stack.enter_context(trajectories.attached(plan))
+
+
+def _begun(
+    edits: Sequence[PreparedEdit], inversions: ByteCache[Inverted] | None
+) -> Generator[list[EditPlan], list[EditOutcome], list[PreparedEdit]]:
+    places = [i for i, edit in enumerate(edits) if edit.request.inversion is not None]
+    begun = list(edits)
+    if places:
+        wanted = [
+            Wanted(context=edits[i].context, settings=edits[i].request.inversion, seed=edits[i].request.seed)
+            for i in places
+        ]
+        # The model that prepared an edit also runs what of its inversion is no plan.
+        contexts = yield from without_pauses(inversion_passes(wanted, edits[places[0]].model, inversions))
+        for i, context in zip(places, contexts, strict=True):
+            begun[i] = edits[i].begun(context)
+    return begun
 
 
 def paint(parts: Sequence[EditedPart], model: EditModel) -> None:

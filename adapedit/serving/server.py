@@ -6,18 +6,24 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Any
 
+from adapedit.inversion.base import Inverted
+from adapedit.inversion.run import inverted_bytes
 from adapedit.model import EditModel
 from adapedit.request import EditRequest
 from adapedit.result import EditResult
 from adapedit.serving.caching import CachingModel, outcome_bytes
 from adapedit.serving.edits import EditedPart, PreparedEdit, edit_passes, paint
+from adapedit.serving.scheduling import make_scheduler
 from adapedit.sharing import share
 from adapedit_engine.caches import ByteCache, CachedRunner, CacheStats
 from adapedit_engine.loop import EditOutcome
-from adapedit_engine.scheduler import EngineExecutor, Scheduler, SchedulerStats, Ticket, measure_call_bytes
+from adapedit_engine.scheduler import Scheduler, SchedulerStats, Ticket
+from adapedit_engine.trajectories import Trajectories, can_replay
 from adapedit_kernels.errors import AdapEditError
 
 Progress = Callable[[int, int], None]
@@ -35,12 +41,17 @@ class Finished:
 
 @dataclass(frozen=True, kw_only=True)
 class ServerStats:
-    """Counts of the scheduler, and of what was found in the caches."""
+    """Counts of the scheduler, and of what was found in the caches.
+
+    trajectories: None where sources are not kept, since nobody asked for it or the runner can't replay them.
+    """
 
     scheduler: SchedulerStats
     embeddings: CacheStats
     projections: CacheStats
     observations: CacheStats
+    inversions: CacheStats
+    trajectories: CacheStats | None
 
 
 class EditServer:
@@ -51,7 +62,10 @@ class EditServer:
     max_rows:     rows of the UNet in flight at most (an edit takes four, two in its first pass).
     max_pending:  edits that may wait; `submit` blocks above that.
     budget_bytes: memory for edits in flight and one UNet call; None: no limit.
-    cache_bytes:  for prompts, for projected keys and values, and for first passes: each.
+    cache_bytes:  for prompts, for projected keys and values, for first passes, and for inversions: each.
+    trajectory_bytes: for recordings of sources, on the model's device: with one, a later edit of the same source
+                  runs two rows less, and equals what it would have been within a grey level. 0: none are made. A
+                  runner that can't replay makes none either.
     share_sources: run the common source of edits that wait at the same time once.
     join_running: False is static batching, for comparison: a batch begins when the one before has ended.
     """
@@ -64,14 +78,20 @@ class EditServer:
         max_pending: int = 256,
         budget_bytes: int | None = None,
         cache_bytes: int = 64 * 2**20,
+        trajectory_bytes: int = 0,
         share_sources: bool = True,
         join_running: bool = True,
     ) -> None:
         self.model = CachingModel.of(model, cache_bytes)
         self._runner = CachedRunner(model.runner, cache_bytes)
         self._observations: ByteCache[EditOutcome] = ByteCache(cache_bytes, outcome_bytes)
-        self._max_rows, self._budget, self._share = max_rows, budget_bytes, share_sources
+        self._inversions: ByteCache[Inverted] = ByteCache(cache_bytes, inverted_bytes)
+        keeps = trajectory_bytes > 0 and can_replay(model.runner)
+        self._trajectories = Trajectories(trajectory_bytes, self._runner) if keeps else None
+        self._max_rows, self._share = max_rows, share_sources
         self._join_running = join_running
+        self._options: dict[str, Any] = {"max_rows": max_rows, "budget_bytes": budget_bytes}
+        self._options["join_running"] = join_running
         self._room = threading.BoundedSemaphore(max_pending)
         self._preparing = threading.Lock()
         self._inbox: list[PreparedEdit] = []
@@ -154,6 +174,8 @@ class EditServer:
             embeddings=self.model.embeddings.stats,
             projections=self._runner.prompts.stats,
             observations=self._observations.stats,
+            inversions=self._inversions.stats,
+            trajectories=None if self._trajectories is None else self._trajectories.stats,
         )
 
     def __enter__(self) -> EditServer:
@@ -185,24 +207,18 @@ class EditServer:
 
     def _run(self) -> None:
         try:
-            with self._runner as runner, ThreadPoolExecutor(1, "adapedit-decode") as painter:
-                scheduler = self._scheduler = self._make_scheduler(runner)
+            with (
+                ExitStack() as others,
+                self._runner as runner,
+                ThreadPoolExecutor(1, "adapedit-decode") as painter,
+            ):
+                scheduler = self._scheduler = make_scheduler(runner, others, self.model, **self._options)
                 while self._feed(scheduler):
                     for ticket in scheduler.step():
                         painter.submit(self._deliver, self._jobs.pop(ticket), ticket)
         except BaseException as error:
             self._failure = error
             self._abandon(error)
-
-    def _make_scheduler(self, runner: CachedRunner) -> Scheduler:
-        call_bytes = None
-        if self._budget is not None:
-            side = self.model.latent_size
-            call_bytes = measure_call_bytes(runner, size=(side, side), tokens=self.model.max_tokens)
-        executor = EngineExecutor(runner, call_bytes=call_bytes)
-        return Scheduler(
-            executor, max_rows=self._max_rows, budget_bytes=self._budget, join_running=self._join_running
-        )
 
     def _feed(self, scheduler: Scheduler) -> bool:
         """Move edits into the scheduler while it wants some, wait while there is nothing to do; False at the end.
@@ -224,7 +240,8 @@ class EditServer:
                 edits = self._next()
                 deadlines = [edit.deadline for edit in edits if edit.deadline is not None]
                 ticket = scheduler.submit(
-                    edit_passes(edits, self._observations), deadline=min(deadlines, default=None)
+                    edit_passes(edits, self._observations, self._inversions, self._trajectories),
+                    deadline=min(deadlines, default=None),
                 )
                 self._jobs[ticket] = edits
         return True
@@ -264,11 +281,8 @@ class EditServer:
 
 def _alike(one: PreparedEdit, other: PreparedEdit) -> bool:
     a, b = one.request, other.request
-    return (a.source_prompt, a.seed, a.num_inference_steps) == (
-        b.source_prompt,
-        b.seed,
-        b.num_inference_steps,
-    )
+    names = ("source_prompt", "seed", "num_inference_steps", "image", "inversion")
+    return all(getattr(a, name) == getattr(b, name) for name in names)
 
 
 def _as_error(error: BaseException) -> Exception:

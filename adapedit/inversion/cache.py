@@ -1,0 +1,99 @@
+"""Finished inversions on disk, each named by the content that it was made from."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import warnings
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from adapedit_engine.caches import digest
+
+FORMAT = "1"
+
+
+class CacheWarning(UserWarning):
+    """A file of the cache that could not be used or written; the inversion is made again."""
+
+
+def default_folder() -> Path:
+    """In the user's cache folder, wherever the system puts that."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adapedit" / "inversions"
+
+
+class InversionCache:
+    """A folder of safetensors files. Files appear whole; one that can't be used is as good as none."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder).expanduser()
+
+    def find(self, key: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor] | None:
+        """The tensors of `key`, float32 and of these shapes; None where there is nothing, or nothing of use."""
+        path = self._path(key)
+        if not path.exists():
+            return None
+        try:
+            with safe_open(path, "pt") as file:
+                if (file.metadata() or {}).get("key") != f"{FORMAT}-{key}":
+                    raise ValueError("it is of another inversion")
+                found = {name: file.get_tensor(name) for name in shapes}
+            for name, shape in shapes.items():
+                tensor = found[name]
+                if (
+                    tuple(tensor.shape) != shape
+                    or tensor.dtype != torch.float32
+                    or not tensor.isfinite().all()
+                ):
+                    raise ValueError(f"its {name} are not what was written")
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            _warn(f"cached inversion {path} can't be used ({reason}): made again")
+            return None
+        return found
+
+    def keep(self, key: str, tensors: Mapping[str, Tensor]) -> None:
+        """Write, or warn: a cache that can't be written spoils no edit."""
+        path = self._path(key)
+        part = path.with_name(f".{key[:16]}.{secrets.token_hex(4)}.part")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            content = save({n: t.contiguous() for n, t in tensors.items()}, {"key": f"{FORMAT}-{key}"})
+            with open(part, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, path)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            _warn(f"the inversion can't be kept in {self.folder} ({error.strerror or error})")
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}.safetensors"
+
+
+_known: weakref.WeakKeyDictionary[nn.Module, tuple[object, str]] = weakref.WeakKeyDictionary()
+
+
+def weights_digest(module: nn.Module) -> str:
+    """Hexadecimal digits of a module's weights, computed anew where they were replaced or changed in place."""
+    weights = module.state_dict()
+    state = [(w.data_ptr(), None if w.is_inference() else w._version) for w in weights.values()]
+    known = _known.get(module)
+    if known is None or known[0] != state:
+        content = hashlib.sha256()
+        for name, value in weights.items():
+            content.update(name.encode() + digest(value))
+        known = _known[module] = (state, content.hexdigest())
+    return known[1]
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, CacheWarning, stacklevel=4)

@@ -1,0 +1,131 @@
+"""Null-text inversion: for each step the empty prompt under which guidance leads back to the picture."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from adapedit.inversion.base import Inversion, InversionError, Inverted, Passes, refuse_noise, trajectory
+from adapedit.inversion.cache import InversionCache, default_folder, weights_digest
+from adapedit.inversion.settings import NullText
+from adapedit.methods.context import EditContext
+from adapedit.model import EditModel
+from adapedit_engine.runners.pytorch import PyTorchRunner
+from adapedit_engine.unet import ControlledUNet
+
+RISE = 2e-5
+"""By how much the distance that is good enough rises from step to step (Mokady et al.)."""
+
+
+@dataclass(frozen=True)
+class NullTextInversion(Inversion):
+    """Mokady et al. 2023: DDIM backwards without guidance, then Adam on the empty prompt of each step.
+
+    Each step begins with the empty prompt of the one before. Needs gradients, so it runs in PyTorch alone.
+    """
+
+    settings: NullText
+
+    def check(self, context: EditContext, model: EditModel) -> None:
+        refuse_noise(context)
+        if not isinstance(model.runner, PyTorchRunner):
+            raise InversionError(
+                "inversion 'null-text' needs gradients, which a bundle does not have; use 'direct', or the checkpoint"
+            )
+
+    def passes(self, context: EditContext, model: EditModel, seed: int) -> Passes:
+        cache = self._cache()
+        key = self._key(context, model) if cache is not None else ""
+        tokens, width = context.source.shape
+        steps, size = len(context.schedule), tuple(context.latents.shape[1:])
+        shapes = {"unconditional": (steps, tokens, width), "latents": (1, *size)}
+        found = None if cache is None else cache.find(key, shapes)
+        if found is None:
+            path = yield from trajectory(context)
+            assert isinstance(model.runner, PyTorchRunner)
+            search = _Search(self.settings, context, model.runner.controlled)
+            rows, latents = [], path[:1]
+            for step in range(steps):
+                latents = search.step(step, latents, path[step + 1 : step + 2])
+                rows.append(search.empty.float().cpu())
+                yield []
+            found = {"unconditional": torch.stack(rows), "latents": path[:1].clone()}
+            if cache is not None:
+                cache.keep(key, found)
+        return Inverted(
+            schedule=context.schedule,
+            latents=found["latents"],
+            levels=context.levels,
+            unconditional_steps=found["unconditional"],
+        )
+
+    def _cache(self) -> InversionCache | None:
+        folder = self.settings.cache
+        return None if folder == "off" else InversionCache(default_folder() if folder is None else folder)
+
+    def _key(self, context: EditContext, model: EditModel) -> str:
+        from adapedit.inversion.registry import inversion_key
+
+        assert isinstance(model.runner, PyTorchRunner)
+        plain = self.settings.model_copy(update={"cache": None})
+        weights = f"{weights_digest(model.runner.controlled.unet)} {model.runner.dtype}"
+        return hashlib.sha256((inversion_key(context, plain, 0) + weights).encode()).hexdigest()
+
+
+class _Search:
+    """The optimisation, step after step. empty [N, D]: the last one found, in the model's dtype and device."""
+
+    def __init__(self, settings: NullText, context: EditContext, unet: ControlledUNet) -> None:
+        weight = next(unet.parameters())
+        self._settings, self._schedule, self._unet = settings, context.schedule, unet
+        self._guidance = context.guidance_scale
+        self._until = math.ceil(context.guidance_until * len(context.schedule) - 1e-4)
+        self._device, self._dtype = weight.device, weight.dtype
+        # Clones: what was made without gradients may not take part in a search for them.
+        self._source = context.source.to(self._device, self._dtype, copy=True)
+        self.empty = context.unconditional.to(self._device, torch.float32, copy=True)
+
+    def step(self, step: int, latents: Tensor, wanted: Tensor) -> Tensor:
+        """Improve `empty` for one step, and take it: latents [1, C, h, w] to those after it."""
+        with torch.inference_mode(False):
+            x, goal = (value.to(self._device, torch.float32, copy=True) for value in (latents, wanted))
+            with torch.no_grad():
+                text = self._predict(step, x, self._source)
+            if step < self._until and self._guidance != 1:
+                self._improve(step, x, goal, text)
+            with torch.no_grad():
+                return self._next(step, x, self.empty, text)
+
+    def _improve(self, step: int, x: Tensor, goal: Tensor, text: Tensor) -> None:
+        share = step / (2 * len(self._schedule))
+        with torch.enable_grad():
+            empty = self.empty.clone().requires_grad_(True)
+            adam = torch.optim.Adam([empty], lr=self._settings.learning_rate * (1 - share))
+            for _ in range(self._settings.inner_steps):
+                loss = (self._next(step, x, empty, text) - goal).square().mean()
+                adam.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                adam.step()
+                if float(loss.detach()) < self._settings.early_stop + step * RISE:
+                    break
+        if empty.isfinite().all():
+            self.empty = empty.detach()
+
+    def _next(self, step: int, x: Tensor, empty: Tensor, text: Tensor) -> Tensor:
+        predicted = text
+        if step < self._until and self._guidance != 1:
+            bare = self._predict(step, x, empty.to(self._dtype))
+            predicted = (1 - self._guidance) * bare + self._guidance * text
+        a, b = (float(table[step]) for table in (self._schedule.sample_weight, self._schedule.output_weight))
+        return a * x + b * predicted
+
+    def _predict(self, step: int, x: Tensor, hidden_states: Tensor) -> Tensor:
+        scale, time = float(self._schedule.input_scale[step]), float(self._schedule.timesteps[step])
+        sample = (x * scale).to(self._dtype)
+        timestep = torch.full((1,), time, device=self._device)
+        found = self._unet(sample, timestep, hidden_states[None], capture=False)
+        return found.noise_pred.float()
