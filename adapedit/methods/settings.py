@@ -114,13 +114,35 @@ class SDEdit(_Settings):
     strength: Share = 0.6
 
 
-MethodSettings = Annotated[Plain | PromptToPrompt | AdapEdit | MasaCtrl | SDEdit, Field(discriminator="name")]
+class InstructPix2Pix(_Settings):
+    """InstructPix2Pix (Brooks et al. 2023): a UNet trained for editing, which sees the source beside the noise.
+
+    text_guidance:  s_T of the paper: more does more of what the instruction says.
+    image_guidance: s_I: more stays nearer to the source.
+    instruction:    what to do. None: the target prompt, which is what the built-in model was trained on. Published
+                    checkpoints know commands instead ("make the dog sit down"): give one, and the target prompt is
+                    used for nothing but the alignment that is told with the result.
+    checkpoint:     folder or hub name of the UNet; "builtin": the one made for the built-in model. None: what the
+                    model names, which the built-in one alone does; with any other it has to be given.
+    """
+
+    name: Literal["instruct-pix2pix"] = "instruct-pix2pix"
+    text_guidance: Knob = 7.5
+    image_guidance: Knob = 1.5
+    instruction: Annotated[str, Field(min_length=1)] | None = None
+    checkpoint: str | None = None
+
+
+MethodSettings = Annotated[
+    Plain | PromptToPrompt | AdapEdit | MasaCtrl | SDEdit | InstructPix2Pix, Field(discriminator="name")
+]
 
 METHODS: dict[str, type[_Settings]] = {
     "adapedit": AdapEdit,
     "prompt-to-prompt": PromptToPrompt,
     "masactrl": MasaCtrl,
     "sdedit": SDEdit,
+    "instruct-pix2pix": InstructPix2Pix,
     "plain": Plain,
 }
 """Every method by its name."""

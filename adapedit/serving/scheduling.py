@@ -1,0 +1,35 @@
+"""What the server's scheduler runs plans on: the model's own UNet, and those of other checkpoints that edit."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+from adapedit.model import EditModel
+from adapedit_engine.caches import CachedRunner
+from adapedit_engine.runners import Runner
+from adapedit_engine.scheduler import EngineExecutor, RoutedExecutor, Scheduler, measure_call_bytes
+
+
+def make_scheduler(
+    runner: CachedRunner,
+    others: ExitStack,
+    model: EditModel,
+    *,
+    budget_bytes: int | None,
+    **options: Any,
+) -> Scheduler:
+    """runner: the model's, open. others: where runners of other UNets are opened, when the first plan for each comes.
+
+    options: of `Scheduler`.
+    """
+    call_bytes = None
+    if budget_bytes is not None:
+        side = model.latent_size
+        call_bytes = measure_call_bytes(runner, size=(side, side), tokens=model.max_tokens)
+
+    def make(other: Runner) -> EngineExecutor:
+        return EngineExecutor(others.enter_context(CachedRunner(other, runner.prompts.max_bytes)))
+
+    executor = RoutedExecutor(EngineExecutor(runner, call_bytes=call_bytes), make)
+    return Scheduler(executor, budget_bytes=budget_bytes, **options)
