@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from adapedit.cli import options as o
+from adapedit.cli import pairs as p
 from adapedit.cli.bundle import app
 
 __all__ = ["app"]
@@ -21,6 +22,7 @@ class Suite(str, Enum):
     ablation = "ablation"
     knobs = "knobs"
     variants = "variants"
+    pairs = "pairs"
 
 
 class Half(str, Enum):
@@ -38,26 +40,41 @@ class Half(str, Enum):
             "[dim]Examples:[/dim]",
             "adapedit eval scenes",
             "adapedit eval knobs --limit 70 --half development --set adapedit.alpha_tau=0.2",
+            "adapedit eval pairs --pairs pairs.jsonl --model ./stable-diffusion-v1-4 --clip-model ./clip "
+            "--lpips lpips-alex.safetensors",
         ]
     ),
 )
 def evaluate(
     suite: Annotated[
-        Suite, typer.Argument(help="scenes: all methods; the others are studies of adapedit alone.")
+        Suite,
+        typer.Argument(
+            help="scenes: all methods on drawn scenes; pairs: all on pairs of prompts from a file; the others are "
+            "studies of adapedit alone."
+        ),
     ] = Suite.scenes,
     methods: Annotated[
-        str | None, typer.Option(metavar="NAME,NAME", help="Of the suite scenes; by default all.")
+        str | None, typer.Option(metavar="NAME,NAME", help="Of the suites scenes and pairs; by default all.")
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Only so many edits, balanced over the kinds.")
+        int | None,
+        typer.Option(min=1, help="Only so many edits, balanced over the kinds (the first, of pairs)."),
     ] = None,
     half: Annotated[Half, typer.Option(help="Of the suite.")] = Half.both,
-    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 30,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Denoising steps; by default 30, of pairs 50.", show_default=False),
+    ] = None,
     guidance: o.Guidance = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="METHOD.KNOB=VALUE", help="A method's knob; may be repeated."),
     ] = None,
+    pairs: p.Pairs = None,
+    metrics: p.Metrics = "clip,lpips",
+    clip_model: p.ClipModel = None,
+    lpips: p.Lpips = None,
+    pictures: p.Pictures = True,
     batch: Annotated[int, typer.Option(min=1, help="Cases that are edited together.")] = 4,
     model: o.Model = "builtin",
     device: o.Device = "auto",
@@ -67,12 +84,35 @@ def evaluate(
 ) -> None:
     """Score edits of the scene suite against the truth; a run that was stopped goes on where it was.
 
-    Writes scores.jsonl, SUITE.json and SUITE.html.
+    Writes scores.jsonl, SUITE.json and SUITE.html. Of the suite pairs the truth is not known: they are measured by
+    LPIPS and CLIP; lines that can't be used are listed in failures.jsonl, and the exit code is then 1.
     """
     from adapedit.evaluation.studies import make_study
 
     chosen = None if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
-    study = make_study(suite.value, chosen, _per_method(set_))
+    of_pairs = suite is Suite.pairs
+    p.check_options(of_pairs, pairs, clip_model, lpips, half is not Half.both)
+    study = make_study("scenes" if of_pairs else suite.value, chosen, _per_method(set_))
+    if of_pairs:
+        p.evaluate_pairs(
+            study.variants,
+            named=chosen is not None,
+            file=pairs,
+            metrics=metrics,
+            clip_model=clip_model,
+            lpips=lpips,
+            keep_pictures=pictures,
+            limit=limit,
+            steps=steps or 50,
+            guidance=guidance,
+            batch=batch,
+            load=lambda: _load(model, device, dtype.value),
+            device=device,
+            progress=_progress(),
+            out=out,
+            json=json,
+        )
+        return
     from adapedit.cli import show
     from adapedit.evaluation.run import run_study
     from adapedit.evaluation.suite import scene_suite
@@ -87,7 +127,7 @@ def evaluate(
             study,
             cases,
             out,
-            num_inference_steps=steps,
+            num_inference_steps=steps or 30,
             guidance_scale=guidance,
             batch=batch,
             progress=lambda done, total: progress.update(
