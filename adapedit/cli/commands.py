@@ -9,6 +9,7 @@ import typer
 
 from adapedit.cli import batch as batch_command
 from adapedit.cli import options as o
+from adapedit.cli import pictures as p
 
 
 def _examples(*lines: str) -> str:
@@ -52,6 +53,7 @@ def _root(
         'adapedit edit "a red dog standing on the grass" "a red dog sitting on the grass" --out out/sitting',
         'adapedit edit "a photo of a cake" "a photo of a round cake" --model ./stable-diffusion-v1-4 --lambda-tau 0.5',
         'adapedit edit "a red dog" "a blue dog" --method prompt-to-prompt --set equalizer=blue:2',
+        'adapedit edit "a red dog on the grass" "a blue dog on the grass" --image dog.png --inversion direct',
     )
 )
 def edit(
@@ -74,6 +76,10 @@ def edit(
     self_replace_steps: o.SelfReplaceSteps = None,
     local_blend: o.LocalBlend = None,
     set_: o.Set = None,
+    image: p.ImageFile = None,
+    fit: p.HowToFit = p.Fit.crop,
+    inversion: p.Inversion = None,
+    inversion_set: p.InversionSet = None,
     model: o.Model = "builtin",
     runner: o.Runner = None,
     device: o.Device = "auto",
@@ -100,7 +106,8 @@ def edit(
     }
     given = {name: value for name, value in named.items() if value is not None}
     settings = knobs.make(method, {**given, **knobs.parse(set_)})
-    request = _request(source, target, seed, steps, guidance, settings)
+    picture = p.fields(image, fit, inversion, inversion_set)
+    request = _request(source, target, seed, steps, guidance, settings, picture)
     from adapedit.cli import session, show
 
     result = session.run_edits(
@@ -136,6 +143,10 @@ def sweep(
     guidance: o.Guidance = None,
     method: o.Method = "adapedit",
     set_: o.Set = None,
+    image: p.ImageFile = None,
+    fit: p.HowToFit = p.Fit.crop,
+    inversion: p.Inversion = None,
+    inversion_set: p.InversionSet = None,
     model: o.Model = "builtin",
     device: o.Device = "auto",
     dtype: o.Dtype = o.Precision.float32,
@@ -146,7 +157,8 @@ def sweep(
     """One knob over several values: writes sweep.png, a contact sheet, and sweep.json."""
     from adapedit.cli import knobs
 
-    fields = _fields(source, target, seed, steps, guidance)
+    picture = p.fields(image, fit, inversion, inversion_set)
+    fields = {**_fields(source, target, seed, steps, guidance), **picture}
     wanted = [value.strip() for value in values.split(",") if value.strip()]
     requests = knobs.varied(fields, method, knobs.parse(set_), knob, wanted)
     from adapedit.cli import session, sheets
@@ -168,12 +180,19 @@ def compare(
     source: o.Source,
     target: o.Target,
     methods: Annotated[
-        str | None, typer.Option(help="With commas between them; by default all.", rich_help_panel=o.METHOD)
+        str | None,
+        typer.Option(
+            help="With commas between them; by default all that the model has.", rich_help_panel=o.METHOD
+        ),
     ] = None,
     set_: o.Set = None,
     seed: o.Seed = 0,
     steps: o.Steps = 50,
     guidance: o.Guidance = None,
+    image: p.ImageFile = None,
+    fit: p.HowToFit = p.Fit.crop,
+    inversion: p.Inversion = None,
+    inversion_set: p.InversionSet = None,
     model: o.Model = "builtin",
     device: o.Device = "auto",
     dtype: o.Dtype = o.Precision.float32,
@@ -183,11 +202,14 @@ def compare(
 ) -> None:
     """Methods side by side on one pair: writes compare.png and compare.json. --set takes METHOD.KNOB=VALUE, too."""
     from adapedit.cli import knobs
-    from adapedit.methods.settings import METHODS
 
-    chosen = [name.strip() for name in methods.split(",")] if methods else list(METHODS)[::-1]
-    settings = knobs.make_each(chosen, knobs.parse(set_))
-    requests = [_request(source, target, seed, steps, guidance, one) for one in settings]
+    given = knobs.parse(set_)
+    chosen = (
+        [name.strip() for name in methods.split(",")] if methods else knobs.methods_for(model, given)[::-1]
+    )
+    settings = knobs.make_each(chosen, given)
+    picture = p.fields(image, fit, inversion, inversion_set)
+    requests = [_request(source, target, seed, steps, guidance, one, picture) for one in settings]
     from adapedit.cli import session, sheets
 
     results = session.run_edits(
@@ -239,6 +261,7 @@ def words(
 
 
 app.command(epilog=_examples(*batch_command.EXAMPLES))(batch_command.batch)
+app.command(epilog=_examples(*p.EXAMPLES))(p.invert)
 
 
 def _fields(source: str, target: str, seed: int, steps: int, guidance: float | None) -> dict[str, Any]:
@@ -251,7 +274,17 @@ def _fields(source: str, target: str, seed: int, steps: int, guidance: float | N
     }
 
 
-def _request(source: str, target: str, seed: int, steps: int, guidance: float | None, settings: Any) -> Any:
+def _request(
+    source: str,
+    target: str,
+    seed: int,
+    steps: int,
+    guidance: float | None,
+    settings: Any,
+    picture: dict[str, Any] | None = None,
+) -> Any:
     from adapedit.request import EditRequest
 
-    return EditRequest.make(**_fields(source, target, seed, steps, guidance), method=settings)
+    return EditRequest.make(
+        **_fields(source, target, seed, steps, guidance), method=settings, **(picture or {})
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from adapedit.methods.settings import METHODS, make_settings
@@ -74,6 +75,16 @@ def make_each(methods: Sequence[str], knobs: Mapping[str, Any]) -> list[Any]:
     if unused:
         raise AdapEditError(f"none of {', '.join(methods)} has a knob {unused[0]!r}; leave it out")
     return settings
+
+
+def methods_for(model: str, knobs: Mapping[str, Any]) -> list[str]:
+    """All methods that a model can run as they are: with a UNet of its own or named in `knobs`, InstructPix2Pix too."""
+    from adapedit.model import BUILTIN, ModelFacts
+
+    name, knob = "instruct-pix2pix", "checkpoint"
+    facts = ModelFacts.read(BUILTIN if model == "builtin" else Path(model).expanduser())
+    has_one = knob in facts.defaults.get(name, {}) or not {knob, f"{name}.{knob}"}.isdisjoint(knobs)
+    return [method for method in METHODS if method != name or has_one]
 
 
 def varied(

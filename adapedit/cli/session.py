@@ -63,6 +63,13 @@ def run_edits(
             max_rows=MAX_ROWS if max_rows is None else max_rows,
             callback=lambda done, total: progress.update(task, completed=done, total=total),
         )
+    told = set()
+    for result in results:
+        if result.image is not None and result.reconstruction_psnr is not None:
+            notes = "".join(f"{note}; " for note in result.image.notes)
+            told.add(f"the picture: {notes}comes back at {result.reconstruction_psnr:.1f} dB")
+    for message in sorted(told):
+        print(f"adapedit: {message}", file=sys.stderr)
     for result in results:
         for message in result.warnings:
             print(f"adapedit: warning: {message}", file=sys.stderr)

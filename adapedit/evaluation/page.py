@@ -27,6 +27,8 @@ MEANING = {
     "background": "structural similarity to the source where the true edit changes nothing",
     "product": "success and kept, times background; what methods are ranked by",
     "psnr": "decibels to the source where the true edit changes nothing",
+    "truth_psnr": "decibels to the true edited picture, of drawn sources",
+    "truth_ssim": "structural similarity to the true edited picture, of drawn sources",
     "moved": "root mean square difference to the source over the whole picture",
 }
 
@@ -66,12 +68,13 @@ def document(title: str, parts: Sequence[str]) -> str:
 
 def _means(group: Mapping[str, Any]) -> str:
     means = group["means"]
+    shown = list(next(iter(means.values())))
     best = {metric: max(found[metric]["value"] for found in means.values()) for metric in METRICS[:4]}
     rows = []
     for variant, found in means.items():
-        cells = [cell(found[metric], best.get(metric), 1 if metric == "psnr" else 3) for metric in METRICS]
+        cells = [cell(found[metric], best.get(metric), 1 if "psnr" in metric else 3) for metric in shown]
         rows.append([escape(variant), *cells])
-    return table(["", *METRICS], rows)
+    return table(["", *shown], rows)
 
 
 def _comparisons(group: Mapping[str, Any]) -> str:

@@ -18,6 +18,9 @@ from adapedit_kernels.errors import AdapEditError
 METRICS = ("success", "kept", "background", "product", "psnr", "moved")
 """Means that are reported; the first four are shares, psnr is in decibels, moved a share of the range of values."""
 
+OF_TRUTH = ("truth_psnr", "truth_ssim")
+"""Reported besides where the true edits are known, of drawn sources."""
+
 Table = Mapping[str, Sequence[Score]]
 
 
@@ -57,6 +60,12 @@ def make_report(
     }
 
 
+def metrics_of(table: Table) -> tuple[str, ...]:
+    """The metrics that all scores have."""
+    known = all(score.verdict.truth_psnr is not None for scores in table.values() for score in scores)
+    return (*METRICS, *OF_TRUTH) if known else METRICS
+
+
 def values(scores: Sequence[Score], metric: str) -> list[float]:
     """One metric of each score."""
     return [float(getattr(score.verdict, metric)) for score in scores]
@@ -71,7 +80,7 @@ def _group(table: Table) -> dict[str, Any]:
     return {
         "count": len(table[first]),
         "means": {
-            variant: {metric: asdict(mean_interval(values(scores, metric))) for metric in METRICS}
+            variant: {metric: asdict(mean_interval(values(scores, metric))) for metric in metrics_of(table)}
             for variant, scores in table.items()
         },
         "product against": {

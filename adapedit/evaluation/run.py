@@ -23,6 +23,7 @@ from adapedit.evaluation.scores import (
     run,
     settings_digest,
 )
+from adapedit.evaluation.sources import Rendered
 from adapedit.evaluation.store import ScoreStore, fingerprint, write_whole
 from adapedit.evaluation.studies import Study
 from adapedit.evaluation.suite import Case, digest, scene_suite
@@ -46,11 +47,12 @@ def run_study(
     guidance_scale: float | None = None,
     batch: int = BATCH,
     progress: Callable[[int, int], None] | None = None,
+    sources: Rendered | None = None,
 ) -> dict[str, Any]:
     """Score `cases` by the study's variants and write scores.jsonl, NAME.json and NAME.html into `folder`.
 
     What scores.jsonl has already, from this study or another over the same model, is not run again. progress: called
-    with the number of edits that are scored and that of all. Returns the report.
+    with the number of edits that are scored and that of all. sources: see `evaluate`. Returns the report.
     """
     judge = judge_with(reader)
     about = {
@@ -60,6 +62,7 @@ def run_study(
         "suite": digest(scene_suite()),
         "num_inference_steps": num_inference_steps,
         "guidance_scale": guidance_scale,
+        **({} if sources is None else sources.about),
     }
     store = ScoreStore(folder / SCORES, about)
     digests = {label: settings_digest(pipe, settings) for label, settings in study.variants.items()}
@@ -71,7 +74,8 @@ def run_study(
     work = [(case, labels) for case, labels in work if labels]
     total, missing = len(cases) * len(digests), sum(len(labels) for _, labels in work)
     done = total - missing
-    for part in run(pipe, work, study.variants, judge, num_inference_steps, guidance_scale, batch):
+    options = (num_inference_steps, guidance_scale, batch, sources)
+    for part in run(pipe, work, study.variants, judge, *options):
         store.append(part)
         known |= {(score.case, score.settings): score for score in part}
         done += len(part)
@@ -86,21 +90,26 @@ def run_study(
         "study": study.name,
         **about,
         "settings": {label: settings.model_dump() for label, settings in study.variants.items()},
-        "rows of a step": unet_rows(pipe, study, cases[0], num_inference_steps),
+        "rows of a step": unet_rows(pipe, study, cases[0], num_inference_steps, sources),
         **make_report(scores, list(digests), study.sweeps),
     }
-    sheets = contact_sheets(pipe, study, cases, scores, num_inference_steps, guidance_scale)
+    sheets = contact_sheets(pipe, study, cases, scores, num_inference_steps, guidance_scale, sources)
     write_whole(folder / f"{study.name}.json", json.dumps(report, indent=2) + "\n")
     rows = {f"UNet rows of {label}": f"{value:g} a step" for label, value in report["rows of a step"].items()}
     write_whole(folder / f"{study.name}.html", make_page(study.title, {**about, **rows}, report, sheets))
     return report
 
 
-def unet_rows(pipe: Editor, study: Study, case: Case, steps: int) -> dict[str, float]:
-    """What an edit costs alone, per variant: rows of the UNet over all its passes, for each of `steps` steps."""
+def unet_rows(
+    pipe: Editor, study: Study, case: Case, steps: int, sources: Rendered | None = None
+) -> dict[str, float]:
+    """What an edit costs alone, per variant: rows of the UNet over all its passes, for each of `steps` steps.
+
+    An inversion is not counted: it is run once for all edits of a picture.
+    """
     costs = {}
     for label, settings in study.variants.items():
-        request = complete(request_of(case, settings, steps), pipe.model)
+        request = complete(request_of(case, settings, steps, sources=sources), pipe.model)
         context, method = make_context(request, pipe.model), make_method(request.method, pipe.model.facts)
         passes = [method.observe(context), method.plan(context, None)]
         costs[label] = sum(plan_rows(plan) * plan.steps for plan in passes if plan is not None) / steps
@@ -114,6 +123,7 @@ def contact_sheets(
     scores: Sequence[Score],
     steps: int,
     guidance_scale: float | None,
+    sources: Rendered | None = None,
 ) -> dict[str, Image.Image]:
     """Best, median and worst cases of the study's first variant, with all variants side by side.
 
@@ -132,11 +142,15 @@ def contact_sheets(
     rows = {}
     for place in {place for some in chosen.values() for place in some}:
         case = by_name[table[first][place].case]
-        requests = [request_of(case, settings, steps, guidance_scale) for settings in study.variants.values()]
+        requests = [
+            request_of(case, settings, steps, guidance_scale, sources) for settings in study.variants.values()
+        ]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             results = pipe.edit_batch(requests)
         cells = [Cell(results[0].source_image, "source")]
+        if sources is not None:
+            cells = [Cell(sources.picture(case), "input"), Cell(sources.truth(case), "true edit"), *cells]
         for label, result in zip(study.variants, results, strict=True):
             cells.append(Cell(result.target_image, label, _note(table[label][place])))
         rows[place] = (f"{case.source_prompt} → {case.target_prompt}", cells)

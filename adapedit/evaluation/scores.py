@@ -12,11 +12,12 @@ from typing import Any, Protocol
 from PIL import Image
 
 from adapedit.evaluation.judge import Judge, SceneReader, Verdict
+from adapedit.evaluation.sources import Rendered
 from adapedit.evaluation.suite import Case, Half
 from adapedit.request import EditRequest
 from adapedit_kernels.errors import AdapEditError
 
-STEPS = 30
+STEPS = 20
 """Denoising steps of an edit unless told otherwise: the whole table in well under an hour on two cores."""
 
 BATCH = 4
@@ -76,12 +77,14 @@ def evaluate(
     guidance_scale: float | None = None,
     batch: int = BATCH,
     progress: Callable[[int, int], None] | None = None,
+    sources: Rendered | None = None,
 ) -> list[Score]:
     """Edit every case by every variant and judge it; scores case by case, in the order given.
 
     settings: those of one method (`make_settings`), or {label: settings} of several, which then share their sources.
     reader:   the trained one by default.
     progress: called with the number of edits that are done and that of all.
+    sources:  drawn ones with an inversion; None: what the model makes of the source prompts.
 
     >>> scores = evaluate(pipe, scene_suite("development", 70), make_settings("adapedit", lambda_tau=0.8))
     >>> sum(score.verdict.product for score in scores if score.verdict.usable)
@@ -89,7 +92,8 @@ def evaluate(
     variants = settings if isinstance(settings, Mapping) else {settings.name: settings}
     work = [(case, tuple(variants)) for case in cases]
     scores: list[Score] = []
-    for part in run(pipe, work, variants, judge_with(reader), num_inference_steps, guidance_scale, batch):
+    judge = judge_with(reader)
+    for part in run(pipe, work, variants, judge, num_inference_steps, guidance_scale, batch, sources):
         scores += part
         if progress is not None:
             progress(len(scores), len(cases) * len(variants))
@@ -104,6 +108,7 @@ def run(
     num_inference_steps: int,
     guidance_scale: float | None,
     batch: int,
+    sources: Rendered | None = None,
 ) -> Iterator[list[Score]]:
     """Scores batch by batch, of cases with the labels of the variants that each wants."""
     if batch < 1:
@@ -115,7 +120,7 @@ def run(
             (case, labels, _first_of_each(labels, digests)) for case, labels in work[start : start + batch]
         ]
         requests = [
-            request_of(case, variants[label], num_inference_steps, guidance_scale)
+            request_of(case, variants[label], num_inference_steps, guidance_scale, sources)
             for case, _, different in part
             for label in different.values()
         ]
@@ -128,7 +133,8 @@ def run(
             if not labels:
                 continue
             edits = [next(results) for _ in different]
-            view = judge.view(case, edits[0].source_image)
+            source = edits[0].source_image if sources is None else sources.picture(case)
+            view = judge.view(case, source, rendered=sources is not None)
             verdicts = judge.verdicts(view, [edit.target_image for edit in edits])
             found = dict(zip(different, verdicts, strict=True))
             scores += [_score(case, label, digests[label], found[digests[label]]) for label in labels]
@@ -141,7 +147,11 @@ def _first_of_each(labels: Sequence[str], digests: Mapping[str, str]) -> dict[st
 
 
 def request_of(
-    case: Case, settings: Any, steps: int = STEPS, guidance_scale: float | None = None
+    case: Case,
+    settings: Any,
+    steps: int = STEPS,
+    guidance_scale: float | None = None,
+    sources: Rendered | None = None,
 ) -> EditRequest:
     """The request that a case is to a method."""
     return EditRequest.make(
@@ -151,6 +161,7 @@ def request_of(
         num_inference_steps=steps,
         guidance_scale=guidance_scale,
         method=settings,
+        **({} if sources is None else sources.request(case)),
     )
 
 

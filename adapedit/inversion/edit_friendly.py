@@ -60,7 +60,7 @@ class EditFriendlyInversion(Inversion):
         if context.schedule.stochastic:
             return context.schedule
         try:
-            schedule = Schedule.from_scheduler(model.scheduler, len(context.schedule), eta=self.settings.eta)
+            schedule = model.schedule(len(context.schedule), eta=self.settings.eta)
         except AdapEditError:
             schedule = context.schedule
         if not schedule.stochastic:

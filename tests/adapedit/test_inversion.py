@@ -1,0 +1,343 @@
+"""Inversions: the picture comes back as well as each promises, and an edit of it is an edit like any other."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMScheduler, EulerDiscreteScheduler
+from PIL import Image
+
+from adapedit import AdapEditError, AdapEditPipeline, EditRequest, EditResult
+from adapedit.inversion import INVERSIONS, make_inversion_settings
+from adapedit.inversion.base import InversionError, backwards
+from adapedit.inversion.registry import inversion_key
+from adapedit.inversion.run import Wanted, invert
+from adapedit.methods.settings import METHODS
+from adapedit.prepare import complete, make_context
+from tests.helpers.tiny_model import save_tiny_model
+
+SOURCE, TARGET = "a red dog standing on the grass", "a red dog sitting on the grass"
+STEPS, SIDE = 6, 16
+TEXT_METHODS = [name for name in METHODS if name != "instruct-pix2pix"]  # which wants a model of its own
+
+
+def picture(seed: int = 0) -> Image.Image:
+    small = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+
+
+def settings(name: str, **knobs: Any) -> Any:
+    if name == "null-text":
+        knobs = {"cache": "off", "inner_steps": 3, "learning_rate": 0.05, "early_stop": 0, **knobs}
+    if name == "edit-friendly":
+        knobs = {"skip": 0.0, **knobs}
+    return make_inversion_settings(name, **knobs)
+
+
+def request(inversion: Any = "direct", method: Any = "plain", **changes: Any) -> EditRequest:
+    fields: dict[str, Any] = {
+        "source_prompt": SOURCE,
+        "target_prompt": TARGET,
+        "num_inference_steps": STEPS,
+        "guidance_scale": 3.0,
+        "seed": 3,
+        "method": {"name": method} if isinstance(method, str) else method,
+        "image": picture(),
+        "inversion": settings(inversion) if isinstance(inversion, str) else inversion,
+    }
+    return EditRequest.make(**{**fields, **changes})
+
+
+def edit(pipe: AdapEditPipeline, *requests: EditRequest) -> list[EditResult]:
+    return pipe.edit_batch(list(requests))
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image).astype(int)
+
+
+def far(one: Image.Image, other: Image.Image) -> int:
+    return int(np.abs(pixels(one) - pixels(other)).max())
+
+
+def context_of(pipe: AdapEditPipeline, asked: EditRequest) -> Any:
+    """The context after the inversion."""
+    done = complete(asked, pipe.model)
+    before = make_context(done, pipe.model)
+    wanted = Wanted(context=before, settings=done.inversion, seed=done.seed)
+    with pipe.model.runner as runner:
+        return invert([wanted], pipe.model, runner)[0]
+
+
+def lost(pipe: AdapEditPipeline, name: str) -> float:
+    """Root mean square distance of the source's last latents to the picture's own."""
+    from adapedit_engine import denoise
+
+    context = context_of(pipe, request(name))
+    with pipe.model.runner as runner:
+        (outcome,) = denoise([context.plan((context.source, context.target))], runner)
+    return float((outcome.latents[0] - context.image_latents[0]).square().mean().sqrt())
+
+
+@pytest.fixture(scope="module")
+def pipe(tmp_path_factory: pytest.TempPathFactory) -> AdapEditPipeline:
+    torch.set_num_threads(1)
+    folder = save_tiny_model(tmp_path_factory.mktemp("tiny"), facts={"self_divisor": 1})
+    return AdapEditPipeline.from_pretrained(folder)
+
+
+def decoded(pipe: AdapEditPipeline, latents: torch.Tensor) -> np.ndarray:
+    return pipe.model.decode(latents)[0].permute(1, 2, 0).mul(255).round().numpy()
+
+
+def test_encoding_is_the_posteriors_mean_and_draws_nothing(pipe: AdapEditPipeline) -> None:
+    values = torch.rand(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    one, other = pipe.model.encode(values), pipe.model.encode(values)
+    assert torch.equal(one, other) and one.dtype == torch.float32
+    expected = pipe.model.vae.encode(values * 2 - 1).latent_dist.mean * pipe.model.vae.config.scaling_factor
+    assert torch.allclose(one, expected, atol=1e-5)
+    assert torch.equal(pipe.model.encode(values[:1]), one[:1])
+
+
+def test_the_way_back_undoes_the_way_there() -> None:
+    from tests.engine.tiny import ddim
+
+    schedule = ddim(5)
+    back, x, predicted = backwards(schedule), torch.tensor(0.7).double(), torch.randn(5).double()
+    y = x
+    for step in range(5):
+        y = back.sample_weight[step] * y + back.output_weight[step] * predicted[step]
+    for step in range(5):
+        y = schedule.sample_weight[step] * y + schedule.output_weight[step] * predicted[4 - step]
+    assert abs(float(y - x)) < 1e-12
+
+
+def test_what_is_lost_by_each(pipe: AdapEditPipeline) -> None:
+    """DDIM loses most; null-text makes good some of it; direct nothing, to the bit; edit-friendly to rounding."""
+    losses = {name: lost(pipe, name) for name in INVERSIONS}
+    assert losses["direct"] == 0
+    assert losses["edit-friendly"] < 1e-4
+    assert losses["edit-friendly"] < losses["null-text"] < 0.9 * losses["ddim"]
+
+
+def test_the_source_of_direct_is_the_encoded_picture(pipe: AdapEditPipeline) -> None:
+    (result,) = edit(pipe, request("direct"))
+    context = make_context(complete(request("direct"), pipe.model), pipe.model)
+    assert np.array_equal(pixels(result.source_image), decoded(pipe, context.image_latents))
+
+
+@pytest.mark.parametrize("skip", [0.0, 0.5])
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+def test_edit_friendly_gives_the_picture_back(pipe: AdapEditPipeline, skip: float, eta: float) -> None:
+    asked = request(settings("edit-friendly", skip=skip, eta=eta), target_prompt=SOURCE)
+    (result,) = edit(pipe, asked)
+    context = make_context(complete(asked, pipe.model), pipe.model)
+    assert np.abs(pixels(result.source_image) - decoded(pipe, context.image_latents)).max() <= 1
+    assert far(result.source_image, result.target_image) <= 1
+
+
+def test_what_is_skipped_leaves_the_other_noise_as_it_was(pipe: AdapEditPipeline) -> None:
+    whole = context_of(pipe, request("edit-friendly"))
+    half = context_of(pipe, request(settings("edit-friendly", skip=0.5)))
+    assert len(half.schedule) == STEPS // 2
+    assert torch.allclose(half.noise, whole.noise[STEPS // 2 :], atol=1e-4)
+    other = context_of(pipe, request("edit-friendly", seed=4))
+    assert float((other.noise - whole.noise).abs().max()) > 1e-2
+
+
+def test_direct_that_corrects_targets_gives_the_picture_back_where_nothing_is_edited(
+    pipe: AdapEditPipeline,
+) -> None:
+    asked = [
+        request(settings("direct", targets=share), method, target_prompt=SOURCE)
+        for share in (0.0, 1.0)
+        for method in ("plain", "adapedit")
+    ]
+    free, _, plain, adapedit = edit(pipe, *asked)
+    assert far(plain.source_image, plain.target_image) <= 1
+    assert far(adapedit.source_image, adapedit.target_image) <= 1
+    assert far(free.source_image, free.target_image) > 1
+
+
+@pytest.mark.parametrize("method", TEXT_METHODS)
+@pytest.mark.parametrize("inversion", list(INVERSIONS))
+def test_every_method_edits_with_every_inversion(pipe: AdapEditPipeline, method: str, inversion: str) -> None:
+    (result,) = edit(pipe, request(inversion, method))
+    assert result.reconstruction_psnr is not None and result.image is not None
+    assert np.array_equal(pixels(result.image.picture), pixels(picture()))
+    assert result.source_maps.shape == result.target_maps.shape and np.isfinite(result.target_maps).all()
+
+
+@pytest.mark.parametrize("method", ["adapedit", "prompt-to-prompt", "masactrl"])
+def test_an_edit_that_changes_nothing_is_its_source_where_no_track_is_told_its_way(
+    pipe: AdapEditPipeline, method: str
+) -> None:
+    for inversion in ("ddim", "null-text", "edit-friendly"):
+        (result,) = edit(pipe, request(inversion, method, target_prompt=SOURCE))
+        assert far(result.source_image, result.target_image) <= 1
+
+
+def test_sdedit_starts_from_the_picture_and_needs_no_inversion(pipe: AdapEditPipeline) -> None:
+    nothing, all_of_it = (
+        edit(pipe, request("direct", method={"name": "sdedit", "strength": strength}))[0]
+        for strength in (0.0, 1.0)
+    )
+    assert nothing.request.inversion is None
+    assert far(nothing.source_image, nothing.target_image) == 0
+    context = make_context(complete(request("direct"), pipe.model), pipe.model)
+    assert np.array_equal(pixels(nothing.source_image), decoded(pipe, context.image_latents))
+    plain = request(method="plain", image=None, inversion=None)
+    assert far(edit(pipe, plain)[0].target_image, all_of_it.target_image) <= 1
+
+
+def test_unrelated_edits_leave_each_other_alone(pipe: AdapEditPipeline) -> None:
+    """Other pictures, inversions, methods, steps, and edits of no picture at all."""
+    asked = [
+        request("direct", "adapedit"),
+        request("null-text", "prompt-to-prompt"),
+        request("edit-friendly", "adapedit", image=picture(1), num_inference_steps=4),
+        request("ddim", "masactrl", image=picture(1)),
+        request("direct", "sdedit"),
+        request(method="adapedit", image=None, inversion=None),
+        request("direct", "adapedit", target_prompt="a red cat standing on the grass"),
+    ]
+    together = pipe.edit_batch(asked, max_rows=16)
+    for alone, one in zip(asked, together, strict=True):
+        (expected,) = edit(pipe, alone)
+        assert far(expected.target_image, one.target_image) <= 1
+        assert far(expected.source_image, one.source_image) <= 1
+
+
+def test_edits_of_one_picture_share_its_inversion_and_its_source(
+    pipe: AdapEditPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[int] = []
+    infer = pipe.model.runner.infer
+
+    def counted(inputs: Any, outputs: Any = None) -> Any:
+        rows.append(inputs["sample"].shape[0])
+        return infer(inputs, outputs)
+
+    monkeypatch.setattr(pipe.model.runner, "infer", counted)
+    edit(pipe, request("direct"), request("direct", target_prompt="a red cat standing on the grass"))
+    assert rows == [1] * STEPS + [6] * STEPS
+    rows.clear()
+    edit(pipe, request("direct"), request("direct", image=picture(1)))
+    assert rows == [2] * STEPS + [8] * STEPS
+
+
+def test_the_server_gives_what_the_pipeline_gives(pipe: AdapEditPipeline) -> None:
+    asked = [
+        request("direct", "adapedit"),
+        request("null-text", "plain"),
+        request("edit-friendly", "adapedit"),
+        request("direct", "sdedit"),
+        request("direct", "adapedit", target_prompt="a red cat standing on the grass"),
+        request("direct", "adapedit", image=picture(1)),
+    ]
+    expected = pipe.edit_batch(asked)
+    with pipe.serve() as server:
+        found = [future.result() for future in [server.submit(one) for one in asked]]
+        again = server.submit(asked[0]).result()
+        assert server.stats.inversions.hits >= 1
+    for one, other in zip(expected, [*found], strict=True):
+        assert far(one.target_image, other.target_image) <= 1
+        assert one.reconstruction_psnr == pytest.approx(other.reconstruction_psnr, abs=0.2)
+    assert far(again.target_image, found[0].target_image) <= 1
+
+
+def test_progress_counts_the_inversion_and_raising_in_it_cancels(pipe: AdapEditPipeline) -> None:
+    seen: list[tuple[int, int]] = []
+    pipe.edit_batch([request("null-text")], callback=lambda done, total: seen.append((done, total)))
+    assert [done for done, _ in seen] == list(range(1, 3 * STEPS + 1))
+    assert {total for _, total in seen} == {3 * STEPS}
+
+    def stop(done: int, total: int) -> None:
+        if done == STEPS + 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pipe.edit_batch([request("null-text")], callback=stop)
+    assert edit(pipe, request("direct"))
+
+
+def test_keys_of_inversions_tell_apart_what_differs(pipe: AdapEditPipeline) -> None:
+    context = make_context(complete(request("direct"), pipe.model), pipe.model)
+    direct, noisy = settings("direct"), settings("edit-friendly")
+    keys = {
+        inversion_key(context, direct, 0),
+        inversion_key(context, noisy, 0),
+        inversion_key(context, noisy, 1),
+        inversion_key(context, settings("direct", targets=0.5), 0),
+        inversion_key(replace(context, guidance_scale=4.0), direct, 0),
+        inversion_key(replace(context, image_latents=context.image_latents + 1e-3), direct, 0),
+        inversion_key(replace(context, source=context.target), direct, 0),
+        inversion_key(replace(context, schedule=context.schedule.tail(1)), direct, 0),
+    }
+    assert len(keys) == 8
+    assert inversion_key(context, direct, 0) == inversion_key(context, direct, 1)
+
+
+def test_a_saved_edit_can_be_repeated(pipe: AdapEditPipeline, tmp_path: Path) -> None:
+    path = tmp_path / "dog.png"
+    picture().save(path)
+    for image in (str(path), picture()):
+        (result,) = edit(pipe, request("edit-friendly", image=image))
+        folder = result.save(tmp_path / "out")
+        saved = json.loads((folder / "edit.json").read_text())
+        assert len(saved["request"]["image"]["sha256"]) == 64
+        assert saved["reconstruction_psnr"] == pytest.approx(result.reconstruction_psnr, abs=1e-3)
+        again = EditRequest.read(folder)
+        assert far(edit(pipe, again)[0].target_image, result.target_image) == 0
+    assert (folder / "input.png").is_file() and saved["request"]["image"]["file"] == "input.png"
+
+
+def test_the_pipeline_takes_a_path_or_a_picture(pipe: AdapEditPipeline, tmp_path: Path) -> None:
+    picture().save(tmp_path / "dog.png")
+    options: dict[str, Any] = {"num_inference_steps": STEPS, "method": "plain"}
+    from_file = pipe(SOURCE, TARGET, image=tmp_path / "dog.png", **options)
+    from_python = pipe(SOURCE, TARGET, image=picture(), inversion="direct", **options)
+    assert far(from_file.target_image, from_python.target_image) == 0
+    assert from_file.request.inversion == settings("direct")
+
+
+@pytest.mark.parametrize("image", ["missing.png", "."])
+def test_pictures_that_cant_be_edited_are_refused_before_any_work(
+    pipe: AdapEditPipeline, image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipe.model.runner, "infer", None)
+    with pytest.raises(AdapEditError, match=f"image {image}"):
+        edit(pipe, request("direct", image=image))
+
+
+def test_inversions_that_cant_be_done_are_refused_before_any_work(tiny_folder: Path) -> None:
+    noisy = AdapEditPipeline.from_pretrained(tiny_folder, scheduler=DDPMScheduler(clip_sample=False))
+    for name in ("ddim", "direct", "null-text"):
+        with pytest.raises(InversionError, match="use inversion 'edit-friendly'"):
+            edit(noisy, request(name))
+    (result,) = edit(noisy, request("edit-friendly", target_prompt=SOURCE))
+    assert far(result.source_image, result.target_image) <= 1
+    euler = AdapEditPipeline.from_pretrained(tiny_folder, scheduler=EulerDiscreteScheduler())
+    with pytest.raises(InversionError, match="no form that adds noise"):
+        edit(euler, request("edit-friendly"))
+    (direct,) = edit(euler, request("direct"))
+    context = make_context(complete(request("direct"), euler.model), euler.model)
+    assert np.array_equal(pixels(direct.source_image), decoded(euler, context.image_latents))
+
+
+def test_settings_are_validated() -> None:
+    with pytest.raises(AdapEditError, match="there is no inversion 'none'; use one of: ddim, null-text"):
+        make_inversion_settings("none")
+    with pytest.raises(AdapEditError, match="inversion direct has no knob 'skip'; its knobs: targets"):
+        make_inversion_settings("direct", skip=0.1)
+    with pytest.raises(AdapEditError, match="skip is 1.0"):
+        make_inversion_settings("edit-friendly", skip=1.0)
+    with pytest.raises(AdapEditError, match="inversion 'ddim' wants a picture"):
+        request("ddim", image=None)
+    assert EditRequest.make(source_prompt="a", target_prompt="b", image="x.png", inversion="ddim").inversion
