@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from adapedit.cli import drawn as d
 from adapedit.cli import options as o
 from adapedit.cli import pairs as p
 from adapedit.cli.bundle import app
@@ -23,6 +24,7 @@ class Suite(str, Enum):
     knobs = "knobs"
     variants = "variants"
     pairs = "pairs"
+    inversion = "inversion"
 
 
 class Half(str, Enum):
@@ -39,6 +41,8 @@ class Half(str, Enum):
         [
             "[dim]Examples:[/dim]",
             "adapedit eval scenes",
+            "adapedit eval scenes --sources rendered --inversion direct --half test",
+            "adapedit eval inversion --limit 24",
             "adapedit eval knobs --limit 70 --half development --set adapedit.alpha_tau=0.2",
             "adapedit eval pairs --pairs pairs.jsonl --model ./stable-diffusion-v1-4 --clip-model ./clip "
             "--lpips lpips-alex.safetensors",
@@ -49,8 +53,8 @@ def evaluate(
     suite: Annotated[
         Suite,
         typer.Argument(
-            help="scenes: all methods on drawn scenes; pairs: all on pairs of prompts from a file; the others are "
-            "studies of adapedit alone."
+            help="scenes: all methods on scenes; pairs: all on pairs of prompts from a file; inversion: what is lost of "
+            "drawn scenes without an edit; the others are studies of adapedit alone."
         ),
     ] = Suite.scenes,
     methods: Annotated[
@@ -70,6 +74,9 @@ def evaluate(
         list[str] | None,
         typer.Option("--set", metavar="METHOD.KNOB=VALUE", help="A method's knob; may be repeated."),
     ] = None,
+    sources: d.From = d.Sources.generated,
+    inversion: d.Inversion = None,
+    inversion_set: d.InversionSet = None,
     pairs: p.Pairs = None,
     metrics: p.Metrics = "clip,lpips",
     clip_model: p.ClipModel = None,
@@ -91,6 +98,22 @@ def evaluate(
 
     chosen = None if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
     of_pairs = suite is Suite.pairs
+    if suite is Suite.inversion:
+        d.evaluate_inversions(
+            inversion,
+            inversion_set,
+            half=None if half is Half.both else half.value,
+            limit=limit,
+            steps=steps or 30,
+            guidance=guidance,
+            batch=batch,
+            load=lambda: _load(model, device, dtype.value),
+            progress=_progress(),
+            out=out,
+            json=json,
+        )
+        return
+    drawn = d.sources_of(sources, inversion, inversion_set)
     p.check_options(of_pairs, pairs, clip_model, lpips, half is not Half.both)
     study = make_study("scenes" if of_pairs else suite.value, chosen, _per_method(set_))
     if of_pairs:
@@ -130,6 +153,7 @@ def evaluate(
             num_inference_steps=steps or 30,
             guidance_scale=guidance,
             batch=batch,
+            sources=drawn,
             progress=lambda done, total: progress.update(
                 task, description="Editing", completed=done, total=total
             ),
@@ -176,7 +200,8 @@ def _print(report: dict[str, Any], out: Path, name: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    metrics = ("success", "kept", "background", "product")
+    first = next(iter(report["groups"]["all"]["means"].values()))
+    metrics = ("success", "kept", "background", "product", *(["truth_ssim"] if "truth_ssim" in first else []))
     table = Table(title=f"{report['usable']} of {report['cases']} edits, means with 95 % intervals")
     for column in ("", *metrics, "rows a step"):
         table.add_column(column, justify="left" if not column else "right")
