@@ -15,6 +15,8 @@ from adapedit.checkpoint import BUILTIN, ModelError, locate, read_part
 from adapedit.methods.settings import make_settings, one_line
 from adapedit_engine.runners import Runner
 from adapedit_engine.runners.pytorch import PyTorchRunner
+from adapedit_engine.schedule import Schedule
+from adapedit_engine.schedules import ScheduleCache
 
 __all__ = [
     "BUILTIN",
@@ -80,6 +82,7 @@ class EditModel:
     """Tokenizer, text encoder, UNet behind a runner, VAE and scheduler of one checkpoint.
 
     editors: UNets of other checkpoints that edit this one's pictures, by name, as they are loaded.
+    schedules: what was probed of schedulers.
     """
 
     name: str
@@ -91,6 +94,7 @@ class EditModel:
     facts: ModelFacts
     latent_size: int
     editors: dict[str, Runner] = field(default_factory=dict, compare=False)
+    schedules: ScheduleCache = field(default_factory=ScheduleCache, compare=False)
 
     @property
     def device(self) -> torch.device:
@@ -105,6 +109,10 @@ class EditModel:
     def latent_scale(self) -> float:
         """Latents over what the VAE's encoder gives."""
         return float(self.vae.config.scaling_factor)
+
+    def schedule(self, num_inference_steps: int, **step_options: Any) -> Schedule:
+        """The scheduler as a table, see `Schedule.from_scheduler`."""
+        return self.schedules.get(self.scheduler, num_inference_steps, **step_options)
 
     @torch.inference_mode()
     def encode_ids(self, input_ids: Tensor) -> Tensor:

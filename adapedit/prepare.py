@@ -18,7 +18,6 @@ from adapedit.model import EditModel
 from adapedit.noising import noise_levels
 from adapedit.request import EditRequest
 from adapedit.words import tokenize_words
-from adapedit_engine.schedule import Schedule
 from adapedit_kernels.errors import AdapEditError
 
 __all__ = ["complete", "make_context", "refuse_unknown_words"]
@@ -59,7 +58,7 @@ def make_context(request: EditRequest, model: EditModel) -> EditContext:
     alignment = align(
         request.source_prompt, request.target_prompt, model.tokenizer, max_length=model.max_tokens
     )
-    schedule = Schedule.from_scheduler(model.scheduler, request.num_inference_steps)
+    schedule = model.schedule(request.num_inference_steps)
     ids = torch.stack([model.unconditional_ids(), alignment.source_input_ids, alignment.target_input_ids])
     # One prompt at a time: its encoding does not depend on what else is asked for.
     unconditional, source, target = (model.encode_ids(row[None])[0] for row in ids)

@@ -30,9 +30,9 @@ def rows(monkeypatch) -> list[int]:
     seen: list[int] = []
     infer = PyTorchRunner._infer
 
-    def counting(self, inputs, outputs, exchange):
+    def counting(self, inputs, outputs, exchange, *rest):
         seen.append(inputs["sample"].shape[0])
-        return infer(self, inputs, outputs, exchange)
+        return infer(self, inputs, outputs, exchange, *rest)
 
     monkeypatch.setattr(PyTorchRunner, "_infer", counting)
     return seen
@@ -144,11 +144,11 @@ def test_a_cancelled_edit_leaves_no_half_recording(pipe, rows):
 def test_a_failed_edit_leaves_no_recording(pipe, monkeypatch):
     infer, calls = PyTorchRunner._infer, []
 
-    def failing(self, inputs, outputs, exchange):
+    def failing(self, inputs, outputs, exchange, *rest):
         calls.append(1)
         if len(calls) in (3, 4):
             raise RuntimeError("the device went away")
-        return infer(self, inputs, outputs, exchange)
+        return infer(self, inputs, outputs, exchange, *rest)
 
     monkeypatch.setattr(PyTorchRunner, "_infer", failing)
     wanted = request(single_pass=True)
@@ -164,11 +164,11 @@ def test_a_failed_edit_leaves_no_recording(pipe, monkeypatch):
 def test_a_step_that_is_tried_again_is_recorded_once(pipe, monkeypatch):
     infer, calls = PyTorchRunner._infer, []
 
-    def failing(self, inputs, outputs, exchange):
+    def failing(self, inputs, outputs, exchange, *rest):
         calls.append(1)
         if len(calls) == 3:
             raise RuntimeError("out of memory")
-        return infer(self, inputs, outputs, exchange)
+        return infer(self, inputs, outputs, exchange, *rest)
 
     monkeypatch.setattr(PyTorchRunner, "_infer", failing)
     wanted = request(single_pass=True)

@@ -25,9 +25,9 @@ class Counting(PyTorchRunner):
         super().__init__(UNET)
         self.rows: list[int] = []
 
-    def _infer(self, inputs, outputs, exchange):
+    def _infer(self, inputs, outputs, exchange, *rest):
         self.rows.append(len(inputs["timestep"]))
-        return super()._infer(inputs, outputs, exchange)
+        return super()._infer(inputs, outputs, exchange, *rest)
 
 
 @pytest.fixture
