@@ -182,7 +182,7 @@ def compare(
     methods: Annotated[
         str | None,
         typer.Option(
-            help="With commas between them; by default all that the model has.", rich_help_panel=o.METHOD
+            help="With commas between them; by default all it can run.", rich_help_panel=o.METHOD
         ),
     ] = None,
     set_: o.Set = None,
