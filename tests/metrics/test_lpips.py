@@ -16,22 +16,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from adapedit.metrics.lpips import BACKBONES, Lpips, LpipsError, load_lpips, read_lpips
+from tests.helpers.lpips_weights import published
 
 POOLS = {"alex": "0 | P 3 | P 6 | 8 | 10", "vgg": "0 2 | P 5 7 | P 10 12 14 | P 17 19 21 | P 24 26 28"}
 """The published networks written down once more: stages, their convolutions, and where a maximum is taken."""
-
-
-def published(net: str, seed: int = 0) -> dict[str, Tensor]:
-    """Random weights under the publishers' names, scaled so that something reaches the last stage."""
-    torch.manual_seed(seed)
-    tensors: dict[str, Tensor] = {"classifier.1.weight": torch.zeros(2)}
-    for number, stage in enumerate(BACKBONES[net].stages):
-        for place, before, after, kernel, _ in stage:
-            spread = (2 / (before * kernel * kernel)) ** 0.5
-            tensors[f"features.{place}.weight"] = torch.randn(after, before, kernel, kernel) * spread
-            tensors[f"features.{place}.bias"] = torch.randn(after) * 0.1
-        tensors[f"lin{number}.model.1.weight"] = torch.rand(1, stage[-1][2], 1, 1)
-    return tensors
 
 
 @pytest.fixture(scope="module")
