@@ -1,4 +1,4 @@
-"""All stages in order, each resuming where it was stopped: scenes, autoencoder, reader, generator, publication."""
+"""All stages in order, each resuming where it was stopped: reader, model, publication, and the UNet that edits."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ STAGES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("vae", ("--decoder-only", "--from", str(OUT / "vae"), "--out", str(OUT / "decoder"), "--steps", "1200")),
     ("publish", ("--vae", str(OUT / "decoder"))),
     ("evaluate", ()),
+    ("pairs", ("--count", "10000")),
+    ("pix2pix", ("--steps", "4000")),
+    ("publish_editor", ()),
 )
 
 

@@ -99,6 +99,8 @@ def build(
 
     The file appears under its name only when whole; chunks that were done before are kept beside it.
     """
+    if path.exists():
+        return
     parts = path.with_suffix(".parts")
     parts.mkdir(parents=True, exist_ok=True)
     spans = [(start, min(start + chunk, count), seed, vae) for start in range(0, count, chunk)]
