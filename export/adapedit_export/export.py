@@ -22,6 +22,7 @@ from adapedit_engine.runners.registry import open_bundle_runner
 from adapedit_engine.schedule import Schedule
 from adapedit_engine.unet import ControlledUNet
 from adapedit_export.check import Finding, check_runner
+from adapedit_export.forms import speed_up
 from adapedit_export.graphs import Traceable, VaeDecoder, small_graphs, unet_graph
 from adapedit_export.norms import spell_group_norms
 from adapedit_export.onnx import save, trace
@@ -121,10 +122,11 @@ class _Exporter:
         controlled = getattr(traceable.module, "controlled", self.controlled)
         with controlled.attached():
             model = trace(traceable, self.options.opset)
-        if name == "unet" and not half:
-            # In float16 the operator stays: what it computes in float32 inside would be lost. And in the VAE, whose
-            # few, large norms ONNX Runtime computes on one thread in the other form.
+        if not half:
+            # In float16 the operator stays: what it computes in float32 inside would be lost.
             spell_group_norms(model)
+        if precision is Precision.FLOAT32:
+            speed_up(model)
         if precision is Precision.MIXED and not name.startswith("vae"):
             mix(model)
         return save(model, folder, name)

@@ -58,6 +58,13 @@ def test_the_graph_is_clean(bundle):
     kinds = [node.op_type for node in model.graph.node]
     assert "Identity" not in kinds and "Constant" not in kinds and kinds.count("Attention") == 4
     assert "GroupNormalization" not in kinds and "InstanceNormalization" in kinds
+    # What `forms` makes of it: heads together, gated units without a split; the one that is left splits the prompt.
+    assert all(
+        any(a.name == "q_num_heads" for a in n.attribute)
+        for n in model.graph.node
+        if n.op_type == "Attention"
+    )
+    assert kinds.count("Split") == 1
     # Where a node was traced from is a path of the machine that exported it.
     assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 
 import torch
@@ -32,8 +33,7 @@ class BundleRunner:
         self._opener = opener
         self._device = torch.device(device)
         self._sessions: dict[str, Session] = {}
-        self._entered = 0
-        self._threads_before = 0
+        self._entered: list[ExitStack] = []
         self._dtypes = {t.name: DTYPES[t.dtype] for t in bundle.graph("unet").inputs}
 
     @property
@@ -51,12 +51,9 @@ class BundleRunner:
     def __enter__(self) -> BundleRunner:
         """Load the UNet unless it is. May be nested. On the CPU torch itself gets one thread inside the block."""
         self._session("unet")
-        if not self._entered and self._device.type == "cpu":
-            # torch's threads go on spinning after each of the loop's small operations, on the cores that the graph
-            # wants: a tenth to a third of an edit's time.
-            self._threads_before = torch.get_num_threads()
-            torch.set_num_threads(1)
-        self._entered += 1
+        stack = ExitStack()
+        stack.enter_context(self._alone_on_the_cores())
+        self._entered.append(stack)
         return self
 
     def __exit__(
@@ -65,9 +62,7 @@ class BundleRunner:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._entered -= 1
-        if not self._entered and self._device.type == "cpu":
-            torch.set_num_threads(self._threads_before)
+        self._entered.pop().close()
 
     def close(self) -> None:
         """Free every graph; the next use loads them again."""
@@ -98,25 +93,41 @@ class BundleRunner:
     def encode_ids(self, input_ids: Tensor) -> Tensor:
         """Token ids [B, N] to hidden states [B, N, D], one prompt at a time."""
         ids = input_ids.to(self._device)
-        rows = [self._alone("text_encoder", {"input_ids": row[None]})["hidden_states"] for row in ids]
-        return torch.cat(rows)
+        with self._alone_on_the_cores():
+            rows = [self._alone("text_encoder", {"input_ids": row[None]})["hidden_states"] for row in ids]
+            return torch.cat(rows)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, C, h, w] to pixels [B, 3, H, W] float32 in 0..1, on the CPU, one picture at a time."""
         given = latents.to(self._device, self._input_dtype("vae_decoder"))
-        rows = [self._alone("vae_decoder", {"latents": one[None]})["pixels"].cpu() for one in given]
-        return torch.cat(rows).float()
+        with self._alone_on_the_cores():
+            rows = [self._alone("vae_decoder", {"latents": one[None]})["pixels"].cpu() for one in given]
+            return torch.cat(rows).float()
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Pixels [B, 3, H, W] in 0..1 to latents [B, C, h, w] float32: the mean, scaled."""
         given = pixels.to(self._device, self._input_dtype("vae_encoder"))
-        return torch.cat(
-            [self._alone("vae_encoder", {"pixels": one[None]})["latents"] for one in given]
-        ).float()
+        with self._alone_on_the_cores():
+            rows = [self._alone("vae_encoder", {"pixels": one[None]})["latents"] for one in given]
+            return torch.cat(rows).float()
 
     def run_graph(self, graph: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Any graph on inputs of its own dtypes, on any device; outputs are the caller's to keep."""
         return self._alone(graph, {name: tensor.to(self._device) for name, tensor in inputs.items()})
+
+    @contextmanager
+    def _alone_on_the_cores(self) -> Iterator[None]:
+        # torch's threads go on spinning after each small operation, on the cores that the graph wants: a tenth to a
+        # third of an edit's time.
+        before = torch.get_num_threads()
+        if self._device.type != "cpu" or before == 1:
+            yield
+            return
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
     def _input_dtype(self, graph: str) -> torch.dtype:
         return DTYPES[self.bundle.graph(graph).inputs[0].dtype]

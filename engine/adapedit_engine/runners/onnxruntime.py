@@ -141,6 +141,8 @@ def _load(path: Path, provider: Provider, threads: int | None) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or torch.get_num_threads()
     options.log_severity_level = 3
+    # Threads that wait for the next call by spinning keep a core from torch and from the other graphs' threads.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
         if provider.name == RTX_PROVIDER:
             options.add_provider_for_devices(
