@@ -53,8 +53,8 @@ def evaluate(
     suite: Annotated[
         Suite,
         typer.Argument(
-            help="scenes: all methods on scenes; pairs: all on pairs of prompts from a file; inversion: what is lost of "
-            "drawn scenes without an edit; the others are studies of adapedit alone."
+            help="scenes: all methods on scenes; pairs: all on pairs of prompts from a file; inversion: what is lost "
+            "of drawn scenes without an edit; the others are studies of adapedit alone."
         ),
     ] = Suite.scenes,
     methods: Annotated[
@@ -118,7 +118,7 @@ def evaluate(
     study = make_study("scenes" if of_pairs else suite.value, chosen, _per_method(set_))
     if of_pairs:
         p.evaluate_pairs(
-            study.variants,
+            study,
             named=chosen is not None,
             file=pairs,
             metrics=metrics,
@@ -145,9 +145,10 @@ def evaluate(
     cases = scene_suite(None if half is Half.both else half.value, limit)
     with _progress() as progress:
         task = progress.add_task("Loading the model", total=None)
+        pipe = _load(model, device, dtype.value)
         report = run_study(
-            _load(model, device, dtype.value),
-            study,
+            pipe,
+            study if chosen else study.for_model(pipe.model),
             cases,
             out,
             num_inference_steps=steps or 30,

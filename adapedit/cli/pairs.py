@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -67,7 +67,7 @@ def check_options(
 
 
 def evaluate_pairs(
-    variants: Mapping[str, Any],
+    study: Any,
     *,
     named: bool,
     file: Path | None,
@@ -87,8 +87,7 @@ def evaluate_pairs(
 ) -> None:
     """Check everything that costs nothing, load the metrics and then the model, and run. Exit code 1: lines failed.
 
-    named: whether somebody asked for these variants; else those that want a checkpoint of their own, and have none
-    with this model, are left out.
+    named: whether somebody asked for these methods; else those that can't run with the model are left out.
     """
     from adapedit.cli import show
     from adapedit.evaluation.protocol.pairs import read_pairs
@@ -107,13 +106,11 @@ def evaluate_pairs(
         progress.update(task, description="Loading the model")
         pipe = load()
         if not named:
-            variants = {
-                name: settings for name, settings in variants.items() if can_run(settings, pipe.model)
-            }
+            study = study.for_model(pipe.model)
         report = run_pairs(
             pipe,
             lines,
-            Protocol(variants=variants, metrics=measures, steps=steps, guidance_scale=guidance),
+            Protocol(variants=study.variants, metrics=measures, steps=steps, guidance_scale=guidance),
             out,
             file=file.name,
             batch=batch,
@@ -128,12 +125,6 @@ def evaluate_pairs(
         _print(report, out)
     if report["failures"]:
         raise typer.Exit(1)
-
-
-def can_run(settings: Any, model: Any) -> bool:
-    """Whether a method that wants a checkpoint of its own has one, by its knob or by the model's defaults."""
-    filled = settings.with_defaults(model.facts.defaults.get(settings.name, {}))
-    return getattr(filled, "checkpoint", "") is not None
 
 
 def metric_names(metrics: str, clip_model: str | None) -> list[str]:

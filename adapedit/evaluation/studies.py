@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from adapedit.methods.settings import METHODS, make_settings
@@ -34,6 +34,10 @@ class Study:
     title: str
     variants: Mapping[str, Any]
     sweeps: tuple[Sweep, ...] = ()
+
+    def for_model(self, model: Any) -> Study:
+        """The same without methods that want a checkpoint of their own and have none with this model."""
+        return replace(self, variants={k: v for k, v in self.variants.items() if _has_all(v, model)})
 
 
 SWEEPS = (
@@ -96,3 +100,8 @@ def make_study(name: str, methods: Sequence[str] | None = None, knobs: Knobs | N
             label: make_settings("adapedit", **{**own, **changes}) for label, changes in table.items()
         }
     return Study(name=name, title=TITLES[name], variants=variants, sweeps=sweeps)
+
+
+def _has_all(settings: Any, model: Any) -> bool:
+    filled = settings.with_defaults(model.facts.defaults.get(settings.name, {}))
+    return getattr(filled, "checkpoint", "") is not None
