@@ -178,7 +178,8 @@ class AdapEditPipeline:
                 for i, part in zip(group, parts, strict=True):
                     finished[i] = edits[i].method.finish(edits[i].context, seen.get(i), part)
         clock.lap("edit")
-        painted = self._painted(finished.values())
+        with self.model.runner:  # an open runner of a bundle keeps torch's threads off its cores
+            painted = self._painted(finished.values())
         clock.lap("decode")
 
         results: list[EditResult] = []
