@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from adapedit_engine.exchange import Exchange
+from adapedit_engine.reuse import Reuse
 from adapedit_engine.runners import Runner
 from adapedit_engine.specs import ModelSpecs
 
@@ -169,3 +170,13 @@ class CachedRunner:
     ) -> dict[str, Tensor]:
         """See `PyTorchRunner.infer_with`."""
         return self.runner.infer_with(inputs, outputs, exchange)  # type: ignore[attr-defined, no-any-return]
+
+    @property
+    def supports_reuse(self) -> bool:
+        return bool(getattr(self.runner, "supports_reuse", False))
+
+    def infer_reusing(
+        self, inputs: Mapping[str, Tensor], outputs: Sequence[str] | None, reuse: Reuse
+    ) -> dict[str, Tensor]:
+        """See `PyTorchRunner.infer_reusing`."""
+        return self.runner.infer_reusing(inputs, outputs, reuse)  # type: ignore[attr-defined, no-any-return]

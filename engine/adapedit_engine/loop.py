@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 
 from adapedit_engine.adaptive import Found, observe
-from adapedit_engine.blend import blend_mask
 from adapedit_engine.layout import Layout, join
+from adapedit_engine.layouts import Layouts
 from adapedit_engine.plan import EditPlan, PlanError, plan_rows
+from adapedit_engine.reuse import EXACT, NOTHING_KEPT, Call, Kept, call_at, check_reuse, reusing_infer
 from adapedit_engine.rows import RowTables, check_plan
 from adapedit_engine.runners import Runner
+from adapedit_engine.stepping import look_back, step
 from adapedit_engine.traced_call import traced_infer
 from adapedit_engine.unet import OUTPUT_NAMES
-from adapedit_kernels import guided_step
 from adapedit_kernels.errors import AdapEditError
 
 Progress = Callable[[int, int], None]
@@ -37,6 +38,8 @@ class EditState:
     map_sum [K1, P, N] and feature_sum [K1, P, V], float32, are sums over those steps of the conditional rows'
     own maps and features; `None` until the first, and for plans that do not ask for them. `found`: FWT and
     DPS of the single pass so far. trajectory: latents after each step, of plans that record them.
+    maps_seen: steps that are in the sums. history [K1, C, h, w]: what the last step left to the next, of schedules
+    that look back. kept: what later steps reuse, of plans that do.
     """
 
     tables: RowTables
@@ -46,6 +49,9 @@ class EditState:
     feature_sum: Tensor | None = None
     found: Found | None = None
     trajectory: tuple[Tensor, ...] = ()
+    maps_seen: int = 0
+    history: Tensor | None = None
+    kept: Kept = NOTHING_KEPT
 
     @property
     def plan(self) -> EditPlan:
@@ -54,6 +60,12 @@ class EditState:
     @property
     def done(self) -> bool:
         return self.step_index >= self.plan.steps
+
+    @property
+    def call(self) -> Call:
+        """What kind of UNet call the next step takes."""
+        plan = self.plan
+        return call_at(self.step_index, plan.steps, plan.feature_interval, plan.cross_attention_until)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -89,11 +101,16 @@ def begin(plan: EditPlan, runner: Runner) -> EditState:
 def tick(states: Sequence[EditState], runner: Runner, layout: Layout | None = None) -> list[EditState]:
     """Advance every state by one step with one UNet call, each from its own step.
 
-    `layout`: `Layout.of([state.tables for state in states], runner)` where it is at hand from an earlier tick
-    of the same edits in the same order. Raises `LoopError` where there is nothing to do.
+    States whose steps take different kinds of call (see `reuse`) get one for each kind. `layout`:
+    `Layout.of([state.tables for state in states], runner)` where it is at hand from an earlier tick of the same edits
+    in the same order. Raises `LoopError` where there is nothing to do.
     """
     if not states or any(state.done for state in states):
         raise LoopError("tick was given an edit that is done, or none: keep those that are not done")
+    groups = alike(states)
+    if len(groups) > 1:
+        parts = {i: s for g in groups for i, s in zip(g, tick([states[i] for i in g], runner), strict=True)}
+        return [parts[i] for i in range(len(states))]
     if layout is None:
         layout = Layout.of([state.tables for state in states], runner)
     wants_maps = any(state.plan.needs_maps for state in states)
@@ -101,11 +118,28 @@ def tick(states: Sequence[EditState], runner: Runner, layout: Layout | None = No
     inputs = _inputs(states, latents, layout, runner)
     traces = [(state.plan.trace, state.step_index) for state in states]
     names = OUTPUT_NAMES if wants_maps else OUTPUT_NAMES[:1]
-    outputs = traced_infer(traces, layout, inputs, names, runner)
+    call, kept = states[0].call, [state.kept for state in states]
+    if call == EXACT:
+        outputs = traced_infer(traces, layout, inputs, names, runner)
+    else:
+        rows = [state.tables.rows for state in states]
+        outputs, kept = reusing_infer(call, kept, inputs, names, runner, rows)
     seen = [_accumulate(state, outputs, start) for state, start in zip(states, layout.first_row, strict=True)]
-    latents = _step(seen, latents, outputs["noise_pred"], layout, runner)
-    parts = latents.split([state.plan.tracks for state in states])
-    return [_advance(state, part) for state, part in zip(seen, parts, strict=True)]
+    after = step(seen, latents, outputs["noise_pred"], layout, runner)
+    history = look_back(seen, latents, outputs["noise_pred"], layout)
+    parts = after.split([state.plan.tracks for state in states])
+    return [
+        _advance(replace(state, history=back, kept=own), part)
+        for state, part, back, own in zip(seen, parts, history, kept, strict=True)
+    ]
+
+
+def alike(states: Sequence[EditState]) -> list[list[int]]:
+    """Places of the states whose next steps take the same kind of call, in the order of their first ones."""
+    groups: dict[Call, list[int]] = {}
+    for place, state in enumerate(states):
+        groups.setdefault(state.call, []).append(place)
+    return list(groups.values())
 
 
 def denoise(
@@ -123,6 +157,7 @@ def denoise(
     """
     for plan in plans:
         check_plan(plan, runner.specs)
+        check_reuse(plan.feature_interval, plan.cross_attention_until, runner)
     groups = group_plans(plans, max_rows)
     total = sum(max(plans[i].steps for i in group) for group in groups)
     outcomes: dict[int, EditOutcome] = {}
@@ -130,17 +165,18 @@ def denoise(
     for group in groups:
         start = time.perf_counter()
         running = {i: begin(plans[i], runner) for i in group}
-        layout: Layout | None = None
+        layouts = Layouts(runner)
         while running:
-            if layout is None:
-                layout = Layout.of([state.tables for state in running.values()], runner)
-            running = dict(zip(running, tick(list(running.values()), runner, layout), strict=True))
-            if any(s.tables is not t for s, t in zip(running.values(), layout.tables, strict=True)):
-                layout = None
+            before, places = running, list(running)
+            for alike_places in alike(list(before.values())):
+                states = [before[places[i]] for i in alike_places]
+                after = tick(states, runner, layouts.of([state.tables for state in states]))
+                running = {**running, **dict(zip((places[i] for i in alike_places), after, strict=True))}
             done += 1
+            if any(state.done or state.tables is not before[i].tables for i, state in running.items()):
+                layouts.clear()
             for i in [i for i, state in running.items() if state.done]:
                 outcomes[i] = outcome(running.pop(i), time.perf_counter() - start)
-                layout = None
             if callback is not None:
                 callback(done, total)
     return [outcomes[i] for i in range(len(plans))]
@@ -167,17 +203,17 @@ def group_plans(plans: Sequence[EditPlan], max_rows: int | None) -> list[list[in
 @torch.inference_mode()
 def outcome(state: EditState, seconds: float = 0.0) -> EditOutcome:
     """Averages and results of a state, at its end or before."""
-    plan, found, steps = state.plan, state.found, state.step_index
+    plan, found, seen = state.plan, state.found, state.maps_seen
     adaptive = plan.adaptive
     word_steps = found.word_steps if found and adaptive and adaptive.temporal else plan.word_steps
     spatial_map = found.spatial_map if found and adaptive and adaptive.spatial else plan.spatial_map
     return EditOutcome(
         latents=state.latents,
-        maps=None if state.map_sum is None else state.map_sum / steps,
-        features=None if state.feature_sum is None else state.feature_sum / steps,
+        maps=None if state.map_sum is None else state.map_sum / seen,
+        features=None if state.feature_sum is None else state.feature_sum / seen,
         word_steps=word_steps,
         spatial_map=spatial_map,
-        steps=steps,
+        steps=state.step_index,
         seconds=seconds,
         trajectory=torch.stack(state.trajectory) if state.trajectory else None,
     )
@@ -203,46 +239,14 @@ def _inputs(
 
 
 def _accumulate(state: EditState, outputs: dict[str, Tensor], first_row: int) -> EditState:
-    if not state.plan.needs_maps:
+    if not state.plan.needs_maps or not state.call.maps:
         return state
     rows = state.tables.conditional_row + first_row
     maps = outputs["cross_attention_maps"].index_select(0, rows).float()
     features = outputs["visual_features"].index_select(0, rows).float()
     if state.map_sum is not None and state.feature_sum is not None:
         maps, features = state.map_sum + maps, state.feature_sum + features
-    return replace(state, map_sum=maps, feature_sum=features)
-
-
-def _step(
-    states: Sequence[EditState], latents: Tensor, noise_pred: Tensor, layout: Layout, runner: Runner
-) -> Tensor:
-    """Guidance, scheduler and local blend for all tracks at once."""
-    at = [(state.tables, state.step_index) for state in states]
-    noise = noise_weight = mask = source = None
-    if any(table.noise is not None for table, _ in at):
-        noise = join(
-            [
-                torch.zeros_like(s.latents) if s.tables.noise is None else s.tables.noise[s.step_index]
-                for s in states
-            ]
-        )
-        noise_weight = join([_or_zeros(t.noise_weight, t.sample_weight)[i] for t, i in at])
-    if any(_blends(state) for state in states):
-        mask = join([_mask(state, runner) for state in states])
-        source = join([_blend_source(s) + k for s, k in zip(states, layout.first_track, strict=True)])
-    return guided_step(
-        noise_pred,
-        latents,
-        layout.guidance_rows,
-        layout.guidance_weights,
-        join([table.sample_weight[i] for table, i in at]),
-        join([table.output_weight[i] for table, i in at]),
-        noise,
-        noise_weight,
-        mask,
-        source,
-        check_values=False,
-    )
+    return replace(state, map_sum=maps, feature_sum=features, maps_seen=state.maps_seen + 1)
 
 
 def _advance(state: EditState, latents: Tensor) -> EditState:
@@ -250,41 +254,20 @@ def _advance(state: EditState, latents: Tensor) -> EditState:
     found = state.found
     if adaptive is not None and steps_done % adaptive.update_every == 0:
         assert state.map_sum is not None and state.feature_sum is not None
-        found = observe(state.map_sum / steps_done, state.feature_sum / steps_done, adaptive)
+        found = observe(state.map_sum / state.maps_seen, state.feature_sum / state.maps_seen, adaptive)
     tables = state.tables.at(steps_done)
-    kept = (*state.trajectory, latents) if state.plan.record else ()
-    return replace(state, tables=tables, latents=latents, step_index=steps_done, found=found, trajectory=kept)
-
-
-def _blends(state: EditState) -> bool:
-    blend = state.plan.local_blend
-    return blend is not None and blend.active(state.step_index, state.plan.steps)
-
-
-def _blend_source(state: EditState) -> Tensor:
-    # A track that blends with itself is left as it is, bit for bit, whatever its mask.
-    tracks = torch.arange(state.plan.tracks, device=state.latents.device)
-    return state.tables.source_track if _blends(state) else tracks
-
-
-def _mask(state: EditState, runner: Runner) -> Tensor:
-    blend, (height, width) = state.plan.local_blend, state.latents.shape[-2:]
-    if blend is None or not _blends(state):
-        return torch.ones(state.plan.tracks, 1, height, width, device=state.latents.device)
-    assert state.map_sum is not None and state.tables.blend_tokens is not None
-    return blend_mask(
-        state.map_sum,
-        state.tables.blend_tokens,
-        state.tables.source_track,
-        map_size=runner.specs.map_size(height, width),
-        latent_size=(height, width),
-        threshold=blend.threshold,
+    trajectory = (*state.trajectory, latents) if state.plan.record else ()
+    kept = state.kept if tables is state.tables else state.kept.conditional(state.plan.guidance)
+    return replace(
+        state,
+        tables=tables,
+        latents=latents,
+        step_index=steps_done,
+        found=found,
+        trajectory=trajectory,
+        kept=kept,
     )
 
 
 def _or_ones(table: Tensor | None, like: Tensor) -> Tensor:
     return torch.ones_like(like) if table is None else table
-
-
-def _or_zeros(table: Tensor | None, like: Tensor) -> Tensor:
-    return torch.zeros_like(like) if table is None else table

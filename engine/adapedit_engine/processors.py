@@ -11,6 +11,7 @@ from torch import Tensor
 
 from adapedit_engine.controls import Controls
 from adapedit_engine.exchange import Exchange
+from adapedit_engine.reuse import Reuse
 from adapedit_kernels import edited_attention_with_maps
 
 
@@ -29,6 +30,7 @@ class AttentionCall:
     spatial_maps: by level (number of halvings of the latent side), [B, pixels of that level].
     projected:    per cross-attention layer, keys and values [B, N, heads * head_dim]; None: project here.
     exchange:     what comes from earlier calls or is kept for later ones.
+    reuse:        the same of an edit's own earlier steps.
     """
 
     controls: Controls = field(default_factory=Controls)
@@ -36,6 +38,7 @@ class AttentionCall:
     projected: tuple[tuple[Tensor, Tensor], ...] | None = None
     capture: Capture | None = None
     exchange: Exchange | None = None
+    reuse: Reuse | None = None
 
 
 def split_heads(tensor: Tensor, heads: int) -> Tensor:
@@ -120,6 +123,8 @@ class CrossAttentionProcessor:
         call: AttentionCall | None = None,
     ) -> Tensor:
         call = call or AttentionCall()
+        if call.reuse is not None and call.reuse.call.gated:
+            return call.reuse.cross[self.index]
         if call.projected is not None:
             key, value = call.projected[self.index]
         else:
@@ -142,7 +147,10 @@ class CrossAttentionProcessor:
             call.capture.maps.append(maps)
         if call.capture is not None and self.reports_features:
             call.capture.features.append(hidden_states)
-        return _finish(attn, mixed)
+        finished = _finish(attn, mixed)
+        if call.reuse is not None and call.reuse.call.keeps_cross:
+            call.reuse.kept_cross.append(finished)
+        return finished
 
     def _edit(self, call: AttentionCall) -> dict[str, Any]:
         controls = call.controls

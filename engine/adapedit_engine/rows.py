@@ -18,6 +18,7 @@ from torch import Tensor
 from adapedit_engine.adaptive import Adaptive, Found
 from adapedit_engine.controls import SELF_NAMES, Controls
 from adapedit_engine.plan import EditPlan, PlanError, without_guidance
+from adapedit_engine.reuse import check_reuse
 from adapedit_engine.runners import Runner
 from adapedit_engine.specs import ModelSpecs
 
@@ -50,6 +51,7 @@ class RowTables:
     output_weight: Tensor  # [T, K1]
     noise_weight: Tensor | None  # [T, K1]
     noise: Tensor | None  # [T, K1, C, h, w]
+    history: Tensor | None  # [T, 2, K1], weights of latents and prediction in what a step leaves to the next
     prompt: Mapping[str, Tensor]  # [B, ...] each, as the runner wants it
     step_prompt: Mapping[str, Tensor]  # [T, 1, ...] each, of the first guidance rows; empty: as in `prompt`
     first_rows: Tensor  # [K1] int64, the rows that `step_prompt` is for
@@ -83,6 +85,7 @@ class RowTables:
     def build(cls, plan: EditPlan, runner: Runner) -> RowTables:
         """Lay the plan out on the runner's device. Raises `PlanError` where it does not fit the model."""
         check_plan(plan, runner.specs)
+        check_reuse(plan.feature_interval, plan.cross_attention_until, runner)
         device, guidance, tracks = runner.device, plan.guidance, plan.tracks
         rows = torch.arange(tracks * guidance)
         conditional = torch.arange(tracks) * guidance + guidance - 1
@@ -204,7 +207,18 @@ def _step_tables(plan: EditPlan, device: torch.device) -> dict[str, Any]:
         noise[:, 0] = known
         for name, value in (("sample_weight", 0), ("output_weight", 0), ("noise_weight", 1)):
             tables[name][:, 0] = value
-    return {**tables, "noise": noise, "noise_weight": None if noise is None else tables["noise_weight"]}
+    tables |= {"noise": noise, "noise_weight": None if noise is None else tables["noise_weight"]}
+    return {**tables, "history": _history(plan, device)}
+
+
+def _history(plan: EditPlan, device: torch.device) -> Tensor | None:
+    sample, output = plan.schedule.history_sample_weight, plan.schedule.history_output_weight
+    if sample is None or output is None:
+        return None
+    history = torch.stack([_per_step(table, plan.tracks, device) for table in (sample, output)], dim=1)
+    if plan.source_latents is not None:
+        history[..., 0] = 0
+    return history
 
 
 def _step_prompt(plan: EditPlan, runner: Runner) -> dict[str, Tensor]:

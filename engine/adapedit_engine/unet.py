@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +20,8 @@ from adapedit_engine.processors import (
     SelfAttentionProcessor,
     project_text,
 )
+from adapedit_engine.reuse import Reuse
+from adapedit_engine.shallow import deep_features, shallow_predict
 from adapedit_engine.specs import ModelSpecs, features_layer, resolve_map_level
 
 INPUT_NAMES = ("sample", "timestep", "encoder_hidden_states", *CONTROL_NAMES)
@@ -108,11 +110,12 @@ class ControlledUNet(nn.Module):
         projected: Sequence[tuple[Tensor, Tensor]] | None = None,
         capture: bool = True,
         exchange: Exchange | None = None,
+        reuse: Reuse | None = None,
     ) -> UNetOutput:
         """One prediction for B rows.
 
         sample [B, C_in, h, w]; timestep [B], each row's own; encoder_hidden_states [B, N, D] or, in its
-        place, `projected`: what `project` made of it. exchange: what comes from earlier calls, see there.
+        place, `projected`: what `project` made of it. exchange, reuse: what comes from earlier calls, see there.
         Raises `ControlError` before any work where something does not fit.
         """
         controls = Controls() if controls is None else controls
@@ -124,6 +127,7 @@ class ControlledUNet(nn.Module):
             projected=None if projected is None else tuple(projected),
             capture=Capture() if capture else None,
             exchange=exchange,
+            reuse=reuse,
         )
         module, processor = self._pairs[0]
         if module.processor is processor:
@@ -139,13 +143,19 @@ class ControlledUNet(nn.Module):
     def _predict(
         self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor | None, call: AttentionCall
     ) -> UNetOutput:
-        noise_pred = self.unet(
-            sample,
-            timestep,
-            encoder_hidden_states=None if call.projected is not None else encoder_hidden_states,
-            cross_attention_kwargs={"call": call},
-            return_dict=False,
-        )[0]
+        reuse = call.reuse
+        options = {
+            "encoder_hidden_states": None if call.projected is not None else encoder_hidden_states,
+            "cross_attention_kwargs": {"call": call},
+        }
+        if reuse is not None and reuse.deep is not None:
+            return UNetOutput(shallow_predict(self.unet, sample, timestep, reuse.deep, options), None, None)
+        with (
+            deep_features(self.unet) if reuse is not None and reuse.call.keeps_deep else nullcontext() as deep
+        ):
+            noise_pred = self.unet(sample, timestep, **options, return_dict=False)[0]
+        if reuse is not None and deep:
+            reuse.kept_deep = deep[0]
         if call.capture is None:
             return UNetOutput(noise_pred, None, None)
         maps = call.capture.maps

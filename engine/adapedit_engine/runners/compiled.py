@@ -34,6 +34,7 @@ class CompiledRunner(PyTorchRunner):
 
     needs_all_controls = True
     supports_replay = False
+    supports_reuse = False
 
     def __init__(self, unet: nn.Module, *, map_divisor: int | None = None, backend: str = "inductor") -> None:
         """backend: of torch.compile. Raises `RunnerError` where it can't work on the UNet's device."""

@@ -27,8 +27,9 @@ WARM_UP = 3
 class StaticSteps:
     """Edits that begin together, with as many steps, in buffers that stay where they are.
 
-    states: fresh ones of `begin`, of plans without local blend, single pass, input scaling, recording and early end
-    of guidance: those change what is computed from step to step, and run through `tick`. runner: open.
+    states: fresh ones of `begin`, of plans without local blend, single pass, input scaling, recording, solver that
+    looks back, early end of guidance and reuse between steps: those change what is computed from step to step, and
+    run through `tick`. runner: open.
     """
 
     @torch.inference_mode()
@@ -38,12 +39,18 @@ class StaticSteps:
             raise PlanError("a graph of steps takes fresh edits with as many steps; run others through tick")
         tables = [state.tables for state in states]
         if any(
-            p.local_blend or p.adaptive or p.record or t.input_scale is not None or t.late is not None
+            p.local_blend
+            or p.adaptive
+            or p.record
+            or p.reuses
+            or t.input_scale is not None
+            or t.history is not None
+            or t.late is not None
             for p, t in zip(plans, tables, strict=True)
         ):
             raise PlanError(
-                "a graph of steps takes no local blend, single pass, input scaling, record or guidance_until; "
-                "run such edits through tick"
+                "a graph of steps takes no local blend, single pass, input scaling, record, solver that looks back, "
+                "guidance_until, feature_interval or cross_attention_until; run such edits through tick"
             )
         self._steps, self._runner = plans[0].steps, runner
         self._layout = Layout.of(tables, runner)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from adapedit_engine.controls import CONTROL_NAMES, Controls
 from adapedit_engine.exchange import Exchange
 from adapedit_engine.packing import PackedLinears, can_pack
+from adapedit_engine.reuse import Reuse
 from adapedit_engine.runners import RunnerError
 from adapedit_engine.specs import ModelSpecs
 from adapedit_engine.unet import OUTPUT_NAMES, ControlledUNet
@@ -41,6 +43,7 @@ class PyTorchRunner:
         self._project_once = project_once
         self._packed = PackedLinears(unet) if pack and can_pack(unet) else None
         self._open: list[ExitStack] = []
+        self._opening = threading.Lock()
 
     @property
     def specs(self) -> ModelSpecs:
@@ -55,12 +58,13 @@ class PyTorchRunner:
         return next(self.controlled.parameters()).dtype
 
     def __enter__(self) -> PyTorchRunner:
-        """Set the control processors, and packed weights where they help. May be nested."""
-        stack = ExitStack()
-        if self._packed is not None:
-            stack.enter_context(self._packed.attached())
-        stack.enter_context(self.controlled.attached())
-        self._open.append(stack)
+        """Set the control processors, and packed weights where they help. May be nested, and by several threads."""
+        with self._opening:
+            stack = ExitStack()
+            if self._packed is not None:
+                stack.enter_context(self._packed.attached())
+            stack.enter_context(self.controlled.attached())
+            self._open.append(stack)
         return self
 
     def __exit__(
@@ -69,7 +73,8 @@ class PyTorchRunner:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._open.pop().close()
+        with self._opening:
+            self._open.pop().close()
 
     @torch.inference_mode()
     def condition(self, encoder_hidden_states: Tensor) -> dict[str, Tensor]:
@@ -99,8 +104,22 @@ class PyTorchRunner:
         """As `infer`, beside rows of earlier calls, or keeping some for later ones."""
         return self._infer(inputs, outputs, exchange)
 
+    supports_reuse = True
+    """Whether `infer_reusing` works."""
+
+    @torch.inference_mode()
+    def infer_reusing(
+        self, inputs: Mapping[str, Tensor], outputs: Sequence[str] | None, reuse: Reuse
+    ) -> dict[str, Tensor]:
+        """As `infer`, on what earlier steps kept, or keeping some for later ones."""
+        return self._infer(inputs, outputs, None, reuse)
+
     def _infer(
-        self, inputs: Mapping[str, Tensor], outputs: Sequence[str] | None, exchange: Exchange | None
+        self,
+        inputs: Mapping[str, Tensor],
+        outputs: Sequence[str] | None,
+        exchange: Exchange | None,
+        reuse: Reuse | None = None,
     ) -> dict[str, Tensor]:
         wanted = OUTPUT_NAMES if outputs is None else tuple(outputs)
         self._check(inputs, wanted)
@@ -116,6 +135,7 @@ class PyTorchRunner:
             projected=projected,
             capture=wanted != ("noise_pred",),
             exchange=exchange,
+            reuse=reuse,
         )
         return {name: getattr(output, name) for name in wanted}
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol
 
-from adapedit_engine.layout import Layout
-from adapedit_engine.loop import EditOutcome, EditState, begin, outcome, tick
+from adapedit_engine.layouts import Layouts
+from adapedit_engine.loop import EditOutcome, EditState, alike, begin, outcome, tick
 from adapedit_engine.plan import EditPlan, plan_rows
+from adapedit_engine.reuse import check_reuse
 from adapedit_engine.rows import check_plan
 from adapedit_engine.runners import Runner
 from adapedit_engine.scheduler.memory import plan_bytes
 from adapedit_engine.scheduler.slots import slot_for
-
-LAYOUTS = 8
 
 
 class Executor(Protocol):
@@ -65,10 +63,11 @@ class EngineExecutor:
         self.runner = runner
         self._sizes: Sequence[int] | None = getattr(runner, "slot_sizes", None)
         self._call_bytes = call_bytes
-        self._layouts: OrderedDict[tuple[int, ...], Layout] = OrderedDict()
+        self._layouts = Layouts(runner)
 
     def check(self, plan: EditPlan) -> None:
         check_plan(plan, self.runner.specs)
+        check_reuse(plan.feature_interval, plan.cross_attention_until, self.runner)
 
     def rows(self, plan: EditPlan) -> int:
         return plan_rows(plan)
@@ -89,7 +88,12 @@ class EngineExecutor:
         return begin(plan, self.runner)
 
     def tick(self, states: Sequence[EditState]) -> list[EditState]:
-        return tick(states, self.runner, self._layout(states))
+        after: dict[int, EditState] = {}
+        for places in alike(states):
+            group = [states[i] for i in places]
+            layout = self._layouts.of([state.tables for state in group])
+            after.update(zip(places, tick(group, self.runner, layout), strict=True))
+        return [after[i] for i in range(len(states))]
 
     def rows_now(self, state: EditState) -> int:
         return plan_rows(state.tables.plan)
@@ -99,14 +103,3 @@ class EngineExecutor:
 
     def outcome(self, state: EditState, seconds: float) -> EditOutcome:
         return outcome(state, seconds)
-
-    def _layout(self, states: Sequence[EditState]) -> Layout:
-        """Edits mostly stay together from step to step. A layout holds its tables, so their ids stay theirs."""
-        key = tuple(id(state.tables) for state in states)
-        if key not in self._layouts:
-            # The old ones hold prompts of edits that have left: most are of no use once the batch changes.
-            while len(self._layouts) >= LAYOUTS:
-                self._layouts.popitem(last=False)
-            self._layouts[key] = Layout.of([state.tables for state in states], self.runner)
-        self._layouts.move_to_end(key)
-        return self._layouts[key]

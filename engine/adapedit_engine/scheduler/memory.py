@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from adapedit_engine.controls import Controls
 from adapedit_engine.plan import EditPlan
+from adapedit_engine.reuse import kept_values
 from adapedit_engine.runners import Runner
 from adapedit_engine.unet import OUTPUT_NAMES
 
@@ -38,7 +39,10 @@ def plan_bytes(plan: EditPlan, runner: Runner) -> int:
     item = torch.empty(0, dtype=runner.dtype).element_size()
     # One more copy of the rows' prompts where they change from step to step.
     prompts = 2 * rows if plan.unconditional_steps is None else 3 * rows + steps
-    return 4 * floats + 8 * indices + item * prompts * tokens * projected
+    floats += 2 * latents if plan.schedule.looks_back else 0
+    deep, cross = plan.feature_interval > 1, plan.cross_attention_until < 1
+    kept = 2 * kept_values(specs, rows, height, width, deep=deep, cross=cross)
+    return 4 * floats + 8 * indices + item * (prompts * tokens * projected + kept)
 
 
 def measure_call_bytes(
