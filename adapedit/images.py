@@ -63,15 +63,15 @@ class ImageInput(BaseModel):
     @classmethod
     def of(cls, value: Any, fit: Fit | None = None) -> Any:
         """From a path or a `PIL.Image`; anything else is left to the validation."""
-        more = {} if fit is None else {"fit": fit}
+        more: dict[str, Any] = {} if fit is None else {"fit": fit}
         if isinstance(value, (str, Path)):
-            return cls(file=str(value), **more)  # type: ignore[arg-type]
+            return cls(file=str(value), **more)
         if not hasattr(value, "getexif"):
             return value
         buffer = io.BytesIO()
         _upright(value)[0].save(buffer, "PNG")
         content = buffer.getvalue()
-        made = cls(file=INPUT_FILE, sha256=hashlib.sha256(content).hexdigest(), **more)  # type: ignore[arg-type]
+        made = cls(file=INPUT_FILE, sha256=hashlib.sha256(content).hexdigest(), **more)
         made._content = content
         return made
 

@@ -66,8 +66,17 @@ def refuse_noise(context: EditContext) -> None:
         raise InversionError(
             "this scheduler adds noise at every step and can't be run backwards; use inversion 'edit-friendly', or DDIM"
         )
+    refuse_history(context.schedule)
     if (context.schedule.sample_weight == 0).any():
         raise InversionError("a step of this schedule forgets the picture; use inversion 'edit-friendly'")
+
+
+def refuse_history(schedule: Schedule) -> None:
+    """Raise for solvers that look back: their steps are known from the ones before, not alone."""
+    if schedule.looks_back:
+        raise InversionError(
+            "this solver looks back at earlier steps, and no inversion of it is known; use DDIM"
+        )
 
 
 def picture_of(context: EditContext) -> Tensor:

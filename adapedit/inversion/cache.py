@@ -8,6 +8,7 @@ import secrets
 import warnings
 import weakref
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -72,7 +73,8 @@ class InversionCache:
                 os.fsync(file.fileno())
             os.replace(part, path)
         except OSError as error:
-            part.unlink(missing_ok=True)
+            with suppress(OSError):
+                part.unlink()
             _warn(f"the inversion can't be kept in {self.folder} ({error.strerror or error})")
 
     def _path(self, key: str) -> Path:

@@ -14,6 +14,7 @@ from adapedit.inversion.base import (
     Passes,
     picture_of,
     reached,
+    refuse_history,
     single_steps,
     with_residuals,
 )
@@ -57,6 +58,7 @@ class EditFriendlyInversion(Inversion):
         )
 
     def _schedule(self, context: EditContext, model: EditModel) -> Schedule:
+        refuse_history(context.schedule)
         if context.schedule.stochastic:
             return context.schedule
         try:

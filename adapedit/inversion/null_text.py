@@ -108,7 +108,7 @@ class _Search:
             for _ in range(self._settings.inner_steps):
                 loss = (self._next(step, x, empty, text) - goal).square().mean()
                 adam.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 adam.step()
                 if float(loss.detach()) < self._settings.early_stop + step * RISE:
                     break

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -76,7 +77,7 @@ def reconstruct(
     ]
     found = [[_measured(VAE, model, one.context, one.context.image_latents, 0.0)] for one in first]
     for label, wanted in jobs.items():
-        told = None if callback is None else (lambda label=label: callback(label))  # type: ignore[misc]
+        told = None if callback is None else partial(callback, label)
         start = time.perf_counter()
         with model.runner as runner:
             contexts = invert(wanted, model, runner, max_rows=max_rows, callback=told)
@@ -84,12 +85,16 @@ def reconstruct(
                 [context.plan((context.source,)) for context in contexts],
                 runner,
                 max_rows=max_rows,
-                callback=None if told is None else (lambda done, total, told=told: told()),  # type: ignore[misc]
+                callback=_each_time(told),
             )
         seconds = time.perf_counter() - start
         for place, (context, outcome) in enumerate(zip(contexts, outcomes, strict=True)):
             found[place].append(_measured(label, model, context, outcome.latents[:1], seconds))
     return found
+
+
+def _each_time(told: Callable[[], None] | None) -> Callable[[int, int], None] | None:
+    return None if told is None else lambda done, total: told()
 
 
 def ssim(one: Image.Image, other: Image.Image) -> float:
