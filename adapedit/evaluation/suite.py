@@ -17,7 +17,7 @@ Half = Literal["development", "test"]
 KINDS = ("pose", "size", "colour", "kind", "place", "insertion", "two words")
 """Kinds of edit. The first five replace one word; an insertion adds an adjective that the source does not have."""
 
-CASES_PER_KIND = 52
+CASES_PER_KIND = 80
 STREAM = 7
 """Seed of the suite's scenes: neither that of the training pictures nor that of the held-out ones."""
 
