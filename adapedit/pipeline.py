@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from adapedit.approximations import split as split_approximations
 from adapedit.checked import CheckedEdit, inverted_edits
 from adapedit.images import Fit, ImageInput
 from adapedit.methods.settings import make_settings
@@ -92,7 +93,7 @@ class AdapEditPipeline:
         inversion: Any = None,
         **knobs: Any,
     ) -> EditResult:
-        """One edit. `knobs` are the method's own, see `adapedit.methods.settings`.
+        """One edit. `knobs` are the method's own, see `adapedit.methods.settings`, and `adapedit.approximations`.
 
         image:     a real picture to edit, which the source prompt describes; fit: to the model's size, "crop" (its
                    middle), "pad" or "stretch".
@@ -104,7 +105,9 @@ class AdapEditPipeline:
             raise AdapEditError("got both seed and generator; give one of them")
         if generator is not None:
             seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+        approximations, of_method = split_approximations(knobs)
         request = EditRequest.make(
+            **approximations,
             source_prompt=source_prompt,
             target_prompt=target_prompt,
             num_inference_steps=num_inference_steps,
@@ -112,7 +115,7 @@ class AdapEditPipeline:
             seed=0 if seed is None else seed,
             height=height,
             width=width,
-            method=make_settings(method, **knobs),
+            method=make_settings(method, **of_method),
             image=None if image is None else ImageInput.of(image, fit),
             inversion=inversion,
         )

@@ -17,7 +17,9 @@ from adapedit.methods.registry import inverts
 from adapedit.model import EditModel
 from adapedit.noising import noise_levels
 from adapedit.request import EditRequest
+from adapedit.solvers import scheduler_of
 from adapedit.words import tokenize_words
+from adapedit_engine.reuse import check_reuse
 from adapedit_kernels.errors import AdapEditError
 
 __all__ = ["complete", "make_context", "refuse_unknown_words"]
@@ -53,12 +55,14 @@ def make_context(request: EditRequest, model: EditModel) -> EditContext:
 
     A real picture that has to be inverted stands for the first latents until that is done.
     """
+    check_reuse(request.feature_interval, request.cross_attention_until, model.runner)
     for name in ("source", "target"):
         refuse_unknown_words(getattr(request, f"{name}_prompt"), name, model.facts.known_words, model.name)
     alignment = align(
         request.source_prompt, request.target_prompt, model.tokenizer, max_length=model.max_tokens
     )
-    schedule = model.schedule(request.num_inference_steps)
+    scheduler = scheduler_of(request.solver, model.scheduler)
+    schedule = model.schedules.get(scheduler, request.num_inference_steps)
     ids = torch.stack([model.unconditional_ids(), alignment.source_input_ids, alignment.target_input_ids])
     # One prompt at a time: its encoding does not depend on what else is asked for.
     unconditional, source, target = (model.encode_ids(row[None])[0] for row in ids)
@@ -77,11 +81,13 @@ def make_context(request: EditRequest, model: EditModel) -> EditContext:
         guidance_scale=request.guidance_scale,
         latents=latents,
         noise=noise,
-        levels=noise_levels(model.scheduler, request.num_inference_steps),
+        levels=noise_levels(scheduler, request.num_inference_steps),
         unconditional=unconditional,
         source=source,
         target=target,
         guidance_until=request.guidance_until,
+        feature_interval=request.feature_interval,
+        cross_attention_until=request.cross_attention_until,
         latent_scale=model.latent_scale,
         instruction=instruction,
     )

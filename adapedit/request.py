@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -33,7 +33,11 @@ class EditRequest(BaseModel):
     height, width:       pixels; None: what the model was trained for.
     method:              the editing method with its knobs.
     guidance_until:      share of the trajectory after which guidance is skipped: an approximation that saves half
-                         of the later steps; 1: never.
+                         of the later steps; 1: never. Further ones, see `adapedit.approximations`:
+    cross_attention_until: share of the trajectory after which the outputs of cross-attention stay what they were.
+    feature_interval:    every how many steps the deep layers of the UNet are run; in between they are taken as they
+                         were.
+    solver:              "model": the model's scheduler; "dpm++": DPM-Solver++(2M), for fewer steps.
     image:               a real picture to edit: a path, a `PIL.Image`, or {"file": ..., "fit": ...}, see `ImageInput`;
                          None: the source prompt's own.
     inversion:           what leads back to it, by name or with knobs; None: "direct" where the method wants one.
@@ -50,6 +54,9 @@ class EditRequest(BaseModel):
     width: Annotated[int, Field(ge=8)] | None = None
     method: MethodSettings = Field(default_factory=AdapEdit)
     guidance_until: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 1.0
+    cross_attention_until: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 1.0
+    feature_interval: Annotated[int, Field(ge=1)] = 1
+    solver: Literal["model", "dpm++"] = "model"
     image: ImageField | None = None
     inversion: InversionSettings | None = None
 

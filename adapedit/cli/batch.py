@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from adapedit.approximations import parse as approximations
 from adapedit.cli import options as o
 
 EXAMPLES = (
@@ -28,6 +29,7 @@ def batch(
         str | None,
         typer.Option(help="i/n: every n-th line from the i-th, for several machines.", metavar="I/N"),
     ] = None,
+    approximate: o.Approximate = None,
     model: o.Model = "builtin",
     device: o.Device = "auto",
     dtype: o.Dtype = o.Precision.float32,
@@ -37,12 +39,13 @@ def batch(
 ) -> None:
     """Many unrelated edits, a folder each. Run it again after a crash: what is finished is not done again.
 
-    Failures are listed in failures.jsonl and the rest goes on; the exit code is then 1.
+    --approximate holds for every line that does not say otherwise. Failures are listed in failures.jsonl and the rest
+    goes on; the exit code is then 1.
     """
     from adapedit.output import check_output
     from adapedit.serving.batch import read_lines, run_batch, shard_of
 
-    lines = shard_of(read_lines(requests), shard)
+    lines = shard_of(read_lines(requests, approximations(approximate)), shard)
     check_output(out)
     import sys
 

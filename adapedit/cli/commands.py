@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from adapedit.approximations import parse as approximations
 from adapedit.cli import batch as batch_command
 from adapedit.cli import options as o
 from adapedit.cli import pictures as p
@@ -53,6 +54,7 @@ def _root(
         'adapedit edit "a red dog standing on the grass" "a red dog sitting on the grass" --out out/sitting',
         'adapedit edit "a photo of a cake" "a photo of a round cake" --model ./stable-diffusion-v1-4 --lambda-tau 0.5',
         'adapedit edit "a red dog" "a blue dog" --method prompt-to-prompt --set equalizer=blue:2',
+        'adapedit edit "a red dog" "a blue dog" --steps 20 --approximate solver=dpm++',
         'adapedit edit "a red dog on the grass" "a blue dog on the grass" --image dog.png --inversion direct',
     )
 )
@@ -76,6 +78,7 @@ def edit(
     self_replace_steps: o.SelfReplaceSteps = None,
     local_blend: o.LocalBlend = None,
     set_: o.Set = None,
+    approximate: o.Approximate = None,
     image: p.ImageFile = None,
     fit: p.HowToFit = p.Fit.crop,
     inversion: p.Inversion = None,
@@ -106,7 +109,7 @@ def edit(
     }
     given = {name: value for name, value in named.items() if value is not None}
     settings = knobs.make(method, {**given, **knobs.parse(set_)})
-    picture = p.fields(image, fit, inversion, inversion_set)
+    picture = p.fields(image, fit, inversion, inversion_set) | approximations(approximate)
     request = _request(source, target, seed, steps, guidance, settings, picture)
     from adapedit.cli import session, show
 
@@ -143,6 +146,7 @@ def sweep(
     guidance: o.Guidance = None,
     method: o.Method = "adapedit",
     set_: o.Set = None,
+    approximate: o.Approximate = None,
     image: p.ImageFile = None,
     fit: p.HowToFit = p.Fit.crop,
     inversion: p.Inversion = None,
@@ -157,7 +161,7 @@ def sweep(
     """One knob over several values: writes sweep.png, a contact sheet, and sweep.json."""
     from adapedit.cli import knobs
 
-    picture = p.fields(image, fit, inversion, inversion_set)
+    picture = p.fields(image, fit, inversion, inversion_set) | approximations(approximate)
     fields = {**_fields(source, target, seed, steps, guidance), **picture}
     wanted = [value.strip() for value in values.split(",") if value.strip()]
     requests = knobs.varied(fields, method, knobs.parse(set_), knob, wanted)
@@ -181,11 +185,10 @@ def compare(
     target: o.Target,
     methods: Annotated[
         str | None,
-        typer.Option(
-            help="With commas between them; by default all it can run.", rich_help_panel=o.METHOD
-        ),
+        typer.Option(help="With commas between them; by default all it can run.", rich_help_panel=o.METHOD),
     ] = None,
     set_: o.Set = None,
+    approximate: o.Approximate = None,
     seed: o.Seed = 0,
     steps: o.Steps = 50,
     guidance: o.Guidance = None,
@@ -208,7 +211,7 @@ def compare(
         [name.strip() for name in methods.split(",")] if methods else knobs.methods_for(model, given)[::-1]
     )
     settings = knobs.make_each(chosen, given)
-    picture = p.fields(image, fit, inversion, inversion_set)
+    picture = p.fields(image, fit, inversion, inversion_set) | approximations(approximate)
     requests = [_request(source, target, seed, steps, guidance, one, picture) for one in settings]
     from adapedit.cli import session, sheets
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from adapedit.approximations import EXACT
 from adapedit.methods.settings import METHODS, make_settings
 from adapedit.request import EditRequest
 from adapedit_kernels.errors import AdapEditError
@@ -16,6 +17,7 @@ OF_REQUEST = {
     "num_inference_steps": "num_inference_steps",
     "guidance": "guidance_scale",
     "guidance_scale": "guidance_scale",
+    **{name: name for name in EXACT},
 }
 """What can be swept besides a method's knobs."""
 
@@ -90,7 +92,7 @@ def methods_for(model: str, knobs: Mapping[str, Any]) -> list[str]:
 def varied(
     fields: Mapping[str, Any], method: str, knobs: Mapping[str, Any], knob: str, values: Sequence[str]
 ) -> list[EditRequest]:
-    """One request for each value of a knob of the method, or of seed, steps or guidance."""
+    """One request for each value of a knob of the method, of an approximation, or of seed, steps or guidance."""
     name = knob_name(knob)
     if not values:
         raise AdapEditError("--values is empty; give numbers with commas between them, such as 0.2,0.5,1.0")

@@ -39,6 +39,16 @@ Set = Annotated[
         rich_help_panel=METHOD,
     ),
 ]
+Approximate = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--approximate",
+        metavar="NAME=VALUE",
+        help="Faster, not exact: guidance_until=0.6, cross_attention_until=0.6, feature_interval=3, solver=dpm++; may "
+        "be repeated.",
+        rich_help_panel=METHOD,
+    ),
+]
 Model = Annotated[
     str,
     typer.Option(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,12 +41,13 @@ class BatchReport:
     failures: dict[str, str] = field(default_factory=dict)
 
 
-def read_lines(path: Path) -> list[BatchLine]:
+def read_lines(path: Path, defaults: Mapping[str, Any] | None = None) -> list[BatchLine]:
     """Requests, one JSON object a line: the fields of `EditRequest`, and `id` for the folder (by default the line's
     number).
 
-    `method` is an object with `name` and knobs, or a name alone. A line that can't be read becomes a failure of its
-    own. Raises `AdapEditError` for a file that can't be read, and for two lines with one id.
+    `method` is an object with `name` and knobs, or a name alone. defaults: fields of every line that lacks them. A
+    line that can't be read becomes a failure of its own. Raises `AdapEditError` for a file that can't be read, and
+    for two lines with one id.
     """
     try:
         texts = path.read_text(encoding="utf-8").splitlines()
@@ -54,7 +55,8 @@ def read_lines(path: Path) -> list[BatchLine]:
         raise AdapEditError(
             f"{path} can't be read ({error}); give a file with one JSON object a line"
         ) from error
-    lines = [_line(number, text) for number, text in enumerate(texts, start=1) if text.strip()]
+    known = {} if defaults is None else defaults
+    lines = [_line(number, text, known) for number, text in enumerate(texts, start=1) if text.strip()]
     seen: dict[str, int] = {}
     for line in lines:
         if line.id in seen:
@@ -154,7 +156,7 @@ def _save(item: Finished, folder: Path) -> Path:
     return result.save(folder)
 
 
-def _line(number: int, text: str) -> BatchLine:
+def _line(number: int, text: str, defaults: Mapping[str, Any]) -> BatchLine:
     name = f"{number:05d}"
     try:
         fields = json.loads(text)
@@ -166,7 +168,7 @@ def _line(number: int, text: str) -> BatchLine:
         name = given
         if isinstance(fields.get("method"), str):
             fields["method"] = make_settings(fields["method"])
-        return BatchLine(number=number, id=name, request=EditRequest.make(**fields))
+        return BatchLine(number=number, id=name, request=EditRequest.make(**{**defaults, **fields}))
     except ValueError as error:
         return BatchLine(number=number, id=name, error=f"line {number}: {error}")
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass, fields
 
+from PIL import Image
 from torch import Tensor
 
+from adapedit.inversion.base import Inverted
+from adapedit.inversion.run import inverted_bytes
 from adapedit.model import EditModel
-from adapedit_engine.caches import ByteCache, digest, tensor_bytes
+from adapedit_engine.caches import ByteCache, CachedRunner, digest, tensor_bytes
 from adapedit_engine.loop import EditOutcome
 from adapedit_engine.plan import EditPlan
+from adapedit_engine.trajectories import Trajectories, can_replay
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +56,8 @@ def observation_key(plan: EditPlan) -> Hashable | None:
         plan.collect,
         plan.record,
         plan.guidance_until,
+        plan.feature_interval,
+        plan.cross_attention_until,
         *(digest(value) if isinstance(value, Tensor) else value for value in values),
     )
 
@@ -60,3 +66,29 @@ def outcome_bytes(outcome: EditOutcome) -> int:
     """Bytes of an outcome's tensors."""
     values = (getattr(outcome, field.name) for field in fields(outcome))
     return tensor_bytes([value for value in values if isinstance(value, Tensor)])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Caches:
+    """What edits leave for later ones. pictures: of sources. trajectories: None where none are kept."""
+
+    observations: ByteCache[EditOutcome]
+    inversions: ByteCache[Inverted]
+    pictures: ByteCache[Image.Image]
+    trajectories: Trajectories | None
+
+    @classmethod
+    def of(cls, runner: CachedRunner, max_bytes: int, trajectory_bytes: int) -> Caches:
+        """max_bytes: of each but the trajectories."""
+        keeps = trajectory_bytes > 0 and can_replay(runner)
+        return cls(
+            observations=ByteCache(max_bytes, outcome_bytes),
+            inversions=ByteCache(max_bytes, inverted_bytes),
+            pictures=ByteCache(max_bytes, picture_bytes),
+            trajectories=Trajectories(trajectory_bytes, runner) if keeps else None,
+        )
+
+
+def picture_bytes(picture: Image.Image) -> int:
+    """Bytes of a picture's pixels."""
+    return picture.width * picture.height * len(picture.getbands())
