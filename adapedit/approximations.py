@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from adapedit_kernels.errors import AdapEditError
-
 EXACT: dict[str, Any] = {
     "guidance_until": 1.0,
     "cross_attention_until": 1.0,
@@ -29,6 +27,8 @@ def split(knobs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def parse(assignments: Sequence[str] | None) -> dict[str, Any]:
     """NAME=VALUE, each, to fields of a request. Raises `AdapEditError` for names that are none."""
+    from adapedit_kernels.errors import AdapEditError
+
     chosen: dict[str, Any] = {}
     for text in assignments or ():
         name, sign, value = text.partition("=")

@@ -156,11 +156,15 @@ def _soak(data: Mapping[str, Any], _: Path) -> list[str]:
 
 
 def _approximations(data: Mapping[str, Any], _: Path) -> list[str]:
-    rows = [
-        (name, found["product"], found.get("loss", ""), found["speed_up"])
-        for name, found in data["approximations"].items()
-    ]
-    return [table(("", "score on the scene suite", "loss", "speed-up"), rows)]
+    rows = []
+    for name, found in data["approximations"].items():
+        loss, apart = found["loss"], found["grey_levels"]
+        shown = "" if loss is None else f"{loss['value']:.3f} ({loss['low']:.3f} to {loss['high']:.3f})"
+        product = "" if found["product"] is None else f"{found['product']:.3f}"
+        grey = f"{apart['mean']:.2f} / {apart['largest']}"
+        rows.append((name, found["speed_up"], product, shown, grey, f"{found['usable']} of {data['cases']}"))
+    head = ("", "speed-up", "product", "loss (95 %)", "grey levels, mean / largest", "usable sources")
+    return [table(head, rows)]
 
 
 SECTIONS: dict[str, Callable[[Mapping[str, Any], Path], list[str]]] = {
