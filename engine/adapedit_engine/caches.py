@@ -169,7 +169,7 @@ class CachedRunner:
         self, inputs: Mapping[str, Tensor], outputs: Sequence[str] | None, exchange: Exchange
     ) -> dict[str, Tensor]:
         """See `PyTorchRunner.infer_with`."""
-        return self.runner.infer_with(inputs, outputs, exchange)  # type: ignore[attr-defined, no-any-return]
+        return self.runner.infer_with(inputs, outputs, exchange)  # type: ignore[attr-defined]
 
     @property
     def supports_reuse(self) -> bool:
@@ -179,4 +179,4 @@ class CachedRunner:
         self, inputs: Mapping[str, Tensor], outputs: Sequence[str] | None, reuse: Reuse
     ) -> dict[str, Tensor]:
         """See `PyTorchRunner.infer_reusing`."""
-        return self.runner.infer_reusing(inputs, outputs, reuse)  # type: ignore[attr-defined, no-any-return]
+        return self.runner.infer_reusing(inputs, outputs, reuse)  # type: ignore[attr-defined]

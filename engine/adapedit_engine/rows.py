@@ -227,7 +227,7 @@ def _step_prompt(plan: EditPlan, runner: Runner) -> dict[str, Tensor]:
     return {name: value.unsqueeze(1) for name, value in runner.condition(plan.unconditional_steps).items()}
 
 
-def _edit_tables(plan: EditPlan, runner: Runner, conditional: Tensor, rows: int) -> dict[str, Tensor | None]:
+def _edit_tables(plan: EditPlan, runner: Runner, conditional: Tensor, rows: int) -> dict[str, Any]:
     if not plan.edited:
         return dict.fromkeys(("token_map", "own_weight", "strength", "spatial_map", "spatial_weight"))
     assert plan.token_map is not None and plan.own_weight is not None and plan.word_steps is not None

@@ -198,7 +198,8 @@ def test_a_runner_that_keeps_nothing_refuses_before_any_work(runner, knob, said)
     class Graph(Counting):
         supports_reuse = False
 
-    with Graph(tiny_unet(), map_divisor=1) as graph:
+    graph = Graph(tiny_unet(), map_divisor=1)
+    with graph:
         with pytest.raises(RunnerError, match=rf"{said} was asked for, and runner Graph can't keep features"):
             denoise([plan(1), plan(2, **knob)], graph)
         assert not graph.calls
