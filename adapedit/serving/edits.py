@@ -8,9 +8,6 @@ from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
-import torch
-from PIL import Image
-
 from adapedit.inversion.base import Inverted
 from adapedit.inversion.run import Wanted, inversion_passes, without_pauses
 from adapedit.methods.context import EditContext, Method
@@ -18,10 +15,11 @@ from adapedit.methods.registry import make_method
 from adapedit.model import EditModel
 from adapedit.prepare import complete, make_context
 from adapedit.request import EditRequest
-from adapedit.result import EditResult, make_result
-from adapedit.serving.caching import observation_key
+from adapedit.result import EditResult
+from adapedit.serving.caching import Caches, observation_key
 from adapedit.sharing import merge, share, split
-from adapedit_engine.caches import ByteCache, digest
+from adapedit_engine.caches import ByteCache
+from adapedit_engine.host_copies import HostCopies, HostCopy
 from adapedit_engine.loop import EditOutcome
 from adapedit_engine.plan import EditPlan, plan_rows
 from adapedit_engine.rows import check_plan
@@ -90,25 +88,20 @@ class EditedPart:
 
     edit: PreparedEdit
     seen: EditOutcome | None = None
-    edited: EditOutcome | None = None
+    edited: HostCopy | None = None
     error: Exception | None = None
     seconds: float = 0.0
 
 
-def edit_passes(
-    edits: Sequence[PreparedEdit],
-    observations: ByteCache[EditOutcome],
-    inversions: ByteCache[Inverted] | None = None,
-    trajectories: Trajectories | None = None,
-) -> Passes:
+def edit_passes(edits: Sequence[PreparedEdit], caches: Caches, copies: HostCopies) -> Passes:
     """A job of edits whose sources are one. Returns `EditedPart`s in the same order."""
     began = time.perf_counter()
-    edits = yield from _begun(edits, inversions)
+    edits = yield from _begun(edits, caches.inversions)
     seen: dict[int, EditOutcome] = {}
     missing: dict[int, EditPlan] = {}
     for i, edit in enumerate(edits):
         if edit.observe is not None:
-            known = None if edit.key is None else observations.find(edit.key)
+            known = None if edit.key is None else caches.observations.find(edit.key)
             if known is None:
                 missing[i] = edit.observe
             else:
@@ -121,7 +114,7 @@ def edit_passes(
             for i, part in zip(group, split(outcome, [plans[i] for i in group]), strict=True):
                 seen[places[i]] = part
                 if (key := edits[places[i]].key) is not None:
-                    observations.keep(key, part)
+                    caches.observations.keep(key, part)
     parts: dict[int, EditedPart] = {}
     planned: dict[int, EditPlan] = {}
     for i, edit in enumerate(edits):
@@ -136,14 +129,16 @@ def edit_passes(
     # A job that is cancelled or fails is closed at this yield, and leaves no recording.
     with ExitStack() as stack:
         outcomes = yield [
-            _routed(stack, plan, edits[places[group[0]]].runner, trajectories)
+            _routed(stack, plan, edits[places[group[0]]].runner, caches.trajectories)
             for plan, group in zip(merged, groups, strict=True)
         ]
     seconds = time.perf_counter() - began
     for group, outcome in zip(groups, outcomes, strict=True):
         for i, edited in zip(group, split(outcome, [plans[i] for i in group]), strict=True):
             place = places[i]
-            parts[place] = EditedPart(edit=edits[place], seen=seen.get(place), edited=edited, seconds=seconds)
+            parts[place] = EditedPart(
+                edit=edits[place], seen=seen.get(place), edited=copies.begin(edited), seconds=seconds
+            )
     return [parts[i] for i in range(len(edits))]
 
 
@@ -171,43 +166,3 @@ def _begun(
         for i, context in zip(places, contexts, strict=True):
             begun[i] = edits[i].begun(context)
     return begun
-
-
-def paint(parts: Sequence[EditedPart], model: EditModel) -> None:
-    """Decode the pictures of a job and hand over its results. A source that they share is decoded once."""
-    painted: dict[bytes, Image.Image] = {}
-    for part in parts:
-        future = part.edit.future
-        if not future.set_running_or_notify_cancel():
-            continue
-        try:
-            result = _painted(part, model, painted)
-        except Exception as error:
-            future.set_exception(error)
-        else:
-            future.set_result(result)
-
-
-def _painted(part: EditedPart, model: EditModel, painted: dict[bytes, Image.Image]) -> EditResult:
-    if part.error is not None or part.edited is None:
-        raise part.error or RuntimeError("the edit was never run")
-    edit, start = part.edit, time.perf_counter()
-    edited = edit.method.finish(edit.context, part.seen, part.edited)
-    images = []
-    for latents in edited.latents[:2]:
-        key = digest(latents)
-        if key not in painted:
-            pixels = model.decode(latents[None])[0].permute(1, 2, 0).mul(255).round()
-            painted[key] = Image.fromarray(pixels.to(torch.uint8).numpy())
-        images.append(painted[key])
-    now = time.perf_counter()
-    return make_result(
-        request=edit.request,
-        model=model.name,
-        context=edit.context,
-        edited=edited,
-        found=edit.method.findings(edit.context, part.seen, edited),
-        source_image=images[0],
-        target_image=images[1],
-        seconds={"edit": part.seconds, "decode": now - start, "total": now - edit.arrived},
-    )

@@ -11,19 +11,17 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from adapedit.inversion.base import Inverted
-from adapedit.inversion.run import inverted_bytes
 from adapedit.model import EditModel
 from adapedit.request import EditRequest
 from adapedit.result import EditResult
-from adapedit.serving.caching import CachingModel, outcome_bytes
-from adapedit.serving.edits import EditedPart, PreparedEdit, edit_passes, paint
+from adapedit.serving.caching import Caches, CachingModel
+from adapedit.serving.edits import EditedPart, PreparedEdit, edit_passes
+from adapedit.serving.painting import Painter
 from adapedit.serving.scheduling import make_scheduler
 from adapedit.sharing import share
-from adapedit_engine.caches import ByteCache, CachedRunner, CacheStats
-from adapedit_engine.loop import EditOutcome
+from adapedit_engine.caches import CachedRunner, CacheStats
+from adapedit_engine.host_copies import HostCopies
 from adapedit_engine.scheduler import Scheduler, SchedulerStats, Ticket
-from adapedit_engine.trajectories import Trajectories, can_replay
 from adapedit_kernels.errors import AdapEditError
 
 Progress = Callable[[int, int], None]
@@ -51,6 +49,7 @@ class ServerStats:
     projections: CacheStats
     observations: CacheStats
     inversions: CacheStats
+    pictures: CacheStats
     trajectories: CacheStats | None
 
 
@@ -62,7 +61,7 @@ class EditServer:
     max_rows:     rows of the UNet in flight at most (an edit takes four, two in its first pass).
     max_pending:  edits that may wait; `submit` blocks above that.
     budget_bytes: memory for edits in flight and one UNet call; None: no limit.
-    cache_bytes:  for prompts, for projected keys and values, for first passes, and for inversions: each.
+    cache_bytes:  for prompts, for projected keys and values, first passes, inversions, and pictures of sources: each.
     trajectory_bytes: for recordings of sources, on the model's device: with one, a later edit of the same source
                   runs two rows less, and equals what it would have been within a grey level. 0: none are made. A
                   runner that can't replay makes none either.
@@ -84,10 +83,9 @@ class EditServer:
     ) -> None:
         self.model = CachingModel.of(model, cache_bytes)
         self._runner = CachedRunner(model.runner, cache_bytes)
-        self._observations: ByteCache[EditOutcome] = ByteCache(cache_bytes, outcome_bytes)
-        self._inversions: ByteCache[Inverted] = ByteCache(cache_bytes, inverted_bytes)
-        keeps = trajectory_bytes > 0 and can_replay(model.runner)
-        self._trajectories = Trajectories(trajectory_bytes, self._runner) if keeps else None
+        self._caches = Caches.of(self._runner, cache_bytes, trajectory_bytes)
+        self._copies = HostCopies(model.device)
+        self._painter = Painter(model=self.model, sources=self._caches.pictures, copies=self._copies)
         self._max_rows, self._share = max_rows, share_sources
         self._join_running = join_running
         self._options: dict[str, Any] = {"max_rows": max_rows, "budget_bytes": budget_bytes}
@@ -169,13 +167,15 @@ class EditServer:
     @property
     def stats(self) -> ServerStats:
         """What has happened so far."""
+        caches = self._caches
         return ServerStats(
             scheduler=self._scheduler.stats if self._scheduler else SchedulerStats(),
             embeddings=self.model.embeddings.stats,
             projections=self._runner.prompts.stats,
-            observations=self._observations.stats,
-            inversions=self._inversions.stats,
-            trajectories=None if self._trajectories is None else self._trajectories.stats,
+            observations=caches.observations.stats,
+            inversions=caches.inversions.stats,
+            pictures=caches.pictures.stats,
+            trajectories=None if caches.trajectories is None else caches.trajectories.stats,
         )
 
     def __enter__(self) -> EditServer:
@@ -239,10 +239,8 @@ class EditServer:
             while self._inbox and not (scheduler.waiting and self._join_running):
                 edits = self._next()
                 deadlines = [edit.deadline for edit in edits if edit.deadline is not None]
-                ticket = scheduler.submit(
-                    edit_passes(edits, self._observations, self._inversions, self._trajectories),
-                    deadline=min(deadlines, default=None),
-                )
+                passes = edit_passes(edits, self._caches, self._copies)
+                ticket = scheduler.submit(passes, deadline=min(deadlines, default=None))
                 self._jobs[ticket] = edits
         return True
 
@@ -260,9 +258,9 @@ class EditServer:
     def _deliver(self, edits: Sequence[PreparedEdit], ticket: Ticket) -> None:
         error = CancelledError() if ticket.future.cancelled() else ticket.future.exception()
         if error is not None:
-            paint([EditedPart(edit=edit, error=_as_error(error)) for edit in edits], self.model)
+            self._painter.paint([EditedPart(edit=edit, error=_as_error(error)) for edit in edits])
         else:
-            paint(ticket.future.result(), self.model)
+            self._painter.paint(ticket.future.result())
 
     def _under_way(self) -> list[PreparedEdit]:
         return [*self._inbox, *(edit for edits in list(self._jobs.values()) for edit in edits)]

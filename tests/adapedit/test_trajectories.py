@@ -66,6 +66,9 @@ def test_the_second_edit_runs_its_own_rows_and_is_the_same(kind, pipe, rows):
     assert (stats.trajectories.hits, stats.trajectories.misses, stats.trajectories.entries) == (2, 1, 1)
     assert 0 < stats.trajectories.bytes <= PLENTY
     assert stats.scheduler.rows == sum([2, 4, 2, 2, 2][: 5 if observed else 0] or [4, 2, 2]) * STEPS
+    # The source's picture is decoded once, and each result has its own copy of it.
+    assert (stats.pictures.hits, stats.pictures.entries) == (2, 1)
+    assert one.source_image is not again.source_image
     assert_same(one, pipe, first)
     assert_same(other, pipe, second)
     assert grey_levels(again.target_image, one.target_image) <= 1

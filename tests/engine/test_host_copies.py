@@ -1,0 +1,86 @@
+"""What is said to the device when an outcome goes to the host, and that the CPU is left out of it."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import torch
+
+from adapedit_engine import EditOutcome
+from adapedit_engine.host_copies import HostCopies
+
+
+class Device:
+    """Stands in for `torch.cuda`, and notes what it is told."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.events = 0
+
+    def Stream(self, device):
+        device_said = self.said
+
+        class Stream:
+            def wait_event(self, event):
+                device_said.append(f"side waits for {event.name}")
+
+        return Stream()
+
+    def Event(self):
+        said, self.events = self.said, self.events + 1
+
+        class Event:
+            name = f"event {self.events}"
+
+            def record(self):
+                said.append(f"record {self.name}")
+
+            def synchronize(self):
+                said.append(f"host waits for {self.name}")
+
+        return Event()
+
+    @contextmanager
+    def stream(self, stream):
+        self.said.append("side begins")
+        yield
+        self.said.append("side ends")
+
+
+def an_outcome() -> EditOutcome:
+    return EditOutcome(
+        latents=torch.rand(2, 4, 8, 8),
+        maps=torch.rand(2, 16, 6),
+        features=None,
+        word_steps=torch.rand(2, 6),
+        spatial_map=None,
+        steps=3,
+        seconds=1.0,
+    )
+
+
+def test_on_the_cpu_an_outcome_stays_where_it_is():
+    device, outcome = Device(), an_outcome()
+    copies = HostCopies(torch.device("cpu"), cuda=device)
+    assert copies.begin(outcome).get() is outcome
+    with copies.beside():
+        pass
+    assert device.said == []
+
+
+def test_on_a_gpu_only_who_wants_the_copy_waits_and_for_it_alone(monkeypatch):
+    monkeypatch.setattr(HostCopies, "_pinned", lambda self, value: torch.empty_like(value))
+    device, outcome = Device(), an_outcome()
+    copies = HostCopies(torch.device("cuda"), cuda=device)
+    copy = copies.begin(outcome)
+    begun = ["record event 1", "side waits for event 1", "side begins", "record event 2", "side ends"]
+    assert device.said == begun
+    assert copy.source is outcome
+    there = copy.get()
+    assert device.said == [*begun, "host waits for event 2"]
+    assert there.latents is not outcome.latents and torch.equal(there.latents, outcome.latents)
+    assert torch.equal(there.maps, outcome.maps) and torch.equal(there.word_steps, outcome.word_steps)
+    assert (there.features, there.steps, there.seconds) == (None, 3, 1.0)
+    with copies.beside():
+        device.said.append("decode")
+    assert device.said[-3:] == ["side begins", "decode", "side ends"]
