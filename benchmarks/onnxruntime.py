@@ -14,13 +14,10 @@ import argparse
 import dataclasses
 import json
 import os
-import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Sequence
-from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +31,9 @@ from adapedit.model import EditModel, load_model
 from adapedit_engine.runners.pytorch import PyTorchRunner
 from adapedit_export.export import export_bundle
 from adapedit_export.options import ExportOptions, Precision
+from benchmarks.common import environment
 
 GOAL = 1.5
-PACKAGES = ("adapedit", "torch", "onnxruntime", "diffusers", "numpy")
 
 
 def pairs(count: int, steps: int) -> list[EditRequest]:
@@ -159,19 +156,9 @@ def main() -> None:
             out = Path(folder) / precision.value
             export_bundle(checkpoint_of(model), out, ExportOptions(precision=precision, check_steps=0))
             pipes[precision.value] = AdapEditPipeline.from_bundle(out, verify=False)
-        report: dict[str, Any] = {
-            "benchmark": "onnxruntime",
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "machine": {
-                "system": platform.platform(),
-                "processor": platform.processor() or platform.machine(),
-                "cores": os.cpu_count(),
-                "load": os.getloadavg()[0],
-                "threads": given.threads,
-            },
-            "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-            "model": given.model,
-        }
+        chosen = {name: value for name, value in vars(given).items() if name != "out"}
+        environs = environment(argparse.Namespace(**chosen, device="cpu"))
+        report: dict[str, Any] = {"benchmark": "onnxruntime", **environs}
         if given.repeats:
             request = pairs(1, given.steps)[0]
             report["goal_times_faster"] = GOAL

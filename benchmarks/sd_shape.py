@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import environment
+
 PRECISIONS = ("float32", "float16", "mixed")
 GOAL_BYTES = 1 << 30
-PACKAGES = ("torch", "diffusers", "onnx", "onnxruntime", "tensorrt-rtx-cu13-bindings")
+PACKAGES = ("onnx", "tensorrt-rtx-cu13-bindings")
 
 UNETS: dict[str, dict[str, Any]] = {
     "sd14": {"cross_attention_dim": 768, "attention_head_dim": 8},
@@ -219,14 +219,9 @@ def main() -> None:
                 capability = ["--compute-capability", given.compute_capability]
                 found["plan"] = apart([*common, *capability, "--part", "plan"])
             found["check"] = apart([*common, "--part", "check"])
-    report = {
-        "benchmark": "sd_shape",
-        "shape": given.shape,
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "machine": {"system": platform.platform(), "processor": platform.processor() or platform.machine()},
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-        "results": results,
-    }
+    chosen = argparse.Namespace(shape=given.shape, precision=given.precision, device="cpu")
+    report = {"benchmark": "sd_shape", **environment(chosen), "results": results}
+    report["versions"] |= {name: version(name) for name in PACKAGES}
     text = json.dumps(report, indent=2)
     print(text)
     if given.out is not None:

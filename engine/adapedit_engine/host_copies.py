@@ -65,6 +65,7 @@ class HostCopies:
 
 def _each(outcome: EditOutcome, copied: Callable[[Tensor], Tensor]) -> EditOutcome:
     values = {entry.name: getattr(outcome, entry.name) for entry in fields(outcome)}
-    return replace(
-        outcome, **{name: copied(value) for name, value in values.items() if isinstance(value, Tensor)}
-    )
+    moved: dict[str, Any] = {
+        name: copied(value) for name, value in values.items() if isinstance(value, Tensor)
+    }
+    return replace(outcome, **moved)

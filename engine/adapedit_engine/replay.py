@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from adapedit_engine.caches import digest
+from adapedit_engine.layers import LayerSpec
 from adapedit_engine.plan import EditPlan
 from adapedit_engine.recording import Reach
-from adapedit_engine.specs import LayerSpec, ModelSpecs
+from adapedit_engine.specs import ModelSpecs
 
 # What a plan says of its other tracks, or of what is made of the predictions: nothing that the source's rows see.
 OTHERS = {

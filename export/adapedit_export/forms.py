@@ -29,10 +29,11 @@ def _keep_heads_together(node: Any, graph: Any) -> None:
     whole = [_made_by(step.inputs[0], "Reshape") if step is not None else None for step in split]
     transpose = _only_user(node.outputs[0], "Transpose")
     reshape = _only_user(transpose.outputs[0], "Reshape") if transpose is not None else None
-    if reshape is None or any(step is None for step in whole) or any(node.inputs[3:]):
+    sources = [step.inputs[0] for step in whole if step is not None]
+    if reshape is None or len(sources) != len(whole) or any(node.inputs[3:]):
         return
     heads, old = node.inputs[0].shape[1], reshape.outputs[0]
-    made = _node("Attention", [step.inputs[0] for step in whole], f"{old.name}_whole", old)
+    made = _node("Attention", sources, f"{old.name}_whole", old)
     made.attributes.update(node.attributes)
     made.attributes.add(ir.AttrInt64("q_num_heads", heads))
     made.attributes.add(ir.AttrInt64("kv_num_heads", heads))

@@ -149,7 +149,7 @@ def _row(
     pictures: PictureStore,
     columns: Sequence[str],
 ) -> tuple[str, list[Cell]] | None:
-    cells = []
+    cells: list[Cell] = []
     for variant, scores in table.items():
         shown = pictures.read(scores[place].picture)
         if shown is None:
