@@ -17,6 +17,7 @@ from transformers import CLIPTokenizer
 from adapedit.scenes.captions import VOCABULARY, Caption, random_caption
 from adapedit.training.checkpoint import Trainee
 from adapedit.training.data import GRID, RenderedScenes, held_out, scene_at
+from adapedit.training.precision import fast_products
 from adapedit.training.text import HIDDEN_SIZE, make_text_encoder, make_tokenizer
 from adapedit.training.vae import LATENT_CHANNELS
 from adapedit_engine.unet import ControlledUNet
@@ -62,7 +63,7 @@ def encode_scenes(
             0, 3, 1, 2
         )
         pixels = (pixels.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast_products():
             parts.append(vae.encode(pixels).latent_dist.mean.half().numpy())
         if start % (batch * 50) == 0:
             print(f"encoded {start}/{count}", flush=True)
@@ -170,7 +171,7 @@ def main() -> None:
         latents, ids, targets, valid = batches.draw(rng, args.batch)
         noise, times = torch.randn_like(latents), torch.randint(0, 1000, (args.batch,))
         noisy = scheduler.add_noise(latents, noise, times).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast_products():
             text = text_encoder(ids).last_hidden_state
             output = controlled(noisy, times, text)
         goal = scheduler.get_velocity(latents, noise, times)

@@ -17,6 +17,7 @@ from adapedit.scenes.captions import Mention, caption, random_mention
 from adapedit.scenes.render import render
 from adapedit.scenes.world import ATTRIBUTES, FIGURE_ATTRIBUTES, Scene
 from adapedit.training.data import TRAIN_SEED, held_out, scene_at
+from adapedit.training.precision import fast_products
 from adapedit.training.reader import to_pixels
 
 EDIT_STREAM = 23
@@ -84,7 +85,7 @@ def _chunk(span: tuple[int, int, int, Path]) -> NDArray[np.float16]:
     for index in range(start, stop, 16):
         scenes = [s for i in range(index, min(index + 16, stop)) for s in edited_scenes(i, seed)[1:]]
         pixels = to_pixels(np.stack([render(scene).image for scene in scenes]))
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast_products():
             parts.append(
                 vae.encode(pixels.contiguous(memory_format=torch.channels_last)).latent_dist.mode().half()
             )

@@ -21,6 +21,7 @@ from adapedit.training.checkpoint import Trainee
 from adapedit.training.data import GRID, held_out
 from adapedit.training.generator import make_scheduler
 from adapedit.training.pairs import edited_scenes, instruction
+from adapedit.training.precision import fast_products
 from adapedit.training.text import HIDDEN_SIZE
 from adapedit.training.vae import LATENT_CHANNELS
 
@@ -102,7 +103,7 @@ def velocity_loss(
     latents, noise = target * scale, torch.randn_like(target)
     times = torch.randint(0, scheduler.config.num_train_timesteps, (len(target),))
     noisy = torch.cat([scheduler.add_noise(latents, noise, times), source], dim=1)
-    with torch.autocast("cpu", torch.bfloat16):
+    with fast_products():
         found = unet(noisy, times, text).sample
     return F.mse_loss(found.float(), scheduler.get_velocity(latents, noise, times))
 

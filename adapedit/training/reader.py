@@ -16,6 +16,7 @@ from adapedit.scenes.reader import BUILTIN, HEADS, Reader, labels
 from adapedit.scenes.render import render
 from adapedit.training.checkpoint import Trainee
 from adapedit.training.data import HELD_OUT_SEED, RenderedScenes, scene_at
+from adapedit.training.precision import fast_products
 
 
 def to_pixels(images: np.ndarray) -> Tensor:
@@ -78,7 +79,7 @@ def main() -> None:
     while trainee.step < args.steps:
         chosen = np.sort(rng.integers(len(scenes.images), size=args.batch))
         pixels = jitter(to_pixels(scenes.images[chosen])).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast_products():
             answers = reader(pixels)
         loss = loss_of(answers, truth[chosen])
         loss.backward()

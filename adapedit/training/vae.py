@@ -15,6 +15,7 @@ from torch import Tensor
 from adapedit.scenes.render import IMAGE_SIZE
 from adapedit.training.checkpoint import Trainee
 from adapedit.training.data import RenderedScenes
+from adapedit.training.precision import fast_products
 
 LATENT_CHANNELS = 8
 
@@ -88,7 +89,7 @@ def main() -> None:
     start, mean_loss = time.perf_counter(), 0.0
     while trainee.step < args.steps:
         pixels = crops(scenes, rng, args.batch, args.crop)
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast_products():
             posterior = vae.encode(pixels).latent_dist
             output = vae.decode(posterior.sample()).sample.float()
         divergence = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).float().mean()
