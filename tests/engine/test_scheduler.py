@@ -7,7 +7,16 @@ from concurrent.futures import CancelledError
 
 import pytest
 
-from adapedit_engine.scheduler import AdmissionError, DeadlineError, Passes, Scheduler, Ticket
+from adapedit_engine.scheduler import (
+    SLOT_SIZES,
+    AdmissionError,
+    DeadlineError,
+    Passes,
+    Scheduler,
+    Ticket,
+    slot_for,
+)
+from adapedit_engine.scheduler.slots import in_slots
 from benchmarks.virtual_device import VirtualClock, VirtualExecutor, VirtualPlan, VirtualState
 
 
@@ -56,6 +65,34 @@ def test_edits_join_and_leave_between_steps():
     assert first.future.result() == second.future.result() == "done"
     # The first's edit pass runs beside the second's first pass: nobody waits for a batch to end.
     assert calls(s) == [[2], [4, 2], [4, 4], [4]]
+
+
+def test_rows_that_fill_no_slot_take_two_calls_where_that_is_cheaper():
+    executor = Recording(slot_sizes=(1, 2, 4, 8, 16, 32))
+    s = scheduler(executor, max_rows=32)
+    tickets = [s.submit(job((rows, 2))) for rows in (4, 2, 4)]
+    s.drain()
+    # 8 and 2 rows, not 16 with 6 of them padding.
+    assert calls(s) == [[4, 4], [2]] * 2
+    assert s.stats.slot_rows == s.stats.rows == 20
+    assert all(ticket.future.result() == "done" for ticket in tickets)
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([4, 4, 2], [[0, 1], [2]]),
+        ([4, 2, 4], [[0, 2], [1]]),
+        ([6, 8], [[0, 1]]),  # 8 and 8 rows would be as many as 16, in two calls
+        ([6], [[0]]),  # an edit's own rows are never separated
+        ([16, 4, 2], [[0], [1, 2]]),
+        ([8, 8, 4, 4], [[0, 1], [2, 3]]),
+        ([], []),
+    ],
+)
+def test_calls_that_fill_slots(rows, expected):
+    assert in_slots(rows, lambda wanted: slot_for(wanted, SLOT_SIZES)) == expected
+    assert in_slots(rows, lambda wanted: wanted) == ([list(range(len(rows)))] if rows else [])
 
 
 def test_static_batching_waits_for_the_batch():

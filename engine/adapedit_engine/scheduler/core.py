@@ -20,6 +20,7 @@ from adapedit_engine.scheduler.jobs import (
     Ticket,
     is_out_of_memory,
 )
+from adapedit_engine.scheduler.slots import in_slots
 
 RETRIES = 1
 """Times that a call of one edit alone is tried again before the error counts as the edit's own."""
@@ -165,7 +166,8 @@ class Scheduler:
     # -- running
 
     def _calls(self) -> list[list[Run]]:
-        """Edits in flight as calls: plans of one kind together, in the order in which they began."""
+        """Edits in flight as calls: plans of one kind together, in the order in which they began, in slots that they
+        fill."""
         groups: list[tuple[Hashable, int, list[Run]]] = []
         for run in self._running:
             if run.job.error is not None:
@@ -176,7 +178,12 @@ class Scheduler:
                     break
             else:
                 groups.append((run.kind, run.rows, [run]))
-        return [members for _, _, members in groups]
+        slot = self.executor.slot
+        return [
+            [members[i] for i in call]
+            for _, _, members in groups
+            for call in in_slots([run.rows for run in members], slot)
+        ]
 
     def _tick(self, group: list[Run], retries: int = RETRIES) -> None:
         """One call. Where it fails, halves are tried: an edit answers for nothing but a call of its own."""
