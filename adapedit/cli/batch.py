@@ -33,6 +33,7 @@ def batch(
     model: o.Model = "builtin",
     device: o.Device = "auto",
     dtype: o.Dtype = o.Precision.float32,
+    runner: o.Runner = None,
     max_rows: o.MaxRows = 32,
     out: o.Out = Path("out"),
     json: o.Json = False,
@@ -53,6 +54,7 @@ def batch(
     from rich.console import Console
     from rich.progress import Progress
 
+    from adapedit.bundle import load_any
     from adapedit.pipeline import AdapEditPipeline
 
     console = Console(stderr=True)
@@ -61,7 +63,8 @@ def batch(
     name = "failures" if shard is None else f"failures-{shard.replace('/', '-of-')}"
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("Loading the model", total=len(lines))
-        pipe = AdapEditPipeline.from_pretrained(model, device=device, torch_dtype=getattr(torch, dtype.value))
+        loaded = load_any(model, runner=runner, device=device, torch_dtype=getattr(torch, dtype.value))
+        pipe = AdapEditPipeline(loaded)
         progress.update(task, description="Editing")
         with pipe.serve(max_rows=max_rows) as server:
             report = run_batch(

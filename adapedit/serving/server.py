@@ -17,7 +17,7 @@ from adapedit.result import EditResult
 from adapedit.serving.caching import Caches, CachingModel
 from adapedit.serving.edits import EditedPart, PreparedEdit, edit_passes
 from adapedit.serving.painting import Painter
-from adapedit.serving.scheduling import make_scheduler
+from adapedit.serving.scheduling import in_slots, make_scheduler
 from adapedit.sharing import share
 from adapedit_engine.caches import CachedRunner, CacheStats
 from adapedit_engine.host_copies import HostCopies
@@ -82,7 +82,7 @@ class EditServer:
         join_running: bool = True,
     ) -> None:
         self.model = CachingModel.of(model, cache_bytes)
-        self._runner = CachedRunner(model.runner, cache_bytes)
+        self._runner = CachedRunner(in_slots(model.runner, max_rows), cache_bytes)
         self._caches = Caches.of(self._runner, cache_bytes, trajectory_bytes)
         self._copies = HostCopies(model.device)
         self._painter = Painter(model=self.model, sources=self._caches.pictures, copies=self._copies)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import CancelledError
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from adapedit import AdapEditError, AdapEditPipeline, EditRequest
 from adapedit.methods.settings import AdapEdit, Plain, PromptToPrompt
 from adapedit.serving import EditServer
+from adapedit_engine.runners.pytorch import PyTorchRunner
 from adapedit_engine.scheduler import DeadlineError
 
 STEPS = 3
@@ -191,3 +193,26 @@ def test_memory_is_admitted_within_the_budget(pipe: AdapEditPipeline):
         futures = [server.submit(request(i)) for i in range(4)]
         assert all(future.result(60) for future in futures)
     assert 0 < server.stats.scheduler.most_bytes <= 3 * 2**20
+
+
+def test_a_runner_that_prepares_every_shape_is_given_slots(pipe: AdapEditPipeline):
+    """Calls come in few sizes, and the pictures are those of calls of any size."""
+    seen = set()
+
+    class FewShapes(PyTorchRunner):
+        few_shapes = True
+
+        def infer(self, inputs, outputs=None):
+            seen.add(len(inputs["timestep"]))
+            return super().infer(inputs, outputs)
+
+    model = pipe.model
+    runner = FewShapes(model.runner.controlled.unet, map_divisor=model.facts.map_divisor)
+    with EditServer(replace(model, runner=runner), max_rows=12) as server:
+        items = {item.place: item for item in server.stream(requests())}
+    assert seen <= {1, 2, 4, 8, 16}
+    stats = server.stats.scheduler
+    assert stats.slot_rows >= stats.rows
+    for place, each in enumerate(requests()):
+        (alone,) = pipe.edit_batch([each])
+        assert grey_levels(items[place].result.target_image, alone.target_image) <= 1

@@ -33,6 +33,8 @@ class CompiledRunner(PyTorchRunner):
     """
 
     needs_all_controls = True
+    few_shapes = True
+    """Every number of rows is a compilation, and on CUDA a graph, of its own: a server fills up to slots."""
     supports_replay = False
     supports_reuse = False
 

@@ -25,6 +25,14 @@ def slot_for(rows: int, sizes: Sequence[int] | None) -> int:
     raise RunnerError(f"{rows} rows do not fit the slots {tuple(sizes)}: lower max_rows or add a larger slot")
 
 
+def slots_up_to(max_rows: int) -> tuple[int, ...]:
+    """The slots for calls of at most so many rows: doubled until they hold that."""
+    sizes = [1]
+    while sizes[-1] < max_rows:
+        sizes.append(2 * sizes[-1])
+    return tuple(sizes)
+
+
 CALL_ROWS = 2
 """What a call costs beside its rows, in rows: padding beyond it is dearer than a second call."""
 
