@@ -56,6 +56,9 @@ def make(method: str, knobs: Mapping[str, Any]) -> Any:
     fields, ready = METHODS[method].model_fields, dict(knobs)
     for name, value in knobs.items():
         if isinstance(value, str) and name in fields and fields[name].default == ():
+            if value.lower() in ("true", "false"):
+                ready[name] = value.lower() == "true"
+                continue
             ready[name] = [part for part in value.replace(",", " ").split() if part]
     return make_settings(method, **ready)
 

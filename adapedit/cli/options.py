@@ -123,6 +123,6 @@ LocalBlend = Annotated[
     _method_option(
         "--local-blend",
         metavar="WORD",
-        help="Change nothing away from this word; may be repeated (prompt-to-prompt).",
+        help="Change nothing away from this word; may be repeated (adapedit, prompt-to-prompt).",
     ),
 ]

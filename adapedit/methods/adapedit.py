@@ -9,6 +9,7 @@ from torch import Tensor
 
 from adapedit.alignment import Alignment
 from adapedit.methods.context import EditContext, Findings, Method
+from adapedit.methods.prompt_to_prompt import local_blend
 from adapedit.methods.settings import AdapEdit
 from adapedit_engine.adaptive import Adaptive, observe
 from adapedit_engine.loop import EditOutcome
@@ -68,6 +69,7 @@ class AdapEditMethod(Method):
             self_query=rows,
             self_key=rows,
             adaptive=adaptive,
+            local_blend=local_blend(alignment, settings),
             collect=True,
         )
 

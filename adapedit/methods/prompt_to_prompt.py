@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adapedit.alignment import Alignment
 from adapedit.methods.context import EditContext, Findings, Method
-from adapedit.methods.settings import PromptToPrompt, WordValue
+from adapedit.methods.settings import AdapEdit, PromptToPrompt, Words, WordValue
 from adapedit_engine.blend import LocalBlend
 from adapedit_engine.loop import EditOutcome
 from adapedit_engine.plan import EditPlan
@@ -37,21 +37,12 @@ class PromptToPromptMethod(Method):
             word_steps=context.on_target(word_steps),
             self_query=rows,
             self_key=rows,
-            local_blend=self._local_blend(alignment),
+            local_blend=local_blend(alignment, settings),
             collect=True,
         )
 
     def findings(self, context: EditContext, observed: EditOutcome | None, edited: EditOutcome) -> Findings:
         return Findings(word_steps=None if edited.word_steps is None else edited.word_steps[1].cpu())
-
-    def _local_blend(self, alignment: Alignment) -> LocalBlend | None:
-        if not self.settings.local_blend:
-            return None
-        return LocalBlend(
-            token_weights=blend_tokens(alignment, self.settings.local_blend),
-            threshold=self.settings.blend_threshold,
-            start=self.settings.blend_start,
-        )
 
 
 def with_word_values(values: Tensor, alignment: Alignment, changes: Iterable[WordValue]) -> Tensor:
@@ -63,8 +54,32 @@ def with_word_values(values: Tensor, alignment: Alignment, changes: Iterable[Wor
     return values
 
 
-def blend_tokens(alignment: Alignment, words: Iterable[str]) -> Tensor:
+def local_blend(alignment: Alignment, settings: PromptToPrompt | AdapEdit) -> LocalBlend | None:
+    """The blend that the settings ask for."""
+    if not settings.local_blend:
+        return None
+    return LocalBlend(
+        token_weights=blend_tokens(alignment, settings.local_blend),
+        threshold=settings.blend_threshold,
+        start=settings.blend_start,
+    )
+
+
+def edited_tokens(alignment: Alignment) -> Tensor:
+    """[2, N]: 1 at the tokens of the words that the source (row 0) loses and that the target prompt gains.
+
+    Where one of the two has none (words were only inserted, or only deleted), the edit is where the other's are.
+    """
+    weights = torch.zeros(2, alignment.num_tokens)
+    weights[0, alignment.token_mask(word for word in alignment.source_words if word.kind != "kept")] = 1
+    weights[1, alignment.key_tokens] = 1
+    return weights
+
+
+def blend_tokens(alignment: Alignment, words: Words) -> Tensor:
     """[2, N]: 1 at the tokens of `words` in the source (row 0) and target prompt; a word in neither is an error."""
+    if isinstance(words, bool):
+        return edited_tokens(alignment)
     weights = torch.zeros(2, alignment.num_tokens)
     for text in words:
         missing = None

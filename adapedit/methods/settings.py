@@ -22,6 +22,10 @@ class _Settings(BaseModel):
         return self if not open_knobs else type(self).model_validate({**self.model_dump(), **open_knobs})
 
 
+Words = tuple[str, ...] | bool
+"""Words of either prompt; true: those that the edit is about and what they replace; none: false or ()."""
+
+
 class WordValue(_Settings):
     """A value for a word of the target prompt; `occurrence` counts from 1, None means every one of them."""
 
@@ -42,7 +46,8 @@ class PromptToPrompt(_Settings):
     cross_replace_steps: share of the trajectory in which a word's map is the source's.
     word_replace_steps:  the same for single words, over `cross_replace_steps`.
     self_replace_steps:  share in which self-attention at the coarse levels is the source's.
-    local_blend:         words (of either prompt) outside whose places the source's latents are kept.
+    local_blend:         words (of either prompt) outside whose places the source's latents are kept; true: those
+                         that the edit is about.
     equalizer:           factors on words' maps.
     """
 
@@ -50,7 +55,7 @@ class PromptToPrompt(_Settings):
     cross_replace_steps: Share = 0.8
     word_replace_steps: tuple[WordValue, ...] = ()
     self_replace_steps: Share = 0.4
-    local_blend: tuple[str, ...] = ()
+    local_blend: Words = ()
     blend_threshold: Share = 0.3
     blend_start: Share = 0.2
     equalizer: tuple[WordValue, ...] = ()
@@ -70,6 +75,8 @@ class AdapEdit(_Settings):
     spatial_map:    "static", or "per-step": DPS again at every step from what has been seen.
     fwt, dps, mask: switches for the ablations; without FWT every word has `cross_replace_steps`.
     self_replace_steps: share for self-attention; None: what FWT gives to tokens without a word.
+    local_blend:    words outside whose places the source's latents are kept, as in Prompt-to-Prompt; true: those that
+                    the edit is about and what they replace. Not in the paper.
     """
 
     name: Literal["adapedit"] = "adapedit"
@@ -89,6 +96,9 @@ class AdapEdit(_Settings):
     mask: bool = True
     cross_replace_steps: Share = 0.8
     self_replace_steps: Share | None = None
+    local_blend: Words = ()
+    blend_threshold: Share = 0.3
+    blend_start: Share = 0.2
 
 
 class MasaCtrl(_Settings):

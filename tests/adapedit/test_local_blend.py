@@ -1,0 +1,67 @@
+"""Local blends of both methods that have one: by the words that are named, or by those that the edit is about."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from adapedit.alignment import align
+from adapedit.cli import knobs
+from adapedit.methods.prompt_to_prompt import blend_tokens
+from adapedit.pipeline import AdapEditPipeline
+from tests.helpers.tiny_model import save_tiny_model
+from tests.helpers.tokenizers import small_clip_tokenizer
+
+METHODS = ("adapedit", "prompt-to-prompt")
+SOURCE, TARGET = "a red dog standing on the grass", "a red dog sitting on the grass"
+
+
+@pytest.fixture(scope="module")
+def pipe(tmp_path_factory: pytest.TempPathFactory) -> AdapEditPipeline:
+    torch.set_num_threads(1)
+    return AdapEditPipeline.from_pretrained(save_tiny_model(tmp_path_factory.mktemp("tiny")))
+
+
+def edited(pipe: AdapEditPipeline, **options: object) -> tuple[np.ndarray, np.ndarray]:
+    result = pipe(source_prompt=SOURCE, target_prompt=TARGET, num_inference_steps=4, seed=2, **options)
+    return np.asarray(result.source_image).astype(int), np.asarray(result.target_image).astype(int)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_true_means_the_words_that_the_edit_is_about(pipe, method):
+    _, by_words = edited(pipe, method=method, local_blend=("standing", "sitting"), blend_threshold=0.9)
+    _, by_edit = edited(pipe, method=method, local_blend=True, blend_threshold=0.9)
+    _, free = edited(pipe, method=method)
+    assert np.array_equal(by_words, by_edit)
+    assert np.abs(by_edit - free).max() > 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_where_no_pixel_belongs_to_the_words_all_of_the_source_is_kept(pipe, method):
+    source, target = edited(pipe, method=method, local_blend=True, blend_threshold=1.0, blend_start=0.0)
+    assert np.array_equal(source, target)
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "lost", "gained"),
+    [
+        (SOURCE, TARGET, ["standing"], ["sitting"]),
+        ("a dog on the grass", "a red dog on the grass", [], ["red"]),
+        ("a red dog on the grass", "a dog on the grass", ["red"], []),
+        (SOURCE, SOURCE, [], []),
+    ],
+)
+def test_words_of_the_edit(source, target, lost, gained):
+    alignment = align(source, target, small_clip_tokenizer())
+    weights = blend_tokens(alignment, True)
+    for row, words, expected in ((0, alignment.source_words, lost), (1, alignment.target_words, gained)):
+        found = [word.text for word in words if weights[row, list(word.tokens)].all()]
+        assert found == expected
+        assert int(weights[row].sum()) == sum(len(word.tokens) for word in words if word.text in expected)
+
+
+def test_the_command_line_takes_words_and_true():
+    assert knobs.make("adapedit", knobs.parse(["local_blend=true"])).local_blend is True
+    assert knobs.make("adapedit", knobs.parse(["local_blend=dog"])).local_blend == ("dog",)
+    assert knobs.make("prompt-to-prompt", knobs.parse(["local_blend=dog,cat"])).local_blend == ("dog", "cat")
