@@ -1,25 +1,33 @@
 """Tables and plots for the README from what the benchmarks wrote: `python -m benchmarks.render`.
 
-Writes `results/README.md` and an SVG beside it for each plot. Rows of quick runs are left out unless `--quick`.
+Writes `results/README.md` and an SVG beside it for each plot. Rows of quick runs are left out unless `--quick`. What
+`adapedit eval` wrote is looked for in `results/evaluation`; `--evaluation DIR` copies it there first.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common import RESULTS
 from benchmarks.plot import Series, chart
+from benchmarks.render_evaluation import table, take, write_page
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--quick", action="store_true", help="render quick runs")
+    parser.add_argument(
+        "--evaluation", type=Path, help="a folder of `adapedit eval`: its reports are copied first"
+    )
     options = parser.parse_args()
+    if options.evaluation is not None:
+        take(options.evaluation, options.results / "evaluation")
+    write_page(options.results / "evaluation")
     parts = ["# Measured\n"]
     for name, section in SECTIONS.items():
         path = options.results / f"{name}{'.quick' if options.quick else ''}.json"
@@ -39,12 +47,6 @@ def origin(data: Mapping[str, Any]) -> str:
     changed = ", tree changed" if data["dirty"] else ""
     packages = f"torch {versions['torch']}, diffusers {versions['diffusers']}"
     return f"*{where}; {packages}; commit {data['commit']}{changed}; {data['date']}.*"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
 def _times(data: Mapping[str, Any], _: Path) -> list[str]:

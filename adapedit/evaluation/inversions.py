@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from adapedit.evaluation.page import cell, document, image_tag, listing, table
+from adapedit.evaluation.run import PACKAGES
 from adapedit.evaluation.statistics import mean_interval, paired_comparison
 from adapedit.evaluation.store import ScoreStore, fingerprint, write_whole
 from adapedit.evaluation.suite import Case, digest
@@ -96,7 +98,14 @@ def run_inversions(
             progress(done, len(cases))
     wanted = {case.name for case in cases}
     scores = [score for score in store.scores if score.case in wanted]
-    report = {"study": NAME, **about, "suite": digest(cases), **make_report(scores, [VAE, *chosen])}
+    versions = {name: version(name) for name in PACKAGES}
+    report = {
+        "study": NAME,
+        **about,
+        "versions": versions,
+        "suite": digest(cases),
+        **make_report(scores, [VAE, *chosen]),
+    }
     shown = cases[:SHOWN]
     picture = _sheet(shown, _reconstructed(pipe, shown, options))
     write_whole(folder / f"{NAME}.json", json.dumps(report, indent=2) + "\n")

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import warnings
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,9 @@ from adapedit_engine.plan import plan_rows
 
 SCORES, SHOWN = "scores.jsonl", 3
 """File of the scores; cases of each contact sheet."""
+
+PACKAGES = ("adapedit", "torch", "diffusers", "transformers")
+"""Their versions stand in the report."""
 
 
 def run_study(
@@ -89,6 +93,7 @@ def run_study(
     report = {
         "study": study.name,
         **about,
+        "versions": {name: version(name) for name in PACKAGES},
         "settings": {label: settings.model_dump() for label, settings in study.variants.items()},
         "rows of a step": unet_rows(pipe, study, cases[0], num_inference_steps, sources),
         **make_report(scores, list(digests), study.sweeps),
