@@ -38,7 +38,8 @@ class Word:
     kind:        ``kept``, ``replaced`` (of a target word: it replaces another), ``inserted`` or ``deleted``.
     counterpart: index of the word of the other prompt that it is aligned with; None if inserted or deleted.
     is_key:      target words: whether the edit is about this word.
-    anchor:      deleted words: index of the target word that it belonged to, where one is left.
+    anchor:      deleted words: index of the target word that it belonged to, where one is left; inserted words: index
+                 of the source word that it belongs to, where there is one.
     """
 
     text: str
@@ -98,6 +99,15 @@ class Alignment:
         """
         anchors = {word.anchor for word in self.deleted_words if word.anchor is not None}
         return self.token_mask(self.target_words[index] for index in anchors)
+
+    @property
+    def source_key_tokens(self) -> Tensor:
+        """[N] bool, *source* tokens of what the edit is about: replaced and deleted words, and those that inserted
+        words belong to.
+        """
+        lost = [word for word in self.source_words if word.kind != "kept" and not is_neutral(word.text)]
+        anchors = {word.anchor for word in self.key_words if word.anchor is not None}
+        return self.token_mask([*lost, *(self.source_words[index] for index in anchors)])
 
     def token_mask(self, words: Iterable[Word]) -> Tensor:
         """[N] bool, True at the tokens of ``words`` (all of one prompt)."""
@@ -213,7 +223,8 @@ def _target_words(
     source: TokenizedPrompt, target: TokenizedPrompt, pairs: Sequence[Pair]
 ) -> tuple[Word, ...]:
     words = []
-    for old, new in pairs:
+    mirrored = [(new, old) for old, new in pairs]
+    for step, (old, new) in enumerate(pairs):
         if new is not None:
             text = target.texts[new]
             kind: Kind = "inserted" if old is None else _kind(source.texts[old], text)
@@ -225,6 +236,7 @@ def _target_words(
                     kind=kind,
                     counterpart=old,
                     is_key=kind != "kept" and not is_neutral(text),
+                    anchor=_anchor(step, target, mirrored) if old is None and not is_neutral(text) else None,
                 )
             )
     return tuple(words)
@@ -234,22 +246,25 @@ def _kind(old: str, new: str) -> Kind:
     return "kept" if same_word(old, new) else "replaced"
 
 
-def _anchor(step: int, source: TokenizedPrompt, pairs: Sequence[Pair]) -> int | None:
-    """The target word that the deleted word of ``pairs[step]`` belonged to.
+def _anchor(step: int, prompt: TokenizedPrompt, pairs: Sequence[Pair]) -> int | None:
+    """The word of the other prompt that the word of ``pairs[step]`` belongs to, which has no counterpart there.
 
-    That is the noun that it stood before, as in ``a small red dog``; where a small word comes next, as in ``a
-    dog with a hat on the grass``, the last noun, verb or adjective before; and failing that the first after.
+    pairs: places in ``prompt`` and in the other one. It is the noun that the word stands before, as in ``a small red
+    dog``; where a small word comes next, as in ``a dog with a hat on the grass``, the last noun, verb or adjective
+    before; and failing that the first after.
     """
-    forms = word_forms(source.texts)
+    forms = word_forms(prompt.texts)
     paired = [
-        (place, old, new) for place, (old, new) in enumerate(pairs) if old is not None and new is not None
+        (place, here, there)
+        for place, (here, there) in enumerate(pairs)
+        if here is not None and there is not None
     ]
-    left = [(old, new) for place, old, new in paired if place < step]
-    right = [(old, new) for place, old, new in paired if place > step]
+    left = [(here, there) for place, here, there in paired if place < step]
+    right = [(here, there) for place, here, there in paired if place > step]
     while right and forms[right[0][0]].startswith("modifier"):
         right.pop(0)
     candidates = right[:1] + left[::-1] + right[1:]
-    return next((new for old, new in candidates if word_class(source.texts[old]) == "content"), None)
+    return next((there for here, there in candidates if word_class(prompt.texts[here]) == "content"), None)
 
 
 def _word_of_token(prompt: TokenizedPrompt) -> Tensor:

@@ -153,7 +153,10 @@ def _same_adaptive(one: Adaptive | None, other: Adaptive | None) -> bool:
         return one is other
     if (one.self_layers is None) != (other.self_layers is None):
         return False
-    names = ("temporal", "spatial", "relation", "lambda_tau", "lambda_spatial", "update_every")
+    # What is looked for in the source goes into the spatial map of every target.
+    if (one.joined or other.joined) and not torch.equal(one.key_tokens[0], other.key_tokens[0]):
+        return False
+    names = ("temporal", "spatial", "relation", "lambda_tau", "lambda_spatial", "joined", "update_every")
     return all(getattr(one, name) == getattr(other, name) for name in names)
 
 

@@ -27,11 +27,12 @@ class AdapEditMethod(Method):
     settings: AdapEdit
 
     def observe(self, context: EditContext) -> EditPlan | None:
-        """The target prompt alone, for the averages of FWT and DPS."""
+        """Averages for FWT and DPS: of the target prompt alone, or of the source's as well."""
         settings = self.settings
         if settings.single_pass or not (settings.fwt or self._spatial):
             return None
-        return context.plan((context.target,), collect=True)
+        both = self._spatial and settings.spatial_prompts == "both"
+        return context.plan((context.source, context.target) if both else (context.target,), collect=True)
 
     def plan(self, context: EditContext, observed: EditOutcome | None) -> EditPlan:
         settings, alignment = self.settings, context.alignment
@@ -42,11 +43,13 @@ class AdapEditMethod(Method):
         spatial_map = torch.ones(pixels)
         adaptive: Adaptive | None = None
         if observed is not None and observed.maps is not None and observed.features is not None:
-            found = observe(observed.maps, observed.features, self.adaptive(context, tracks=1))
+            tracks = len(observed.maps)
+            sources = torch.zeros(tracks, dtype=torch.int64, device=observed.maps.device)
+            found = observe(observed.maps, observed.features, self.adaptive(context, tracks=tracks), sources)
             if settings.fwt:
-                word_steps, self_share = found.word_steps[0].cpu(), float(found.self_share[0])
+                word_steps, self_share = found.word_steps[-1].cpu(), float(found.self_share[-1])
             if self._spatial:
-                spatial_map = found.spatial_map[0].cpu()
+                spatial_map = found.spatial_map[-1].cpu()
         elif settings.single_pass:
             adaptive = self.adaptive(context, tracks=2)
             if settings.fwt:
@@ -76,12 +79,12 @@ class AdapEditMethod(Method):
     def findings(self, context: EditContext, observed: EditOutcome | None, edited: EditOutcome) -> Findings:
         word_steps = None if edited.word_steps is None else edited.word_steps[1].cpu()
         spatial = None if edited.spatial_map is None else edited.spatial_map[1].cpu()
-        seen, track = (observed, 0) if observed is not None else (edited, 1)
+        seen = edited if observed is None else observed
         assert seen.maps is not None and seen.features is not None
         alignment = context.alignment
         relation = word_relation(
-            seen.maps[track : track + 1].cpu(),
-            seen.features[track : track + 1].cpu(),
+            seen.maps[-1:].cpu(),
+            seen.features[-1:].cpu(),
             key_tokens(alignment)[None],
             alignment.word_of_token[None],
             lambda_tau=self.settings.lambda_tau,
@@ -118,6 +121,8 @@ class AdapEditMethod(Method):
         settings, alignment = self.settings, context.alignment
         keys = torch.zeros(tracks, alignment.num_tokens, dtype=torch.bool)
         keys[-1] = key_tokens(alignment)
+        if tracks == 2:
+            keys[0] = alignment.source_key_tokens
         layers = torch.zeros(len(context.specs.self_layers), tracks, dtype=torch.bool)
         layers[:, -1] = context.coarse_layers()
         from_relation = settings.fwt and settings.single_pass and settings.self_replace_steps is None
@@ -129,6 +134,7 @@ class AdapEditMethod(Method):
             relation=self._relation(),
             lambda_tau=settings.lambda_tau,
             lambda_spatial=settings.lambda_spatial,
+            joined=settings.spatial_prompts == "both",
             self_layers=layers if from_relation else None,
         )
 

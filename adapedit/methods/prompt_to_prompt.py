@@ -66,14 +66,13 @@ def local_blend(alignment: Alignment, settings: PromptToPrompt | AdapEdit) -> Lo
 
 
 def edited_tokens(alignment: Alignment) -> Tensor:
-    """[2, N]: 1 at the tokens of the words that the source (row 0) loses and that the target prompt gains.
+    """[2, N]: 1 at the tokens of what the edit is about, in the source (row 0) and in the target prompt.
 
-    Where one of the two has none (words were only inserted, or only deleted), the edit is where the other's are.
+    Of an edit that only deletes, the target's are those of what the words belonged to; of one that only inserts, the
+    source's are those of what the words belong to.
     """
-    weights = torch.zeros(2, alignment.num_tokens)
-    weights[0, alignment.token_mask(word for word in alignment.source_words if word.kind != "kept")] = 1
-    weights[1, alignment.key_tokens] = 1
-    return weights
+    target = alignment.key_tokens if alignment.key_tokens.any() else alignment.anchor_tokens
+    return torch.stack([alignment.source_key_tokens, target]).float()
 
 
 def blend_tokens(alignment: Alignment, words: Words) -> Tensor:

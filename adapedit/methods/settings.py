@@ -91,6 +91,7 @@ class AdapEdit(_Settings):
     variant: Literal["paper", "released"] = "paper"
     single_pass: bool = False
     spatial_map: Literal["static", "per-step"] = "static"
+    spatial_prompts: Literal["target", "both"] = "target"
     fwt: bool = True
     dps: bool = True
     mask: bool = True

@@ -20,13 +20,15 @@ class AdaptiveError(AdapEditError):
 class Adaptive:
     """What the loop needs to recompute tau and S of a plan's edited tracks at every step.
 
-    key_tokens:    [K1, N] bool, tokens of the words that the source does not have.
+    key_tokens:    [K1, N] bool, tokens of the words that the edit is about.
     word_of_token: [K1, N] int64, number of the word that a token belongs to; -1: none (start, end, padding).
     temporal:      recompute word steps (FWT). `word_steps` of the plan holds until maps have been seen.
     spatial:       recompute the spatial map (DPS). `spatial_map` of the plan holds until then.
     relation:      threshold, normalisation, centring and formula.
     lambda_tau:    factor of the word steps, Eq. 7.
     lambda_spatial: factor of the spatial map, Eq. 9.
+    joined:        the spatial map of a track is the larger of its own and its source's: an edit has to act where
+                   the source shows what it changes, too, or that stays.
     update_every:  steps between two updates.
     self_layers:   [L, K1] bool, self-attention layers whose queries and keys come from the source for the
                    share of the trajectory that FWT gives to tokens without a word; None: as the plan's tables
@@ -40,6 +42,7 @@ class Adaptive:
     relation: RelationSettings = field(default_factory=RelationSettings)
     lambda_tau: float = 1.0
     lambda_spatial: float = 1.0
+    joined: bool = False
     update_every: int = 1
     self_layers: Tensor | None = None
 
@@ -71,10 +74,11 @@ class Found(NamedTuple):
     self_share: Tensor
 
 
-def observe(maps: Tensor, features: Tensor, adaptive: Adaptive) -> Found:
+def observe(maps: Tensor, features: Tensor, adaptive: Adaptive, source_track: Tensor) -> Found:
     """Word steps and spatial map of every track from its averaged maps [K1, P, N] and features [K1, P, V].
 
-    The faithful method calls this once, after a pass of its own; the single pass after every step.
+    source_track: [K1] int64, the plan's. The faithful method calls this once, after a pass of its own; the single pass
+    after every step.
     """
     relation = adaptive.relation
     found = word_relation(
@@ -96,4 +100,6 @@ def observe(maps: Tensor, features: Tensor, adaptive: Adaptive) -> Found:
         lambda_spatial=adaptive.lambda_spatial,
         centre=relation.centre,
     )
+    if adaptive.joined:
+        spatial = torch.maximum(spatial, spatial.index_select(0, source_track))
     return Found(found.word_steps, spatial, found.default_steps)

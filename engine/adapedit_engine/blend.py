@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -54,10 +55,13 @@ def blend_mask(
 
     maps [K1, P, N]: averaged so far, any positive factor; token_weights [K1, N]; source_track [K1] int64.
     Returns [K1, 1, h, w] of 0 and 1 in the maps' dtype. Prompt-to-Prompt's: maximum over 3 x 3, nearest
-    neighbours, share of the peak. A track without chosen tokens has no places of its own.
+    neighbours, share of the peak; of several tokens the places of each, where its code takes those of their sum. A
+    track without chosen tokens has no places of its own.
     """
-    heat = (maps @ token_weights.to(maps.dtype).unsqueeze(-1)).squeeze(-1).unflatten(1, map_size).unsqueeze(1)
+    chosen = maps * (token_weights != 0).to(maps.dtype).unsqueeze(1)  # [K1, P, N]
+    # Each token by its own peak: of a sum the one that is looked at most would blind the mask to the others.
+    share = chosen / chosen.amax(1, keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
+    heat = share.amax(2).unflatten(1, map_size).unsqueeze(1)
     heat = F.interpolate(F.max_pool2d(heat, 3, stride=1, padding=1), latent_size, mode="nearest")
-    peak = heat.amax((2, 3), keepdim=True)
-    own = (heat > threshold * peak) & (peak > 0)
+    own = heat > threshold
     return (own | own.index_select(0, source_track)).to(maps.dtype)

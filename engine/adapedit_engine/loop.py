@@ -254,7 +254,8 @@ def _advance(state: EditState, latents: Tensor) -> EditState:
     found = state.found
     if adaptive is not None and steps_done % adaptive.update_every == 0:
         assert state.map_sum is not None and state.feature_sum is not None
-        found = observe(state.map_sum / state.maps_seen, state.feature_sum / state.maps_seen, adaptive)
+        maps, features = state.map_sum / state.maps_seen, state.feature_sum / state.maps_seen
+        found = observe(maps, features, adaptive, state.tables.source_track)
     tables = state.tables.at(steps_done)
     trajectory = (*state.trajectory, latents) if state.plan.record else ()
     kept = state.kept if tables is state.tables else state.kept.conditional(state.plan.guidance)

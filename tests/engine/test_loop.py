@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-import torch.nn.functional as F
 from diffusers import DDPMScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
 
 from adapedit_engine import (
@@ -19,7 +18,6 @@ from adapedit_engine import (
     PyTorchRunner,
     Schedule,
     begin,
-    blend_mask,
     denoise,
     observe,
     outcome,
@@ -140,15 +138,6 @@ def test_local_blend_keeps_the_source_outside_the_words(runner):
         assert largest(own[1], expected) < 1e-5
 
 
-def test_blend_mask_at_another_size_is_the_nearest_pixels():
-    maps, weights = noise(2, 16, TOKENS, seed=1).sigmoid(), key_tokens().float()
-    sources = torch.tensor([0, 0])
-    small = blend_mask(maps, weights, sources, map_size=(4, 4), latent_size=(4, 4), threshold=0.9)
-    large = blend_mask(maps, weights, sources, map_size=(4, 4), latent_size=(8, 8), threshold=0.9)
-    assert torch.equal(large, F.interpolate(small, (8, 8), mode="nearest"))
-    assert not small[0].any() and small[1].any()
-
-
 def test_the_single_pass_recomputes_from_what_it_has_seen(unet, runner):
     """By hand: before every step tau and S from the averages so far, as a plan of their own."""
     layers = torch.ones(len(runner.specs.self_layers), 2, dtype=torch.bool)
@@ -177,7 +166,7 @@ def test_the_single_pass_recomputes_from_what_it_has_seen(unet, runner):
             maps + there(state.map_sum),
             features + there(state.feature_sum),
         )
-        found = observe(maps / (step + 1), features / (step + 1), adaptive())
+        found = observe(maps / (step + 1), features / (step + 1), adaptive(), torch.tensor([0, 0]))
     assert largest(single.latents, latents) < 1e-4
     assert largest(there(single.word_steps), there(found).word_steps) < 1e-5
     assert largest(there(single.spatial_map), there(found).spatial_map) < 1e-4

@@ -1,0 +1,49 @@
+"""FWT and DPS as the loop asks for them: spatial maps that take in where the source shows what is edited."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from adapedit_engine.adaptive import Adaptive, observe
+from tests.engine.tiny import TOKENS, noise
+
+TRACKS, PIXELS = 3, 16
+SOURCES = torch.tensor([0, 0, 1])
+
+
+def seen() -> tuple[torch.Tensor, torch.Tensor]:
+    return noise(TRACKS, PIXELS, TOKENS, seed=1).softmax(-1), noise(TRACKS, PIXELS, 5, seed=2)
+
+
+def adaptive() -> Adaptive:
+    keys = torch.zeros(TRACKS, TOKENS, dtype=torch.bool)
+    for track in range(TRACKS):
+        keys[track, 1 + track] = True
+    return Adaptive(
+        key_tokens=keys, word_of_token=torch.arange(TOKENS).expand(TRACKS, -1), lambda_spatial=1.5
+    )
+
+
+def test_a_joined_map_is_the_larger_of_a_tracks_own_and_its_sources():
+    maps, features = seen()
+    own = observe(maps, features, adaptive(), SOURCES)
+    joined = observe(maps, features, replace(adaptive(), joined=True), SOURCES)
+    for track, source in enumerate(SOURCES.tolist()):
+        expected = [max(a, b) for a, b in zip(own.spatial_map[track], own.spatial_map[source], strict=True)]
+        assert torch.equal(joined.spatial_map[track], torch.stack(expected))
+    assert not torch.equal(joined.spatial_map[1], own.spatial_map[1])
+    assert torch.equal(joined.word_steps, own.word_steps)
+    assert torch.equal(joined.self_share, own.self_share)
+
+
+def test_a_source_without_words_of_the_edit_adds_nothing():
+    maps, features = seen()
+    keys = adaptive().key_tokens.clone()
+    keys[0] = False
+    alone = replace(adaptive(), key_tokens=keys)
+    own = observe(maps, features, alone, SOURCES)
+    joined = observe(maps, features, replace(alone, joined=True), SOURCES)
+    assert torch.equal(joined.spatial_map[1], own.spatial_map[1])
+    assert not own.spatial_map[0].any()
