@@ -84,6 +84,7 @@ def evaluate(
     pictures: p.Pictures = True,
     batch: Annotated[int, typer.Option(min=1, help="Cases that are edited together.")] = 4,
     model: o.Model = "builtin",
+    runner: o.Runner = None,
     device: o.Device = "auto",
     dtype: o.Dtype = o.Precision.float32,
     out: o.Out = Path("out/eval"),
@@ -107,7 +108,7 @@ def evaluate(
             steps=steps or 30,
             guidance=guidance,
             batch=batch,
-            load=lambda: _load(model, device, dtype.value),
+            load=lambda: _load(model, runner, device, dtype.value),
             progress=_progress(),
             out=out,
             json=json,
@@ -129,7 +130,7 @@ def evaluate(
             steps=steps or 50,
             guidance=guidance,
             batch=batch,
-            load=lambda: _load(model, device, dtype.value),
+            load=lambda: _load(model, runner, device, dtype.value),
             device=device,
             progress=_progress(),
             out=out,
@@ -145,7 +146,7 @@ def evaluate(
     cases = scene_suite(None if half is Half.both else half.value, limit)
     with _progress() as progress:
         task = progress.add_task("Loading the model", total=None)
-        pipe = _load(model, device, dtype.value)
+        pipe = _load(model, runner, device, dtype.value)
         report = run_study(
             pipe,
             study if chosen else study.for_model(pipe.model),
@@ -174,14 +175,16 @@ def _progress() -> Any:
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
-def _load(model: str, device: str, dtype: str) -> Any:
+def _load(model: str, runner: str | None, device: str, dtype: str) -> Any:
     import torch
 
+    from adapedit.bundle import load_any
     from adapedit.pipeline import AdapEditPipeline
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return AdapEditPipeline.from_pretrained(model, device=device, torch_dtype=getattr(torch, dtype))
+    options = {"device": device, "torch_dtype": getattr(torch, dtype)}
+    return AdapEditPipeline(load_any(model, runner=runner, **options))
 
 
 def _per_method(assignments: list[str] | None) -> dict[str, dict[str, Any]]:

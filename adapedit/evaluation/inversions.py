@@ -16,7 +16,7 @@ from PIL import Image
 from adapedit.evaluation.page import cell, document, image_tag, listing, table
 from adapedit.evaluation.run import PACKAGES
 from adapedit.evaluation.statistics import mean_interval, paired_comparison
-from adapedit.evaluation.store import ScoreStore, fingerprint, write_whole
+from adapedit.evaluation.store import ScoreStore, model_fingerprint, write_whole
 from adapedit.evaluation.suite import Case, digest
 from adapedit.inversion.reconstruct import VAE, Reconstruction, reconstruct
 from adapedit.inversion.settings import INVERSIONS, make_inversion_settings
@@ -76,7 +76,7 @@ def run_inversions(
     chosen = {n: make_inversion_settings(n) for n in INVERSIONS} if inversions is None else dict(inversions)
     about = {
         "model": pipe.model.name,
-        "weights": fingerprint(pipe.model.text_encoder, pipe.model.vae, pipe.model.runner),
+        "weights": model_fingerprint(pipe.model),
         "settings": {label: settings.model_dump(mode="json") for label, settings in chosen.items()},
         "num_inference_steps": num_inference_steps,
         "guidance_scale": pipe.model.facts.guidance_scale if guidance_scale is None else guidance_scale,

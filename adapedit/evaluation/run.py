@@ -25,7 +25,7 @@ from adapedit.evaluation.scores import (
     settings_digest,
 )
 from adapedit.evaluation.sources import Rendered
-from adapedit.evaluation.store import ScoreStore, fingerprint, write_whole
+from adapedit.evaluation.store import ScoreStore, fingerprint, model_fingerprint, write_whole
 from adapedit.evaluation.studies import Study
 from adapedit.evaluation.suite import Case, digest, scene_suite
 from adapedit.methods.registry import make_method
@@ -61,7 +61,7 @@ def run_study(
     judge = judge_with(reader)
     about = {
         "model": pipe.model.name,
-        "weights": fingerprint(pipe.model.text_encoder, pipe.model.vae, pipe.model.runner),
+        "weights": model_fingerprint(pipe.model),
         "reader": fingerprint(judge.reader),
         "suite": digest(scene_suite()),
         "num_inference_steps": num_inference_steps,

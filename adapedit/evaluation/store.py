@@ -90,6 +90,17 @@ def fingerprint(*parts: Any) -> str:
     return f"{value:08x}"
 
 
+def model_fingerprint(model: Any) -> str:
+    """Eight hexadecimal digits of a model's weights; of a bundle, those of its graphs' checksums."""
+    bundle = getattr(model.runner, "bundle", None)
+    if bundle is None:
+        return fingerprint(model.text_encoder, model.vae, model.runner)
+    sums = [
+        f"{name} {file.sha256}" for name, file in sorted(bundle.manifest.files.items()) if ".onnx" in name
+    ]
+    return f"{zlib.crc32(' '.join(sums).encode()):08x}"
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write a file that is there whole or as it was."""
     part = path.with_name(f".{path.name}.part")

@@ -43,7 +43,7 @@ class Study:
 SWEEPS = (
     Sweep(knob="lambda_tau", values=(0.0, 0.25, 0.5, 0.75, 1.0, 1.5), expected=-1),
     Sweep(knob="lambda_s", values=(0.0, 0.25, 0.5, 0.75, 0.9, 1.0), expected=+1),
-    Sweep(knob="lambda_spatial", values=(0.0, 0.25, 0.5, 0.75, 1.0), expected=+1, fixed={"lambda_s": 0.9}),
+    Sweep(knob="lambda_spatial", values=(0.0, 0.25, 0.5, 0.75, 1.0, 2.0), expected=+1, fixed={"lambda_s": 0.9}),
 )
 """Figure 7: less lambda_tau, more lambda_s and more lambda_S each move the edit further from the source."""
 
@@ -52,8 +52,21 @@ ABLATIONS: Mapping[str, Mapping[str, Any]] = {
     "without FWT": {"fwt": False},
     "without DPS": {"dps": False},
     "without the mask": {"mask": False},
+    "without the local blend": {"local_blend": False},
+    "the target's map alone": {"spatial_prompts": "target"},
+    "the local blend alone": {
+        "fwt": False,
+        "dps": False,
+        "cross_replace_steps": 0.0,
+        "self_replace_steps": 0.0,
+        "lambda_s": 1.0,
+    },
 }
-"""Figure 6: one tau for all words, S = 1 everywhere, alpha_tau = 0."""
+"""Figure 6: one tau for all words, S = 1 everywhere, alpha_tau = 0. Then what this project adds to the paper: without
+each, and without all but one."""
+
+WITH_BLEND = "prompt-to-prompt, local blend"
+"""A further row of "scenes": a method whose paper has a local blend that is off by default."""
 
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "adapedit": {},
@@ -88,6 +101,8 @@ def make_study(name: str, methods: Sequence[str] | None = None, knobs: Knobs | N
     sweeps = SWEEPS if name == "knobs" else ()
     if name == "scenes":
         variants = {method: make_settings(method, **knobs.get(method, {})) for method in methods or METHODS}
+        if methods is None:
+            variants[WITH_BLEND] = make_settings("prompt-to-prompt", local_blend=True)
     elif name == "knobs":
         variants = {"adapedit": make_settings("adapedit", **own)} | {
             sweep.label(value): make_settings("adapedit", **{**own, **sweep.fixed, sweep.knob: value})

@@ -66,13 +66,15 @@ class AdapEdit(_Settings):
 
     lambda_tau:     factor on the words' steps, Eq. 7: less frees words earlier.
     lambda_s:       weight of the target's maps after a word is freed, Eq. 8.
-    lambda_spatial: factor on the spatial map, Eq. 9.
+    lambda_spatial: factor on the spatial map, Eq. 9; above 1 (not in the paper) the map is cut off at 1.
     alpha_tau:      what of a map counts as looked at (threshold_mode "absolute": a probability, as in the paper;
                     "relative": a share of each map's peak).
     normalise, temperature, centre: how maps become weights, and whether features lose their mean over the pixels.
     variant:        "paper", or "released": the authors' code's formulas (its threshold and normalisation, no DPS).
     single_pass:    FWT and DPS from running averages of the edit itself instead of a first pass over the target.
     spatial_map:    "static", or "per-step": DPS again at every step from what has been seen.
+    spatial_prompts: whose pictures the map is of: "target", as in the paper, or "both": the larger of the target's own
+                    and of what the edit is about in the source, where otherwise that would stay. Two rows a step more.
     fwt, dps, mask: switches for the ablations; without FWT every word has `cross_replace_steps`.
     self_replace_steps: share for self-attention; None: what FWT gives to tokens without a word.
     local_blend:    words outside whose places the source's latents are kept, as in Prompt-to-Prompt; true: those that

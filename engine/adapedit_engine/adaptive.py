@@ -26,7 +26,7 @@ class Adaptive:
     spatial:       recompute the spatial map (DPS). `spatial_map` of the plan holds until then.
     relation:      threshold, normalisation, centring and formula.
     lambda_tau:    factor of the word steps, Eq. 7.
-    lambda_spatial: factor of the spatial map, Eq. 9.
+    lambda_spatial: factor of the spatial map, Eq. 9; above 1 the map is cut off at 1.
     joined:        the spatial map of a track is the larger of its own and its source's: an edit has to act where
                    the source shows what it changes, too, or that stays.
     update_every:  steps between two updates.
@@ -100,6 +100,8 @@ def observe(maps: Tensor, features: Tensor, adaptive: Adaptive, source_track: Te
         lambda_spatial=adaptive.lambda_spatial,
         centre=relation.centre,
     )
+    # With a factor above 1 the map saturates: a weight above 1 would carry the edit beyond the target's own maps.
+    spatial = spatial.clamp(max=1)
     if adaptive.joined:
         spatial = torch.maximum(spatial, spatial.index_select(0, source_track))
     return Found(found.word_steps, spatial, found.default_steps)

@@ -17,7 +17,7 @@ from adapedit.evaluation.protocol.paper import reference
 from adapedit.evaluation.protocol.pictures import PictureStore
 from adapedit.evaluation.protocol.report import Table, make_report, values
 from adapedit.evaluation.protocol.scores import Failure, PairScore, Protocol, run
-from adapedit.evaluation.store import ScoreStore, fingerprint, write_whole
+from adapedit.evaluation.store import ScoreStore, model_fingerprint, write_whole
 from adapedit.metrics.pictures import COLUMNS
 from adapedit.prepare import refuse_unknown_words
 from adapedit.sheets import Cell, sheet
@@ -49,7 +49,7 @@ def run_pairs(
     about = {
         "protocol": NAME,
         "model": pipe.model.name,
-        "weights": fingerprint(pipe.model.text_encoder, pipe.model.vae, pipe.model.runner),
+        "weights": model_fingerprint(pipe.model),
         "num_inference_steps": protocol.steps,
         "guidance_scale": protocol.guidance_scale,
     }
