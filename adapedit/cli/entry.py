@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import warnings
@@ -13,14 +14,18 @@ USER_ERROR, INTERRUPTED = 2, 130
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0, 2 for an input that can't be used, 130 after Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        # A pipe on Windows, or an odd locale, may lack the Greek letters: a mark in their place, not an error.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     sys.exit(run(arguments))
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """The same, returning the exit code."""
-    from adapedit.cli.evaluate import app
-
     try:
+        from adapedit.cli.evaluate import app  # takes long enough to be interrupted
+
         with warnings.catch_warnings():
             # Of libraries: of no use to somebody at a terminal. The edits' own are printed by the commands.
             if not sys.warnoptions:
@@ -41,7 +46,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         message = _message(error)
         if message is None:
             raise
-        print(f"adapedit: {message}", file=sys.stderr)
+        if type(error).__name__ != "NoArgsIsHelpError":  # the help that it has printed says all
+            print(f"adapedit: {message}", file=sys.stderr)
         return USER_ERROR
     if code == INTERRUPTED:
         print("adapedit: interrupted", file=sys.stderr)

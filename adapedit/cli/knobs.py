@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from adapedit.approximations import EXACT
-from adapedit.methods.settings import METHODS, make_settings
+from adapedit.methods.settings import METHODS, WordValue, make_settings
 from adapedit.request import EditRequest
 from adapedit_kernels.errors import AdapEditError
 
@@ -56,6 +56,8 @@ def make(method: str, knobs: Mapping[str, Any]) -> Any:
     fields, ready = METHODS[method].model_fields, dict(knobs)
     for name, value in knobs.items():
         if isinstance(value, str) and name in fields and fields[name].default == ():
+            if fields[name].annotation == tuple[WordValue, ...]:
+                raise AdapEditError(f"{name} is {value!r}; write it as WORD:VALUE, such as {name}=dog:0.5")
             if value.lower() in ("true", "false"):
                 ready[name] = value.lower() == "true"
                 continue

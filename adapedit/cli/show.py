@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -60,7 +61,7 @@ def print_saved(folder: Path, files: Sequence[str], result: EditResult) -> None:
     seconds = result.timings["total"]
     names = ", ".join(files[:-1]) + f" and {files[-1]}" if len(files) > 1 else files[0]
     Console().print(
-        f"Saved {names} in [bold]{folder}[/bold] [dim]({seconds:.1f} s, seed {result.request.seed})[/dim]",
+        f"Saved {names} in [bold]{escape(str(folder))}[/bold] [dim]({seconds:.1f} s, seed {result.request.seed})[/dim]",
         highlight=False,
         soft_wrap=True,
     )

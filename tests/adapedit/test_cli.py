@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -149,6 +150,10 @@ def test_words_shows_relation_and_steps(capsys):
         ([*EDIT, "--set", "lambda_tau"], "is no assignment; write it as --set KNOB=VALUE"),
         ([*EDIT, "--set", "nonsense=1"], "adapedit has no knob 'nonsense'; its knobs: lambda_tau"),
         ([*EDIT, "--set", "equalizer=red:2"], "adapedit has no knob 'equalizer'"),
+        (
+            [*EDIT, "--method", "prompt-to-prompt", "--set", "equalizer=red"],
+            "equalizer is 'red'; write it as WORD:VALUE",
+        ),
         (["sweep", SOURCE, TARGET, "--knob", "nonsense", "--values", "1"], "no knob 'nonsense'"),
         (["sweep", SOURCE, TARGET, "--knob", "lambda-tau", "--values", ","], "--values is empty"),
         (["sweep", SOURCE, TARGET, "--knob", "lambda-tau", "--values", "1,x"], "lambda_tau is 'x'"),
@@ -214,6 +219,38 @@ def test_warnings_are_lines_on_stderr(capfd):
     assert json.loads(out)["warnings"]
     assert all(line.startswith("adapedit: warning: ") for line in err.splitlines())
     assert "DPS has collapsed" in err
+
+
+def test_ctrl_c_while_the_command_line_itself_is_loaded(capfd, monkeypatch):
+    class Interrupting:
+        def find_spec(self, name: str, *args: object) -> None:
+            if name == "adapedit.cli.evaluate":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "adapedit.cli.evaluate", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Interrupting(), *sys.meta_path])
+    assert run([*EDIT]) == 130
+    assert capfd.readouterr().err == "adapedit: interrupted\n"
+
+
+def test_letters_that_the_terminal_lacks_cost_no_result(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii", write_through=True))
+    with pytest.raises(SystemExit) as leaving:
+        main([*EDIT])
+    assert leaving.value.code == 0
+    assert b"? relation" in written.getvalue() and b"Saved" in written.getvalue()
+
+
+def test_brackets_in_a_folders_name_are_shown(capsys):
+    assert run([*EDIT, "--out", "a[b]"]) == 0
+    assert "edit.json in a[b]" in capsys.readouterr().out
+
+
+def test_no_arguments_is_help_and_no_error_line(capfd):
+    assert run([]) == 2
+    out, err = capfd.readouterr()
+    assert "Usage: adapedit" in out + err and "adapedit: " not in err
 
 
 @pytest.mark.parametrize("command", ["edit", "sweep", "compare", "words"])
