@@ -138,12 +138,18 @@ class AdapEditPipeline:
 
         All requests are checked before any work; an error names the request by its place.
         """
+        if isinstance(requests, EditRequest):
+            raise AdapEditError("got one request; give a list, or call the pipeline itself")
         if not requests:
             return []
         clock = Clock()
         edits = []
         for place, request in enumerate(requests):
             try:
+                if not isinstance(request, EditRequest):
+                    raise AdapEditError(
+                        f"got a {type(request).__name__}; make a request with EditRequest.make"
+                    )
                 edits.append(CheckedEdit.of(request, self.model))
             except AdapEditError as error:
                 if len(requests) == 1:
@@ -192,6 +198,7 @@ class AdapEditPipeline:
                 make_result(
                     request=edit.request,
                     model=self.model.name,
+                    made_with=self.model.made_with,
                     context=edit.context,
                     edited=finished[i],
                     found=edit.method.findings(edit.context, seen.get(i), finished[i]),

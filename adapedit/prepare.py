@@ -18,7 +18,7 @@ from adapedit.model import EditModel
 from adapedit.noising import noise_levels
 from adapedit.request import EditRequest
 from adapedit.solvers import scheduler_of
-from adapedit.words import tokenize_words
+from adapedit.words import tokenize_words, word_spans
 from adapedit_engine.reuse import check_reuse
 from adapedit_kernels.errors import AdapEditError
 
@@ -131,10 +131,11 @@ def _instruction(request: EditRequest, model: EditModel) -> Tensor | None:
 
 
 def refuse_unknown_words(prompt: str, name: str, known: tuple[str, ...] | None, model: str) -> None:
-    """Raise for the first word of `prompt` that a model with a closed vocabulary does not know."""
+    """Raise for the first word, or sign, of `prompt` that a model with a closed vocabulary does not know."""
     if known is None:
         return
-    unknown = [word for word in prompt.lower().split() if word not in known]
+    words = (prompt[start:stop] for start, stop in word_spans(prompt))
+    unknown = [word for word in words if word.lower() not in known]
     if unknown:
         raise AdapEditError(
             f"the {name} prompt has {unknown[0]!r}, a word that model {model!r} does not know; "

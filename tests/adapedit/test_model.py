@@ -164,6 +164,9 @@ def test_facts_beside_a_model(copy):
         AdapEditError, match="target prompt has 'blue', a word .* does not know; it knows: a, red, dog"
     ):
         pipe(SOURCE, "a blue dog")
+    # The sign is what is wrong, not the word that it stands at.
+    with pytest.raises(AdapEditError, match="target prompt has ',', a word .* does not know"):
+        pipe(SOURCE, "a red dog, standing")
     assert load_vocabulary(copy).max_tokens == 20
 
 

@@ -228,5 +228,12 @@ def test_a_batch_names_the_request_that_is_wrong_before_any_work(pipe, untouched
         pipe.edit_batch([request()], max_rows=3)
 
 
+def test_a_batch_of_what_are_no_requests(pipe, untouched):
+    with pytest.raises(AdapEditError, match="request 1: got a dict; make a request with EditRequest.make"):
+        pipe.edit_batch([request(), {"source_prompt": SOURCE, "target_prompt": TARGET}])
+    with pytest.raises(AdapEditError, match="got one request; give a list"):
+        pipe.edit_batch(request())
+
+
 def test_an_empty_batch_is_no_work(pipe, untouched):
     assert pipe.edit_batch([]) == []
