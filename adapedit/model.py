@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -99,6 +101,17 @@ class EditModel:
     @property
     def device(self) -> torch.device:
         return self.runner.device
+
+    @property
+    def made_with(self) -> dict[str, str]:
+        """What pictures depend on besides the model and the request, for whoever wants to repeat them bit for bit."""
+        return {
+            "runner": type(self.runner).__name__,
+            "device": str(self.device),
+            "dtype": str(self.runner.dtype).removeprefix("torch."),
+            "scheduler": type(self.scheduler).__name__,
+            **_versions(),
+        }
 
     @property
     def vae_factor(self) -> int:
@@ -203,6 +216,11 @@ def load_vocabulary(source: str | Path | None = None) -> Vocabulary:
         max_tokens=int(read_part(place, "text_encoder", CLIPTextConfig).max_position_embeddings),
         facts=ModelFacts.read(place.folder),
     )
+
+
+@cache
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("torch", "diffusers", "transformers")}
 
 
 def _usable(device: str | torch.device) -> torch.device:

@@ -49,6 +49,7 @@ class EditResult:
     request:      with every knob that was left open filled in: the same request gives the same pictures.
     source_maps, target_maps: [mh, mw, N] float32, cross-attention averaged over steps, layers and heads.
     spatial_map:  [mh, mw] float32, S; None for methods without one.
+    made_with:    runner, device, dtype, scheduler and versions, see `EditModel.made_with`.
     timings:      seconds, of the whole batch that the edit shared.
     warnings:     what the method found suspicious.
     image:        the real picture that was edited, as the model took it; `source_image` is then its reconstruction.
@@ -64,6 +65,7 @@ class EditResult:
     source_maps: NDArray[np.float32]
     target_maps: NDArray[np.float32]
     spatial_map: NDArray[np.float32] | None = None
+    made_with: dict[str, str] = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     image: OpenedImage | None = None
@@ -107,6 +109,7 @@ class EditResult:
             "format": FORMAT,
             "adapedit": __version__,
             "model": self.model,
+            "made_with": self.made_with,
             "request": self.request.model_dump(mode="json"),
             "words": [asdict(word) for word in self.words],
             "timings": {name: round(seconds, 4) for name, seconds in self.timings.items()},
@@ -139,6 +142,7 @@ def make_result(
     *,
     request: EditRequest,
     model: str,
+    made_with: Mapping[str, str],
     context: EditContext,
     edited: EditOutcome,
     found: Findings,
@@ -155,6 +159,7 @@ def make_result(
     return EditResult(
         request=request,
         model=model,
+        made_with=dict(made_with),
         source_image=source_image,
         target_image=target_image,
         alignment=context.alignment,

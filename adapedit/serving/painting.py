@@ -52,6 +52,7 @@ class Painter:
         return make_result(
             request=edit.request,
             model=self.model.name,
+            made_with=self.model.made_with,
             context=edit.context,
             edited=edited,
             found=edit.method.findings(edit.context, part.seen, edited),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,13 @@ def test_the_description_has_what_was_found(result, tmp_path):
     description = json.loads((result.save(tmp_path / "out") / "edit.json").read_text())
     assert description["request"]["method"]["lambda_tau"] == 1.0 and description["request"]["height"] == 16
     assert [word["text"] for word in description["words"]] == SOURCE.replace("standing", "sitting").split()
+    made_with = description["made_with"]
+    assert (made_with["dtype"], made_with["device"], made_with["scheduler"]) == (
+        "float32",
+        "cpu",
+        "DDIMScheduler",
+    )
+    assert made_with["torch"] == version("torch")
     assert set(description["timings"]) == {"text", "observe", "edit", "decode", "total"}
 
 
