@@ -74,7 +74,7 @@ def build(folder: Path, count: int, seed: int = TRAIN_SEED, workers: int = 2, ch
             print(f"rendered {stop}/{count}", flush=True)
     images.flush()
     np.save(folder / "masks.part.npy", masks)
-    for name in ("images", "masks"):
+    for name in ("masks", "images"):  # where there are images the stage counts as done
         os.replace(folder / f"{name}.part.npy", folder / f"{name}.npy")
 
 

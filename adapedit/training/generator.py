@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from pathlib import Path
 
@@ -55,8 +56,9 @@ def encode_scenes(
     vae: AutoencoderKL, scenes: RenderedScenes, path: Path, count: int, batch: int = 32
 ) -> NDArray[np.float16]:
     """Latents (mean, unscaled) of the first `count` scenes, [n, C, GRID, GRID] float16, kept on disk."""
-    if path.exists():
-        return np.load(path)
+    count = min(count, len(scenes.images))
+    if path.exists() and len(stored := np.load(path)) == count:
+        return stored
     parts = []
     for start in range(0, count, batch):
         pixels = torch.from_numpy(np.array(scenes.images[start : min(start + batch, count)])).permute(
@@ -69,7 +71,9 @@ def encode_scenes(
             print(f"encoded {start}/{count}", flush=True)
     latents = np.concatenate(parts)
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.save(path, latents)
+    whole = path.with_suffix(".part.npy")
+    np.save(whole, latents)
+    os.replace(whole, path)
     return latents
 
 

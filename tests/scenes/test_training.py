@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +14,13 @@ from torch import nn
 from adapedit.metrics.looking import area_under_curve
 from adapedit.scenes.captions import VOCABULARY, caption
 from adapedit.scenes.reader import HEADS, Reader, labels
+from adapedit.training.__main__ import STAGES
 from adapedit.training.checkpoint import Trainee
 from adapedit.training.data import GRID, RenderedScenes, build, scene_at
-from adapedit.training.generator import map_loss, word_targets
+from adapedit.training.generator import encode_scenes, map_loss, word_targets
 from adapedit.training.reader import jitter, loss_of, to_pixels
 from adapedit.training.text import MAX_TOKENS, make_tokenizer
+from adapedit.training.vae import make_vae
 
 
 def test_every_known_word_is_one_token() -> None:
@@ -87,6 +91,46 @@ def test_rendered_scenes_are_written_whole(tmp_path: Path) -> None:
     assert scenes.images.shape == (6, 128, 128, 3) and scenes.masks.shape == (6, 2, GRID, GRID)
     assert (scenes.images.reshape(6, -1).std(1) > 10).all()
     assert not list(tmp_path.glob("*.part*"))
+
+
+def test_latents_that_were_cut_short_are_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build(tmp_path, 3, workers=1)
+    scenes, path = RenderedScenes.open(tmp_path), tmp_path / "latents.npy"
+    vae = make_vae().eval()
+    save = np.save
+
+    def interrupted(file: Path, array: np.ndarray) -> None:
+        save(file, array[:1])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(np, "save", interrupted)
+        encode_scenes(vae, scenes, path, 2)
+    assert not path.exists()
+    two = encode_scenes(vae, scenes, path, 2)
+    assert two.shape == (2, 8, GRID, GRID)
+    # Those of another number of scenes are no use, those of the same are read.
+    assert len(encode_scenes(vae, scenes, path, 3)) == 3
+    monkeypatch.setattr(type(vae), "encode", lambda *args: pytest.fail("encoded again"))
+    assert np.array_equal(encode_scenes(vae, scenes, path, 9)[:2], two)
+
+
+@pytest.mark.parametrize(("stage", "arguments"), STAGES)
+def test_every_stage_takes_what_make_train_gives_it(
+    stage: str, arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Parsed(Exception):
+        pass
+
+    parse = argparse.ArgumentParser.parse_args
+
+    def stop(parser: argparse.ArgumentParser) -> None:
+        parse(parser, list(arguments))
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
+    with pytest.raises(Parsed):
+        import_module(f"adapedit.training.{stage}").main()
 
 
 def test_the_reader_learns_from_rendered_scenes() -> None:
