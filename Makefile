@@ -49,9 +49,11 @@ $(VENV): $(INSTALLED)
 
 $(INSTALLED):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python %d.%d found, 3.10 or later wanted: make PYTHON=python3.12" % sys.version_info[:2])'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt $(PIP_FLAGS) -e ".[dev]"
 
+# What the training stages have written stays: it is hours of work. To begin anew: rm -rf out/training
 clean:
-	rm -rf out build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	test ! -d out || find out -mindepth 1 -maxdepth 1 ! -name training -exec rm -rf {} +
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find adapedit kernels engine export benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +
