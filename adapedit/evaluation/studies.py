@@ -53,7 +53,7 @@ ABLATIONS: Mapping[str, Mapping[str, Any]] = {
     "without DPS": {"dps": False},
     "without the mask": {"mask": False},
     "without the local blend": {"local_blend": False},
-    "the target's map alone": {"spatial_prompts": "target"},
+    "the target's map alone": {"observed_prompts": "target"},
     "the local blend alone": {
         "fwt": False,
         "dps": False,

@@ -29,9 +29,10 @@ class AdapEditMethod(Method):
     def observe(self, context: EditContext) -> EditPlan | None:
         """Averages for FWT and DPS: of the target prompt alone, or of the source's as well."""
         settings = self.settings
-        if settings.single_pass or not (settings.fwt or self._spatial):
+        blends = bool(settings.local_blend)
+        both = settings.observed_prompts == "both" and (self._spatial or blends)
+        if settings.single_pass or not (settings.fwt or self._spatial or both):
             return None
-        both = self._spatial and settings.spatial_prompts == "both"
         return context.plan((context.source, context.target) if both else (context.target,), collect=True)
 
     def plan(self, context: EditContext, observed: EditOutcome | None) -> EditPlan:
@@ -42,6 +43,7 @@ class AdapEditMethod(Method):
         self_share = settings.cross_replace_steps
         spatial_map = torch.ones(pixels)
         adaptive: Adaptive | None = None
+        seen_by_blend = None
         if observed is not None and observed.maps is not None and observed.features is not None:
             tracks = len(observed.maps)
             sources = torch.zeros(tracks, dtype=torch.int64, device=observed.maps.device)
@@ -50,6 +52,8 @@ class AdapEditMethod(Method):
                 word_steps, self_share = found.word_steps[-1].cpu(), float(found.self_share[-1])
             if self._spatial:
                 spatial_map = found.spatial_map[-1].cpu()
+            if tracks == 2:
+                seen_by_blend = observed.maps.cpu()
         elif settings.single_pass:
             adaptive = self.adaptive(context, tracks=2)
             if settings.fwt:
@@ -72,7 +76,7 @@ class AdapEditMethod(Method):
             self_query=rows,
             self_key=rows,
             adaptive=adaptive,
-            local_blend=local_blend(alignment, settings),
+            local_blend=local_blend(alignment, settings, seen_by_blend),
             collect=True,
         )
 
@@ -134,7 +138,7 @@ class AdapEditMethod(Method):
             relation=self._relation(),
             lambda_tau=settings.lambda_tau,
             lambda_spatial=settings.lambda_spatial,
-            joined=settings.spatial_prompts == "both",
+            joined=settings.observed_prompts == "both",
             self_layers=layers if from_relation else None,
         )
 

@@ -54,14 +54,17 @@ def with_word_values(values: Tensor, alignment: Alignment, changes: Iterable[Wor
     return values
 
 
-def local_blend(alignment: Alignment, settings: PromptToPrompt | AdapEdit) -> LocalBlend | None:
-    """The blend that the settings ask for."""
+def local_blend(
+    alignment: Alignment, settings: PromptToPrompt | AdapEdit, maps: Tensor | None = None
+) -> LocalBlend | None:
+    """The blend that the settings ask for. maps: see `LocalBlend`."""
     if not settings.local_blend:
         return None
     return LocalBlend(
         token_weights=blend_tokens(alignment, settings.local_blend),
         threshold=settings.blend_threshold,
         start=settings.blend_start,
+        maps=maps,
     )
 
 

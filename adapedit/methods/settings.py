@@ -73,8 +73,9 @@ class AdapEdit(_Settings):
     variant:        "paper", or "released": the authors' code's formulas (its threshold and normalisation, no DPS).
     single_pass:    FWT and DPS from running averages of the edit itself instead of a first pass over the target.
     spatial_map:    "static", or "per-step": DPS again at every step from what has been seen.
-    spatial_prompts: whose pictures the map is of: "target", as in the paper, or "both": the larger of the target's own
-                    and of what the edit is about in the source, where otherwise that would stay. Two rows a step more.
+    observed_prompts: whose pictures the first pass looks at: "target", as in the paper, or "both", at two rows a step
+                    more: the spatial map is the larger of the target's and of that of what the edit is about in the
+                    source, where otherwise that would stay; the local blend takes its places from that pass.
     fwt, dps, mask: switches for the ablations; without FWT every word has `cross_replace_steps`.
     self_replace_steps: share for self-attention; None: what FWT gives to tokens without a word.
     local_blend:    words outside whose places the source's latents are kept, as in Prompt-to-Prompt; true: those that
@@ -93,7 +94,7 @@ class AdapEdit(_Settings):
     variant: Literal["paper", "released"] = "paper"
     single_pass: bool = False
     spatial_map: Literal["static", "per-step"] = "static"
-    spatial_prompts: Literal["target", "both"] = "target"
+    observed_prompts: Literal["target", "both"] = "target"
     fwt: bool = True
     dps: bool = True
     mask: bool = True

@@ -22,17 +22,23 @@ class LocalBlend:
     token_weights: [K1, N], non-zero for the chosen tokens of each track (the source's row: its own words).
     threshold:     share of a map's peak above which a pixel belongs to the words.
     start:         share of the trajectory after which the blend acts.
+    maps:          [K1, P, N], averages of a pass before; None: those of the edit itself so far, which the blend has
+                   a part in: what it keeps out early stays out.
     """
 
     token_weights: Tensor
     threshold: float = 0.3
     start: float = 0.2
+    maps: Tensor | None = None
 
     def check(self, *, tracks: int, tokens: int) -> None:
         """Raise `BlendError` unless this fits a plan of so many tracks and tokens."""
         if tuple(self.token_weights.shape) != (tracks, tokens):
             got = tuple(self.token_weights.shape)
             raise BlendError(f"local_blend.token_weights has shape {got}, wanted ({tracks}, {tokens})")
+        if self.maps is not None and (self.maps.shape[0], *self.maps.shape[2:]) != (tracks, tokens):
+            got = tuple(self.maps.shape)
+            raise BlendError(f"local_blend.maps has shape {got}, wanted ({tracks}, pixels, {tokens})")
         for name, value in (("threshold", self.threshold), ("start", self.start)):
             if not 0 <= value <= 1:
                 raise BlendError(f"local_blend.{name} is {value}, wanted a share between 0 and 1")

@@ -99,9 +99,10 @@ def _mask(state: EditState, runner: Runner) -> Tensor:
     blend, (height, width) = state.plan.local_blend, state.latents.shape[-2:]
     if blend is None or not _blends(state):
         return torch.ones(state.plan.tracks, 1, height, width, device=state.latents.device)
-    assert state.map_sum is not None and state.tables.blend_tokens is not None
+    maps = state.map_sum if state.tables.blend_maps is None else state.tables.blend_maps
+    assert maps is not None and state.tables.blend_tokens is not None
     return blend_mask(
-        state.map_sum,
+        maps,
         state.tables.blend_tokens,
         state.tables.source_track,
         map_size=runner.specs.map_size(height, width),

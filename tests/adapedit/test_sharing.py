@@ -18,6 +18,10 @@ EDITS = (
     request(single_pass=True),
     request(SOURCE, LONGER, single_pass=True, lambda_s=0.7),
     request(SOURCE, LONGER, single_pass=True, lambda_tau=0.3),
+    request(SOURCE, LONGER, observed_prompts="both", local_blend=True, blend_threshold=0.8),
+    request(SOURCE, TARGET, observed_prompts="both", local_blend=True, blend_threshold=0.8),
+    request(SOURCE, LONGER, observed_prompts="both", lambda_tau=0.4),
+    request(SOURCE, LONGER, single_pass=True, observed_prompts="both"),
 )
 
 
