@@ -19,7 +19,7 @@ from adapedit_kernels.errors import AdapEditError
 
 @dataclass(frozen=True)
 class PromptToPromptMethod(Method):
-    """Replacement and refinement are the alignment's token map and own weight; re-weighting scales its columns."""
+    """Replacement and refinement are the alignment's token map and own weight; re-weighting scales both."""
 
     settings: PromptToPrompt
 
@@ -33,7 +33,8 @@ class PromptToPromptMethod(Method):
             (context.source, context.target),
             source_track=(0, 0),
             token_map=context.on_target(alignment.token_map * factors),
-            own_weight=context.on_target(alignment.own_weight),
+            # What an inserted word is given is its own map: while held that is scaled, and when free it is not.
+            own_weight=context.on_target(alignment.own_weight * factors),
             word_steps=context.on_target(word_steps),
             self_query=rows,
             self_key=rows,
@@ -64,6 +65,7 @@ def local_blend(
         token_weights=blend_tokens(alignment, settings.local_blend),
         threshold=settings.blend_threshold,
         start=settings.blend_start,
+        grow=settings.blend_grow,
         maps=maps,
     )
 
