@@ -142,11 +142,11 @@ def _same_schedule(one: Schedule, other: Schedule) -> bool:
 def _same_blend(one: LocalBlend | None, other: LocalBlend | None) -> bool:
     if one is None or other is None:
         return one is other
-    # The source's own words open the mask of every target, so they have to be the same ones. Its maps of a pass before
-    # are those of one source, whoever observed it.
+    # The source's own words open the mask of every target, so they have to be the same ones. Its places of a pass
+    # before are those of one source, whoever observed it.
     return (
-        (one.threshold, one.start) == (other.threshold, other.start)
-        and (one.maps is None) == (other.maps is None)
+        (one.threshold, one.start, one.grow) == (other.threshold, other.start, other.grow)
+        and (one.places is None) == (other.places is None)
         and _same(one.token_weights[0], other.token_weights[0])
     )
 
@@ -189,11 +189,11 @@ def _merged_blend(plans: Sequence[EditPlan]) -> LocalBlend | None:
     blends = [plan.local_blend for plan in plans if plan.local_blend is not None]
     if not blends:
         return None
-    known = [blend.maps for blend in blends if blend.maps is not None]
+    known = [blend.places for blend in blends if blend.places is not None]
     return replace(
         blends[0],
         token_weights=_behind_first([blend.token_weights for blend in blends]),
-        maps=_behind_first(known) if known else None,
+        places=_behind_first(known) if known else None,
     )
 
 

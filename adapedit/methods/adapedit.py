@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,13 +11,17 @@ from adapedit.alignment import Alignment
 from adapedit.methods.context import EditContext, Findings, Method
 from adapedit.methods.prompt_to_prompt import local_blend
 from adapedit.methods.settings import AdapEdit
-from adapedit_engine.adaptive import Adaptive, observe
+from adapedit_engine.adaptive import Adaptive, Found, observe
+from adapedit_engine.blend import LocalBlend, blend_mask, word_places
 from adapedit_engine.loop import EditOutcome
 from adapedit_engine.plan import EditPlan
 from adapedit_kernels import RelationSettings, word_relation
 
 RELEASED_THRESHOLD = 0.002
 """alpha_tau of the authors' code; the paper's is 0.03."""
+
+SPATIAL_CUT = 0.2
+"""What of the spatial map belongs to the edit, where the local blend goes by it."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +33,7 @@ class AdapEditMethod(Method):
     def observe(self, context: EditContext) -> EditPlan | None:
         """Averages for FWT and DPS: of the target prompt alone, or of the source's as well."""
         settings = self.settings
-        blends = bool(settings.local_blend)
-        both = settings.observed_prompts == "both" and (self._spatial or blends)
+        both = self._observes_both
         if settings.single_pass or not (settings.fwt or self._spatial or both):
             return None
         return context.plan((context.source, context.target) if both else (context.target,), collect=True)
@@ -43,7 +46,7 @@ class AdapEditMethod(Method):
         self_share = settings.cross_replace_steps
         spatial_map = torch.ones(pixels)
         adaptive: Adaptive | None = None
-        seen_by_blend = None
+        found: Found | None = None
         if observed is not None and observed.maps is not None and observed.features is not None:
             tracks = len(observed.maps)
             sources = torch.zeros(tracks, dtype=torch.int64, device=observed.maps.device)
@@ -52,8 +55,6 @@ class AdapEditMethod(Method):
                 word_steps, self_share = found.word_steps[-1].cpu(), float(found.self_share[-1])
             if self._spatial:
                 spatial_map = found.spatial_map[-1].cpu()
-            if tracks == 2:
-                seen_by_blend = observed.maps.cpu()
         elif settings.single_pass:
             adaptive = self.adaptive(context, tracks=2)
             if settings.fwt:
@@ -76,9 +77,32 @@ class AdapEditMethod(Method):
             self_query=rows,
             self_key=rows,
             adaptive=adaptive,
-            local_blend=local_blend(alignment, settings, seen_by_blend),
+            local_blend=self._blend(context, observed, found),
             collect=True,
         )
+
+    def _blend(
+        self, context: EditContext, observed: EditOutcome | None, found: Found | None
+    ) -> LocalBlend | None:
+        """The local blend, by what the pass before the edit saw of both prompts, where there is one."""
+        settings, blend = self.settings, local_blend(context.alignment, self.settings)
+        if blend is None or not self._observes_both:
+            return blend
+        (height, width), tracks = context.map_size, torch.arange(2)
+        # Places are found, cut and widened here, so that a plan that does not know them yet differs in nothing else.
+        blend = replace(blend, places=torch.zeros(2, height * width), threshold=0.5, grow=0)
+        if observed is None or observed.maps is None or found is None:
+            return blend
+        spatial, by = found.spatial_map.cpu(), settings.blend_by
+        places, cut = word_places(observed.maps.cpu(), blend.token_weights), settings.blend_threshold
+        grow = settings.blend_grow
+        # Of a place S covers most of the picture. Its words look here and there, and what is widened takes from the
+        # figures that have to stay.
+        if self._spatial and (by == "spatial-map" or (by == "auto" and float(spatial[-1].mean()) > 0.5)):
+            places, cut, grow = spatial, SPATIAL_CUT, 0
+        size = (height, width)
+        mask = blend_mask(places, tracks, map_size=size, latent_size=size, threshold=cut, grow=grow)
+        return replace(blend, places=mask.flatten(1))
 
     def findings(self, context: EditContext, observed: EditOutcome | None, edited: EditOutcome) -> Findings:
         word_steps = None if edited.word_steps is None else edited.word_steps[1].cpu()
@@ -96,6 +120,12 @@ class AdapEditMethod(Method):
         ).relation[0]
         warnings = collapse_warnings(alignment, relation, spatial if self._spatial else None)
         return Findings(word_steps=word_steps, relation=relation, spatial_map=spatial, warnings=warnings)
+
+    @property
+    def _observes_both(self) -> bool:
+        settings = self.settings
+        wanted = settings.observed_prompts == "both" and not settings.single_pass
+        return wanted and (self._spatial or bool(settings.local_blend))
 
     @property
     def _spatial(self) -> bool:

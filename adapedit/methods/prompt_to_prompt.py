@@ -55,10 +55,8 @@ def with_word_values(values: Tensor, alignment: Alignment, changes: Iterable[Wor
     return values
 
 
-def local_blend(
-    alignment: Alignment, settings: PromptToPrompt | AdapEdit, maps: Tensor | None = None
-) -> LocalBlend | None:
-    """The blend that the settings ask for. maps: see `LocalBlend`."""
+def local_blend(alignment: Alignment, settings: PromptToPrompt | AdapEdit) -> LocalBlend | None:
+    """The blend that the settings ask for."""
     if not settings.local_blend:
         return None
     return LocalBlend(
@@ -66,7 +64,6 @@ def local_blend(
         threshold=settings.blend_threshold,
         start=settings.blend_start,
         grow=settings.blend_grow,
-        maps=maps,
     )
 
 

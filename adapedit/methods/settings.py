@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from adapedit_kernels.errors import AdapEditError
 
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Cells = Annotated[int, Field(ge=0, le=64)]
 Knob = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -58,6 +59,7 @@ class PromptToPrompt(_Settings):
     local_blend: Words = ()
     blend_threshold: Share = 0.3
     blend_start: Share = 0.2
+    blend_grow: Cells = 1
     equalizer: tuple[WordValue, ...] = ()
 
 
@@ -76,6 +78,8 @@ class AdapEdit(_Settings):
     observed_prompts: whose pictures the first pass looks at: "target", as in the paper, or "both", at two rows a step
                     more: the spatial map is the larger of the target's and of that of what the edit is about in the
                     source, where otherwise that would stay; the local blend takes its places from that pass.
+    blend_by:       of both: what says where the blend lets the target be: the maps of `local_blend`'s words, or S;
+                    "auto": S where it covers more than half of the picture (a place), else the words.
     fwt, dps, mask: switches for the ablations; without FWT every word has `cross_replace_steps`.
     self_replace_steps: share for self-attention; None: what FWT gives to tokens without a word.
     local_blend:    words outside whose places the source's latents are kept, as in Prompt-to-Prompt; true: those that
@@ -101,8 +105,10 @@ class AdapEdit(_Settings):
     cross_replace_steps: Share = 0.8
     self_replace_steps: Share | None = None
     local_blend: Words = ()
+    blend_by: Literal["auto", "words", "spatial-map"] = "auto"
     blend_threshold: Share = 0.3
     blend_start: Share = 0.2
+    blend_grow: Cells = 1
 
 
 class MasaCtrl(_Settings):

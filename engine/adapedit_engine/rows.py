@@ -67,7 +67,7 @@ class RowTables:
     adaptive: Adaptive | None  # the plan's, with its tensors on the device
     adaptive_layers: Tensor | None  # [L, B] bool, rows and layers that FWT's self share acts on
     blend_tokens: Tensor | None  # [K1, N]
-    blend_maps: Tensor | None  # [K1, P, N]
+    blend_places: Tensor | None  # [K1, P]
     late: (
         RowTables | None
     )  # the tables from step `late_from` on, where the plan stops guidance before its end
@@ -115,7 +115,7 @@ class RowTables:
             adaptive=None if plan.adaptive is None else plan.adaptive.to(device),
             adaptive_layers=_adaptive_layers(plan, source_row != rows, device),
             blend_tokens=None if plan.local_blend is None else plan.local_blend.token_weights.to(device),
-            blend_maps=_blend_maps(plan, device),
+            blend_places=_blend_places(plan, device),
             late=cls.build(without_guidance(plan), runner)
             if late_from < plan.steps and guidance > 1
             else None,
@@ -287,6 +287,6 @@ def _on(tensor: Tensor | None, device: torch.device, dtype: torch.dtype) -> Tens
     return None if tensor is None else tensor.flatten(0, 1).to(device, dtype)
 
 
-def _blend_maps(plan: EditPlan, device: torch.device) -> Tensor | None:
-    maps = None if plan.local_blend is None else plan.local_blend.maps
-    return None if maps is None else maps.to(device, torch.float32)
+def _blend_places(plan: EditPlan, device: torch.device) -> Tensor | None:
+    places = None if plan.local_blend is None else plan.local_blend.places
+    return None if places is None else places.to(device, torch.float32)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from adapedit_engine.blend import blend_mask
+from adapedit_engine.blend import blend_mask, word_places
 from adapedit_engine.layout import Layout, join
 from adapedit_engine.runners import Runner
 from adapedit_kernels import guided_step
@@ -99,13 +99,15 @@ def _mask(state: EditState, runner: Runner) -> Tensor:
     blend, (height, width) = state.plan.local_blend, state.latents.shape[-2:]
     if blend is None or not _blends(state):
         return torch.ones(state.plan.tracks, 1, height, width, device=state.latents.device)
-    maps = state.map_sum if state.tables.blend_maps is None else state.tables.blend_maps
-    assert maps is not None and state.tables.blend_tokens is not None
+    places, tokens = state.tables.blend_places, state.tables.blend_tokens
+    if places is None:
+        assert state.map_sum is not None and tokens is not None
+        places = word_places(state.map_sum, tokens)
     return blend_mask(
-        maps,
-        state.tables.blend_tokens,
+        places,
         state.tables.source_track,
         map_size=runner.specs.map_size(height, width),
         latent_size=(height, width),
         threshold=blend.threshold,
+        grow=blend.grow,
     )
