@@ -59,6 +59,12 @@ def export(
         int | None, typer.Option(help="Of the pictures, in pixels.", rich_help_panel=EXPORT)
     ] = None,
     opset: Annotated[int, typer.Option(help="Of ONNX; 23 has fused attention.", rich_help_panel=EXPORT)] = 23,
+    plugin: Annotated[
+        bool,
+        typer.Option(
+            "--plugin", help="Write the UNet for full TensorRT's plug-in, too.", rich_help_panel=EXPORT
+        ),
+    ] = False,
     check_steps: Annotated[
         int, typer.Option(help="Steps of the edit that the graphs are checked along.", rich_help_panel=EXPORT)
     ] = 10,
@@ -74,6 +80,7 @@ def export(
         height=height,
         width=width,
         opset=opset,
+        plugin=plugin,
         check_steps=check_steps,
     )
     from adapedit.bundle import checkpoint_of
@@ -104,6 +111,7 @@ def inspect(folder: BundleFolder, json: o.Json = False) -> None:
     epilog=_examples(
         "adapedit build bundle --compute-capability 8.9",
         "adapedit build bundle --workload throughput --refit",
+        "adapedit build tuned-bundle --refit-from bundle",
     )
 )
 def build(
@@ -117,6 +125,21 @@ def build(
     ] = None,
     refit: Annotated[
         bool, typer.Option("--refit", help="Leave the weights exchangeable.", rich_help_panel=PLAN)
+    ] = False,
+    refit_from: Annotated[
+        Path | None,
+        typer.Option(
+            help="Take the plans of this bundle, built with --refit, with this one's weights.",
+            rich_help_panel=PLAN,
+        ),
+    ] = None,
+    plugin: Annotated[
+        bool,
+        typer.Option(
+            "--plugin",
+            help="Use the project's kernel for edited attention: full TensorRT.",
+            rich_help_panel=PLAN,
+        ),
     ] = False,
     library: Annotated[
         str | None,
@@ -133,8 +156,16 @@ def build(
 
     bundle = Bundle.open(folder)
     tensorrt = load(library) if library else load_builder()
+    if refit_from is not None:
+        from adapedit_export.tensorrt.refit import refit_plans
+
+        show.plans(bundle, refit_plans(Bundle.open(refit_from), bundle, tensorrt), json)
+        return
     options = BuildOptions(
-        workload=workload_of(workload.value), compute_capability=compute_capability, refit=refit
+        workload=workload_of(workload.value),
+        compute_capability=compute_capability,
+        refit=refit,
+        plugin=plugin,
     )
     with show.bar() as progress:
         records = build_plans(bundle, tensorrt, options, progress=progress)

@@ -24,6 +24,8 @@ from adapedit_engine.manifest import (
 
 PLANS_FOLDER = "plans"
 GRAPHS = ("text_encoder", "text_projection", "unet", "vae_decoder", "vae_encoder")
+PLUGIN_GRAPH = "unet_plugin"
+"""The UNet with nodes that only full TensorRT with the project's plug-in takes; not in every bundle."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +69,10 @@ class Bundle:
         """SHA-256 over a graph's structure and weights: a plan made from another one is stale."""
         spec = self.graph(graph)
         parts = [self.manifest.files[spec.file].sha256]
-        weights = self.manifest.files.get(spec.file + ".data")
-        if weights is not None:
-            parts.append(weights.sha256)
+        for file in (spec.file, *(() if spec.shares is None else (self.graph(spec.shares).file,))):
+            weights = self.manifest.files.get(f"{file}.data")
+            if weights is not None:
+                parts.append(weights.sha256)
         return parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
@@ -157,6 +160,7 @@ __all__ = [
     "FORMAT",
     "GRAPHS",
     "PLANS_FOLDER",
+    "PLUGIN_GRAPH",
     "Bundle",
     "BundleError",
     "FileSpec",

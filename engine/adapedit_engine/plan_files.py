@@ -93,7 +93,8 @@ def read_records(bundle: Bundle) -> list[PlanRecord]:
 
 def is_stale(bundle: Bundle, record: PlanRecord) -> bool:
     """Whether the plan was built from another graph or other weights than the bundle has now."""
-    return record.key.onnx_sha256 != bundle.graph_hash(record.key.graph)
+    graph = record.key.graph
+    return graph not in bundle.manifest.graphs or record.key.onnx_sha256 != bundle.graph_hash(graph)
 
 
 def find_plan(
@@ -125,6 +126,16 @@ def find_plan(
     raise BundleError(
         f"{bundle.folder} has no plan of {graph} for {family} {version} and compute capability "
         f"{compute_capability} (there: {there or 'none'}); build it: adapedit build {bundle.folder}"
+    )
+
+
+def has_plan(bundle: Bundle, graph: str, *, family: str, version: str, compute_capability: str) -> bool:
+    """Whether `find_plan` finds one."""
+    wanted = (graph, family, version, compute_capability)
+    return any(
+        (r.key.graph, r.key.family, r.key.version, r.key.compute_capability) == wanted
+        and not is_stale(bundle, r)
+        for r in read_records(bundle)
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,9 @@ from adapedit_engine.controls import Controls
 from adapedit_engine.exchange import Exchange
 from adapedit_engine.reuse import Reuse
 from adapedit_kernels import edited_attention_with_maps
+
+Attend = Callable[..., tuple[Tensor, Tensor | None]]
+"""`edited_attention_with_maps`, or what takes its arguments and gives what it gives."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,13 +108,23 @@ class CrossAttentionProcessor:
     level:            number of halvings of the latent side at this layer.
     reports_maps:     this layer is at the map resolution.
     reports_features: this layer's input is the visual features.
+    attend:           computes the attention.
     """
 
-    def __init__(self, index: int, *, level: int, reports_maps: bool, reports_features: bool) -> None:
+    def __init__(
+        self,
+        index: int,
+        *,
+        level: int,
+        reports_maps: bool,
+        reports_features: bool,
+        attend: Attend = edited_attention_with_maps,
+    ) -> None:
         self.index = index
         self.level = level
         self.reports_maps = reports_maps
         self.reports_features = reports_features
+        self.attend = attend
 
     def __call__(
         self,
@@ -137,7 +150,7 @@ class CrossAttentionProcessor:
         wanted = call.capture is not None and self.reports_maps
         # One implementation for every call, edited or not, maps wanted or not: fused attention for the plain
         # ones would round differently, and the source of an edit would no longer be the plain generation.
-        mixed, maps = edited_attention_with_maps(
+        mixed, maps = self.attend(
             query, key, value, scale=attn.scale, maps=wanted, check_values=False, **self._edit(call)
         )
         if call.exchange is not None:  # the replayed rows were there to be looked at

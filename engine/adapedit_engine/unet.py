@@ -14,6 +14,7 @@ from adapedit_engine.controls import CONTROL_NAMES, ControlError, Controls
 from adapedit_engine.exchange import Exchange
 from adapedit_engine.layers import find_layers
 from adapedit_engine.processors import (
+    Attend,
     AttentionCall,
     Capture,
     CrossAttentionProcessor,
@@ -23,6 +24,7 @@ from adapedit_engine.processors import (
 from adapedit_engine.reuse import Reuse
 from adapedit_engine.shallow import deep_features, shallow_predict
 from adapedit_engine.specs import ModelSpecs, features_layer, resolve_map_level
+from adapedit_kernels import edited_attention_with_maps
 
 INPUT_NAMES = ("sample", "timestep", "encoder_hidden_states", *CONTROL_NAMES)
 OUTPUT_NAMES = ("noise_pred", "cross_attention_maps", "visual_features")
@@ -55,8 +57,16 @@ class ControlledUNet(nn.Module):
     Differentiable: nothing here is detached or done in place.
     """
 
-    def __init__(self, unet: nn.Module, *, map_divisor: int | None = None) -> None:
+    def __init__(
+        self,
+        unet: nn.Module,
+        *,
+        map_divisor: int | None = None,
+        attend: Attend = edited_attention_with_maps,
+    ) -> None:
         """`map_divisor`: latent side over map side (SD: 2, the default where the UNet has that level).
+
+        attend: computes cross-attention; an export gives one that stays a node of its own.
 
         Raises `UnsupportedModelError` for models outside the family and for divisors without cross-attention.
         """
@@ -83,7 +93,11 @@ class ControlledUNet(nn.Module):
         ]
         for i, layer in enumerate(cross_layers):
             processor = CrossAttentionProcessor(
-                i, level=layer.level, reports_maps=layer.level == map_level, reports_features=i == features
+                i,
+                level=layer.level,
+                reports_maps=layer.level == map_level,
+                reports_features=i == features,
+                attend=attend,
             )
             pairs.append((unet.get_submodule(layer.name), processor))
         self._pairs = tuple(pairs)

@@ -22,10 +22,10 @@ from adapedit_export.tensorrt.build import (
     BuildOptions,
     build_plans,
     capabilities,
-    refit_plan,
     serialise,
     target_capability,
 )
+from adapedit_export.tensorrt.refit import refit_plan, refit_plans
 from adapedit_export.tensorrt.workloads import WORKLOADS, Workload, profiles_of, workload_of
 
 pytestmark = pytest.mark.skipif(
@@ -212,6 +212,8 @@ def test_exchangeable_weights_need_a_gpu(copied, tensorrt):
     record = build_plans(copied, tensorrt, options(graphs=SMALL[:1]))[0]
     with pytest.raises(ExportError, match="was built without refit; build it again with --refit"):
         refit_plan(record, copied, copied, tensorrt)
+    with pytest.raises(ExportError, match=r"has no plan of tensorrt-rtx .* whose weights can be exchanged"):
+        refit_plans(copied, copied, tensorrt)
     assert key_of(copied, "unet", refit=True).name != key_of(copied, "unet").name
 
 

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from adapedit_engine.bundle import GRAPHS, PLANS_FOLDER, Bundle, BundleError, FileSpec, check_file, sha256_of
+from adapedit_engine.bundle import (
+    GRAPHS,
+    PLANS_FOLDER,
+    PLUGIN_GRAPH,
+    Bundle,
+    BundleError,
+    FileSpec,
+    check_file,
+    sha256_of,
+)
 from adapedit_engine.plan_files import PlanKey, PlanRecord, read_records, write_record
-from adapedit_engine.runners import RunnerError
 from adapedit_engine.runners.tensorrt_library import Messages, TensorRT
 from adapedit_export.options import ExportError
+from adapedit_export.tensorrt import plugin
 from adapedit_export.tensorrt.network import add_profiles, check_network, parse
 from adapedit_export.tensorrt.workloads import Workload, profiles_of
 
@@ -26,11 +38,15 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
-    """compute_capability: "8.0", "8.9", ...; None: that of the GPU here. refit: leave the weights exchangeable."""
+    """compute_capability: "8.0", "8.9", ...; None: that of the GPU here. refit: leave the weights exchangeable.
+
+    plugin: build the UNet from the graph that takes the project's plug-in, which full TensorRT alone can do.
+    """
 
     workload: Workload
     compute_capability: str | None = None
     refit: bool = False
+    plugin: bool = False
     graphs: Sequence[str] = GRAPHS
 
 
@@ -47,8 +63,11 @@ def build_plans(
         raise ExportError(
             "--refit needs an NVIDIA GPU where the plan is built, and none is here; build without it"
         )
+    if options.plugin:
+        use_plugin(bundle, tensorrt, capability)
     records = []
     for graph in options.graphs:
+        graph = PLUGIN_GRAPH if options.plugin and graph == "unet" else graph
         profiles = profiles_of(graph, bundle.graph(graph), options.workload)
         key = PlanKey(
             graph=graph,
@@ -161,6 +180,26 @@ def configure(tensorrt: TensorRT, config: Any, key: PlanKey) -> None:
         config.set_flag(trt.BuilderFlag.REFIT)
 
 
+def use_plugin(bundle: Bundle, tensorrt: TensorRT, capability: str) -> None:
+    """Make the plug-in of edited cross-attention known. Raises `ExportError` where it can't be used."""
+    if tensorrt.flavour != "tensorrt":
+        raise ExportError(
+            f"the plug-in is for full TensorRT, this is {tensorrt.flavour}; build without --plugin: "
+            "the plain graph needs none"
+        )
+    if PLUGIN_GRAPH not in bundle.manifest.graphs:
+        raise ExportError(f"{bundle.folder} has no graph for the plug-in; export it with --plugin")
+    if find_spec("triton") is None:
+        raise ExportError("the plug-in's kernel is compiled by Triton; pip install 'adapedit[gpu]'")
+    _register(tensorrt.module, int(capability.replace(".", "")))
+
+
+@lru_cache
+def _register(trt: Any, capability: int) -> None:
+    # Once in a process: TensorRT refuses a name that it knows.
+    plugin.register(trt, importlib.import_module(f"{trt.__name__}.plugin"), capability=capability)
+
+
 def _existing(bundle: Bundle, key: PlanKey) -> PlanRecord | None:
     for record in read_records(bundle):
         if record.key == key:
@@ -203,41 +242,3 @@ def _monitor(trt: Any, graph: str, progress: Progress) -> Any:
             self.steps.pop(name, None)
 
     return Monitor()
-
-
-def refit_plan(record: PlanRecord, source: Bundle, bundle: Bundle, tensorrt: TensorRT) -> PlanRecord:
-    """Put the weights of `bundle` into a plan that `source` was built with and left exchangeable.
-
-    Needs a GPU, where plans are loaded. Raises `RunnerError` or `ExportError` in one line.
-    """
-    if not record.key.refit:
-        raise ExportError(f"{record.file_name} was built without refit; build it again with --refit")
-    if not torch.cuda.is_available():
-        raise RunnerError("a refit loads the plan, which needs an NVIDIA GPU; build a plan of its own here")
-    from dataclasses import replace
-
-    from adapedit_engine.plan_files import read_plan
-    from adapedit_engine.runners.tensorrt import deserialise
-
-    start = time.perf_counter()
-    trt, messages = tensorrt.module, Messages(tensorrt)
-    engine = deserialise(tensorrt, read_plan(source, record), record.file_name)
-    refitter = trt.Refitter(engine, messages.logger)
-    fed = trt.OnnxParserRefitter(refitter, messages.logger).refit_from_file(
-        str(bundle.graph_path(record.key.graph))
-    )
-    if not fed or not refitter.refit_cuda_engine():
-        raise ExportError(f"{record.file_name} does not take these weights: {messages.first()}")
-    key = replace(record.key, onnx_sha256=bundle.graph_hash(record.key.graph))
-    folder = bundle.folder / PLANS_FOLDER
-    folder.mkdir(exist_ok=True)
-    path = folder / f"{key.name}.plan"
-    path.write_bytes(bytes(engine.serialize()))
-    renewed = replace(
-        record,
-        key=key,
-        file=FileSpec(bytes=path.stat().st_size, sha256=sha256_of(path)),
-        build_seconds=round(time.perf_counter() - start, 3),
-    )
-    write_record(folder, renewed)
-    return renewed
