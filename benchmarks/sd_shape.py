@@ -207,26 +207,32 @@ def main() -> None:
             found = measured(lambda: plan(shape, precision, folder, given.compute_capability))
         print(json.dumps(found))
         return
+    chosen = argparse.Namespace(shape=given.shape, precision=given.precision, device="cpu")
     results: dict[str, Any] = {}
+    report = {"benchmark": "sd_shape", **environment(chosen), "results": results}
+    report["versions"] |= {name: version(name) for name in PACKAGES}
+
+    def keep() -> None:
+        # After every part: they take minutes, and an interruption shall not lose those that are done.
+        if given.out is not None:
+            given.out.parent.mkdir(parents=True, exist_ok=True)
+            given.out.write_text(json.dumps(report, indent=2) + "\n")
+
     with tempfile.TemporaryDirectory() as temporary:
         for precision in given.precision:
             folder = (given.folder or Path(temporary)) / f"{given.shape}-{precision}"
             common = ["--shape", given.shape, "--precision", precision, "--folder", str(folder)]
             found = results[precision] = {"export": apart([*common, "--part", "export"])}
+            keep()
             if "failed" in found["export"]:
                 continue
             if not given.no_plan:
                 capability = ["--compute-capability", given.compute_capability]
                 found["plan"] = apart([*common, *capability, "--part", "plan"])
+                keep()
             found["check"] = apart([*common, "--part", "check"])
-    chosen = argparse.Namespace(shape=given.shape, precision=given.precision, device="cpu")
-    report = {"benchmark": "sd_shape", **environment(chosen), "results": results}
-    report["versions"] |= {name: version(name) for name in PACKAGES}
-    text = json.dumps(report, indent=2)
-    print(text)
-    if given.out is not None:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(text + "\n")
+            keep()
+    print(json.dumps(report, indent=2))
 
 
 if __name__ == "__main__":
