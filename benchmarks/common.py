@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import random
 import statistics
 import subprocess
 import sys
@@ -61,6 +62,44 @@ def request(place: int, steps: int, **fields: Any) -> Any:
     source, target = PAIRS[place % len(PAIRS)]
     known = {"source_prompt": source, "target_prompt": target, "seed": place, "num_inference_steps": steps}
     return EditRequest(**{**known, **fields})
+
+
+def lengths(most: int) -> tuple[int, ...]:
+    """Steps that unrelated edits ask for, each as often as the others: from a look at what comes to the whole."""
+    return tuple(max(1, most // divisor) for divisor in (8, 4, 2, 1))
+
+
+def unrelated(count: int, most_steps: int, first: int = 0) -> list[Any]:
+    """Edits with nothing in common: other prompts, seeds, steps and methods, the same ones every time."""
+    from adapedit.methods.settings import AdapEdit, PromptToPrompt
+
+    methods = (AdapEdit(), AdapEdit(), AdapEdit(single_pass=True), PromptToPrompt())
+    random_ = random.Random(first)
+    return [
+        request(place, random_.choice(lengths(most_steps)), method=random_.choice(methods))
+        for place in range(first, first + count)
+    ]
+
+
+def row_steps(asked: Any) -> int:
+    """Rows of the UNet that an edit takes, over all its steps."""
+    two_passes = asked.method.name == "adapedit" and not asked.method.single_pass
+    return (6 if two_passes else 4) * asked.num_inference_steps
+
+
+def grey_levels(one: Any, other: Any) -> int:
+    """The largest difference between two results' pictures."""
+    import numpy as np
+
+    pairs = ((one.source_image, other.source_image), (one.target_image, other.target_image))
+    return max(int(np.abs(np.asarray(a, np.int16) - np.asarray(b, np.int16)).max()) for a, b in pairs)
+
+
+def gate(apart: int) -> int:
+    """Ways whose pictures differ by more than a grey level do different things: nothing is timed then."""
+    if apart > 1:
+        raise SystemExit(f"parity: pictures differ by {apart} grey levels, wanted 1 at most: not timed")
+    return apart
 
 
 def timed(
@@ -175,14 +214,19 @@ def environment(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def write(name: str, options: argparse.Namespace, data: Mapping[str, Any]) -> Path:
-    """`<results>/<name>.json`, or `<name>.quick.json` of a quick run; and the same on stdout."""
+    """Write `file_name`'s file below the results, and the same on stdout."""
     options.results.mkdir(parents=True, exist_ok=True)
-    path = options.results / f"{name}{'.quick' if options.quick else ''}.json"
+    path = options.results / file_name(name, options.device, options.quick)
     text = json.dumps({"benchmark": name, **environment(options), **data}, indent=1)
     path.write_text(text + "\n", encoding="utf-8")
     print(text)
     print(f"written to {path}", file=sys.stderr)
     return path
+
+
+def file_name(name: str, device: str, quick: bool) -> str:
+    """`<name>.json`; `.cuda` before the ending for runs on a GPU, which do not replace the CPU's, and `.quick`."""
+    return f"{name}{'.cuda' if device.startswith('cuda') else ''}{'.quick' if quick else ''}.json"
 
 
 def _processor() -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 480, 300, 62, 46, 34
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 480, 300, 62, 46, 50
 COLOURS = ("#1f6feb", "#d1242f", "#1a7f37", "#8250df")
 
 
@@ -34,20 +35,23 @@ def chart(path: Path, title: str, x_label: str, y_label: str, series: Sequence[S
         f'<g transform="rotate(-90 14 {HEIGHT / 2})">{_text(14, HEIGHT / 2, y_label)}</g>',
         f'<path d="M{left} {top}V{bottom}H{right}" fill="none" stroke="#57606a"/>',
     ]
-    for i in range(5):
-        x, y = most_x * i / 4, most_y * i / 4
-        parts += [
-            _text(place(x, 0)[0], bottom + 16, f"{x:.3g}"),
-            _text(left - 24, place(0, y)[1] + 4, f"{y:.3g}"),
-        ]
+    parts += [_text(place(x, 0)[0], bottom + 16, f"{x:.4g}") for x in ticks(most_x)]
+    parts += [_text(left - 24, place(0, y)[1] + 4, f"{y:.4g}") for y in ticks(most_y)]
     for i, line in enumerate(series):
         colour = COLOURS[i % len(COLOURS)]
         points = [place(x, y) for x, y in zip(line.x, line.y, strict=True)]
         corners = " ".join(f"{x},{y}" for x, y in points)
         parts.append(f'<polyline points="{corners}" fill="none" stroke="{colour}" stroke-width="2"/>')
         parts += [f'<circle cx="{x}" cy="{y}" r="3" fill="{colour}"/>' for x, y in points]
-        parts.append(_text(left + 60, top + 14 + 15 * i, line.name, colour=colour))
+        parts.append(_text(left + 50 + 110 * i, top - 10, line.name, colour=colour))
     path.write_text("\n".join([*parts, "</svg>"]) + "\n", encoding="utf-8")
+
+
+def ticks(most: float) -> list[float]:
+    """Round numbers from 0 to `most`, three to seven of them."""
+    unit = 10.0 ** math.floor(math.log10(most))
+    step = next(unit * share for share in (0.2, 0.5, 1.0, 2.0) if most / (unit * share) < 6)
+    return [step * i for i in range(int(most / step + 1e-9) + 1)]
 
 
 def _text(x: float, y: float, text: str, *, size: int = 11, colour: str = "#24292f") -> str:

@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import RESULTS
-from benchmarks.plot import Series, chart
+from benchmarks.common import RESULTS, file_name
+from benchmarks.goals import goals
 from benchmarks.render_evaluation import table, take, write_page
+from benchmarks.render_serving import SERVING
 
 
 def main() -> None:
@@ -28,14 +29,25 @@ def main() -> None:
     if options.evaluation is not None:
         take(options.evaluation, options.results / "evaluation")
     write_page(options.results / "evaluation")
-    parts = ["# Measured\n"]
+    parts = ["# Measured\n", *goals(lambda name, device: read(options, name, device)), ""]
     for name, section in SECTIONS.items():
-        path = options.results / f"{name}{'.quick' if options.quick else ''}.json"
-        if path.exists():
-            data = json.loads(path.read_text(encoding="utf-8"))
-            parts += [f"## {name.capitalize()}\n", *section(data, options.results), f"\n{origin(data)}\n"]
+        for device, title in (("cpu", name.capitalize()), ("cuda", f"{name.capitalize()}, on a GPU")):
+            data = read(options, name, device)
+            if data is not None:
+                # Plots of both devices have the same names.
+                folder = options.results / ("" if device == "cpu" else "gpu")
+                folder.mkdir(parents=True, exist_ok=True)
+                text = "\n".join(section(data, folder))
+                text = text if device == "cpu" else text.replace("](", "](gpu/")
+                parts += [f"## {title}\n", text, f"\n{origin(data)}\n"]
     (options.results / "README.md").write_text("\n".join(parts), encoding="utf-8")
     print(options.results / "README.md")
+
+
+def read(options: argparse.Namespace, name: str, device: str) -> dict[str, Any] | None:
+    """What a benchmark wrote; None where it has not been run there."""
+    path = options.results / file_name(name, device, options.quick)
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
 
 
 def origin(data: Mapping[str, Any]) -> str:
@@ -81,82 +93,6 @@ def _times(data: Mapping[str, Any], _: Path) -> list[str]:
     return [table(head, rows), "", *stages, "", "; ".join(facts) + "."]
 
 
-def _throughput(data: Mapping[str, Any], results: Path) -> list[str]:
-    rows = [(name, rate) for name, rate in data["edits_per_s"].items()]
-    arrivals = [(name, *data["arrivals"][name]["latency_s"].values()) for name in ("scheduler", "static")]
-    times = data["row_times"]
-    plot = Series("ms a row", [int(n) for n in times], [t["ms_a_row"] for t in times.values()])
-    chart(results / "rows.svg", "Cost of a row", "rows in a call", "ms a row", [plot])
-    return [
-        table(("", "edits/s"), rows),
-        "",
-        table(("at random times, latency in s", "mean", "p50", "p95", "p99"), arrivals),
-        "",
-        f"The scheduler makes {data['scheduler_over_one_by_one']} times the edits of one by one and "
-        f"{data['scheduler_over_best_static']} times those of the best static batches; at "
-        f"{data['arrivals']['edits_per_s']} arrivals a second "
-        f"its p95 is {data['p95_over_static']} of static batching's.",
-        "",
-        "![Cost of a row](rows.svg)",
-    ]
-
-
-def _scaling(data: Mapping[str, Any], results: Path) -> list[str]:
-    rows = [
-        (name, f"{fit['slope']:.4g}", f"{fit['intercept']:.3g}", f"{fit['r2']:.4f}")
-        for name, fit in data["lines"].items()
-    ]
-    for name in ("steps", "edits"):
-        times = data["times"][name]
-        series = Series(name, [int(n) for n in times], [t["least_s"] for t in times.values()])
-        chart(results / f"{name}.svg", f"Cost by {name}", name, "seconds", [series])
-    return [
-        table(("cost by", "slope, s", "intercept, s", "R²"), rows),
-        "",
-        f"Eight edits of one source cost {data['eight_of_one_source_over_one_by_one']} of eight one by one, "
-        f"{data['eight_of_one_source_over_one_batch']} of the eight in one batch.",
-        "",
-        "![Cost by steps](steps.svg) ![Cost by edits](edits.svg)",
-    ]
-
-
-def _simulate(data: Mapping[str, Any], results: Path) -> list[str]:
-    rows = []
-    for load in data["loads"]:
-        for name in ("scheduler", "static"):
-            latency, run = load[name]["latency_s"], load[name]
-            rows.append(
-                (
-                    load["share_of_capacity"],
-                    name,
-                    run["edits_per_s"],
-                    latency["p50"],
-                    latency["p95"],
-                    latency["p99"],
-                    f"{run['device_busy']:.0%}",
-                )
-            )
-    shares = [load["share_of_capacity"] for load in data["loads"]]
-    series = [
-        Series(n, shares, [load[n]["latency_s"]["p95"] for load in data["loads"]])
-        for n in ("scheduler", "static")
-    ]
-    chart(results / "tail.svg", "Tail latency, simulated", "arrivals / capacity", "p95, s", series)
-    return [
-        table(("load", "", "edits/s", "p50 s", "p95 s", "p99 s", "busy"), rows),
-        "",
-        f"Capacity, edits/s: {data['capacity_edits_per_s']}.",
-        "",
-        "![Tail latency](tail.svg)",
-    ]
-
-
-def _soak(data: Mapping[str, Any], _: Path) -> list[str]:
-    names = ("edits", "outcomes", "faults_raised", "calls_tried_again", "survivors_compared",
-             "largest_difference_grey_levels", "growth_mib_second_half")  # fmt: skip
-    return [table(("", ""), [(name.replace("_", " "), data[name]) for name in names])]
-
-
 def _approximations(data: Mapping[str, Any], _: Path) -> list[str]:
     rows = []
     for name, found in data["approximations"].items():
@@ -172,10 +108,7 @@ def _approximations(data: Mapping[str, Any], _: Path) -> list[str]:
 SECTIONS: dict[str, Callable[[Mapping[str, Any], Path], list[str]]] = {
     "latency": _times,
     "overhead": _times,
-    "throughput": _throughput,
-    "scaling": _scaling,
-    "simulate": _simulate,
-    "soak": _soak,
+    **SERVING,
     "approximations": _approximations,
 }
 

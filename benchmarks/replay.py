@@ -5,8 +5,6 @@ from __future__ import annotations
 from itertools import count
 from typing import Any
 
-import numpy as np
-
 from adapedit.methods.settings import AdapEdit, MasaCtrl, PromptToPrompt
 from benchmarks import common
 
@@ -57,7 +55,7 @@ def measure(pipe: Any, method: Any, options: Any, wait: Any) -> dict[str, Any]:
             wait,
         )
         pairs = [(plain.submit(request(0, t)), keeping.submit(request(0, t))) for t in TARGETS]
-        apart = max(difference(one.result(), other.result()) for one, other in pairs)
+        apart = common.gate(max(common.grey_levels(one.result(), other.result()) for one, other in pairs))
         stats = keeping.stats.trajectories
     alone, first, second = (times[name]["least_s"] for name in ("alone", "first", "second"))
     return {
@@ -68,12 +66,6 @@ def measure(pipe: Any, method: Any, options: Any, wait: Any) -> dict[str, Any]:
         "largest_difference_in_grey_levels": apart,
         "cache": {"hits": stats.hits, "misses": stats.misses, "evictions": stats.evictions},
     }
-
-
-def difference(one: Any, other: Any) -> int:
-    """Of two results' pictures."""
-    pairs = ((one.source_image, other.source_image), (one.target_image, other.target_image))
-    return max(int(np.abs(np.asarray(a, np.int16) - np.asarray(b, np.int16)).max()) for a, b in pairs)
 
 
 if __name__ == "__main__":

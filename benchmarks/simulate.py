@@ -1,22 +1,30 @@
 """The scheduler on a device of paper, over thousands of arrivals: `python -m benchmarks.simulate`.
 
-The same code that serves edits, against static batching, at the size of Stable Diffusion v1.4. A call costs
-`--call-seconds` and `--row-seconds` a row, padding included. The defaults are stated, not measured: 0.68 TFLOP a
+The same code that serves edits, against static batching, at the size of Stable Diffusion v1.4 in slots. There a call
+costs `--call-seconds` and `--row-seconds` a row, padding included. The defaults are stated, not measured: 0.68 TFLOP a
 row at a quarter of the 788 TFLOP/s that a matrix product reaches on an H200, and 4 ms for what does not grow with rows.
+Where `benchmarks.throughput` has left its times of this machine's rows, the same is simulated with those, too, and
+without slots.
 """
 
 from __future__ import annotations
 
+import json
 import random
 import time
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from adapedit_engine.scheduler import SLOT_SIZES, Passes, Scheduler
+from adapedit_engine.scheduler import SLOT_SIZES, Passes, Scheduler, slot_for
 from benchmarks import common
+from benchmarks.static_batching import Passes as Paper
+from benchmarks.static_batching import burst_times, on_paper
 from benchmarks.virtual_device import VirtualClock, VirtualExecutor, VirtualPlan
 
 LOADS = (0.5, 0.7, 0.8, 0.9)
+STATIC = (2, 4, 8)
+Cost = Callable[[int], float]
 
 
 def main() -> None:
@@ -26,77 +34,122 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.arrivals = 300
+    devices: dict[str, tuple[Cost, Sequence[int] | None, int]] = {
+        "SD v1.4, stated": (
+            lambda rows: options.call_seconds + options.row_seconds * rows,
+            SLOT_SIZES,
+            options.steps,
+        )
+    }
+    measured = options.results / common.file_name("throughput", options.device, options.quick)
+    if measured.exists():
+        found = json.loads(measured.read_text(encoding="utf-8"))
+        devices["built-in model, measured"] = (
+            between(found["row_times"]),
+            None,
+            int(found["options"]["steps"]),
+        )
     start = time.perf_counter()
-    capacity = {name: run(options, None, static)["edits_per_s"] for name, static in POLICIES.items()}
+    results = {name: simulated(options, *device) for name, device in devices.items()}
+    took = round(time.perf_counter() - start, 1)
+    common.write("simulate", options, {"devices": results, "seconds_to_simulate": took})
+
+
+def between(row_times: Mapping[str, Mapping[str, float]]) -> Cost:
+    """Seconds of a call by its rows: straight lines between those measured."""
+    sizes = sorted(int(rows) for rows in row_times)
+    seconds = [size * row_times[str(size)]["ms_a_row"] / 1000 for size in sizes]
+
+    def cost(rows: int) -> float:
+        place = min(max(1, bisect_left(sizes, rows)), len(sizes) - 1)
+        slope = (seconds[place] - seconds[place - 1]) / (sizes[place] - sizes[place - 1])
+        return seconds[place - 1] + slope * (rows - sizes[place - 1])
+
+    return cost
+
+
+def simulated(options: Any, cost: Cost, slots: Sequence[int] | None, steps: int) -> dict[str, Any]:
+    """Capacity of both ways, and their latencies at shares of the scheduler's."""
+    at_once = arrivals(min(options.arrivals, 1000), steps, None)
+    capacity = {"scheduler": ours(at_once, cost, slots, options.max_rows)["edits_per_s"]}
+    for size in STATIC:
+        capacity[f"static {size}"] = theirs(at_once, cost, slots, size)["edits_per_s"]
+    size = max(STATIC, key=lambda size: capacity[f"static {size}"])
     loads = []
     for share in LOADS:
-        rate = share * max(capacity.values())
-        results = {name: run(options, rate, static) for name, static in POLICIES.items()}
-        loads.append({"share_of_capacity": share, "arrivals_per_s": round(rate, 3), **results})
-    p95 = {entry["share_of_capacity"]: _ratio(entry) for entry in loads}
-    common.write(
-        "simulate",
-        options,
-        {
-            "capacity_edits_per_s": capacity,
-            "loads": loads,
-            "p95_over_static": p95,
-            "seconds_to_simulate": round(time.perf_counter() - start, 1),
-        },
-    )
+        rate = share * capacity["scheduler"]
+        coming = arrivals(options.arrivals, steps, rate)
+        both = {
+            "scheduler": ours(coming, cost, slots, options.max_rows),
+            "static": theirs(coming, cost, slots, size),
+        }
+        ratios = {
+            f"{key}_over_static": round(
+                both["scheduler"]["latency_s"][key] / both["static"]["latency_s"][key], 3
+            )
+            for key in ("mean", "p95")
+        }
+        loads.append({"share_of_capacity": share, "arrivals_per_s": round(rate, 3), **both, **ratios})
+    return {"capacity_edits_per_s": capacity, "static_size": size, "most_steps": steps, "loads": loads}
 
 
-POLICIES = {"scheduler": False, "static": True}
+def arrivals(count: int, steps: int, rate: float | None) -> list[tuple[float, Paper]]:
+    """Mixed edits, half of them in two passes, as `common.unrelated` has them; `rate` a second, or (None) at once."""
+    random_ = random.Random(1)
+    times = [0.0] * count if rate is None else burst_times(count, rate, 1, random_)
+    edits: list[tuple[float, Paper]] = []
+    for moment in times:
+        length = random_.choice(common.lengths(steps))
+        one_pass: Paper = ((4, length),)
+        edits.append((moment, random_.choice((((2, length), (4, length)), one_pass))))
+    return edits
 
 
-def _ratio(entry: dict[str, Any]) -> float:
-    return round(entry["scheduler"]["latency_s"]["p95"] / entry["static"]["latency_s"]["p95"], 3)
+def ours(
+    coming: Sequence[tuple[float, Paper]], cost: Cost, slots: Sequence[int] | None, max_rows: int
+) -> dict[str, Any]:
+    """Through the scheduler."""
+    clock = VirtualClock()
+    executor = VirtualExecutor(clock, cost, slot_sizes=slots)
+    scheduler = Scheduler(executor, max_rows=max_rows, clock=clock)
+    latencies: list[float] = []
+    began: dict[int, float] = {}
+    place = 0
+    while place < len(coming) or not scheduler.idle:
+        if scheduler.idle and coming[place][0] > clock.now:
+            clock.now = coming[place][0]
+        while place < len(coming) and coming[place][0] <= clock.now:
+            ticket = scheduler.submit(job(coming[place][1]))
+            began[ticket.number] = coming[place][0]
+            place += 1
+        latencies += [clock.now - began.pop(ticket.number) for ticket in scheduler.step()]
+    stats = scheduler.stats
+    return {
+        **told(len(coming), clock.now, executor.busy, latencies),
+        "rows_a_call": round(stats.rows / stats.calls, 2),
+        "padding": round(1 - stats.rows / stats.slot_rows, 3),
+    }
 
 
-def edits(count: int, steps: int, seed: int = 0) -> Iterator[tuple[tuple[int, int], ...]]:
-    """Passes of mixed edits: most faithful (two passes), some in one, some plain; steps from half to full."""
-    random_ = random.Random(seed)
-    for _ in range(count):
-        length = random_.choice((steps // 2, steps, steps))
-        yield random_.choice((((2, length), (4, length)),) * 3 + (((4, length),),))
-
-
-def job(passes: tuple[tuple[int, int], ...]) -> Passes:
+def job(passes: Paper) -> Passes:
     """Passes one after the other."""
     for rows, steps in passes:
         yield [VirtualPlan(rows=rows, steps=steps)]
 
 
-def run(options: Any, rate: float | None, static: bool) -> dict[str, Any]:
-    """All arrivals, at `rate` a second or (None) all at once, which shows the capacity."""
-    clock = VirtualClock()
-    executor = VirtualExecutor(
-        clock, lambda rows: options.call_seconds + options.row_seconds * rows, slot_sizes=SLOT_SIZES
-    )
-    scheduler = Scheduler(executor, max_rows=options.max_rows, join_running=not static, clock=clock)
-    random_ = random.Random(1)
-    arrivals, now = [], 0.0
-    for passes in edits(options.arrivals, options.steps):
-        now += 0.0 if rate is None else random_.expovariate(rate)
-        arrivals.append((now, passes))
-    latencies: list[float] = []
-    began: dict[int, float] = {}
-    place = 0
-    while place < len(arrivals) or not scheduler.idle:
-        if scheduler.idle and arrivals[place][0] > clock.now:
-            clock.now = arrivals[place][0]
-        while place < len(arrivals) and arrivals[place][0] <= clock.now:
-            ticket = scheduler.submit(job(arrivals[place][1]))
-            began[ticket.number] = arrivals[place][0]
-            place += 1
-        latencies += [clock.now - began.pop(ticket.number) for ticket in scheduler.step()]
-    stats = scheduler.stats
+def theirs(
+    coming: Sequence[tuple[float, Paper]], cost: Cost, slots: Sequence[int] | None, size: int
+) -> dict[str, Any]:
+    """Through static batches of at most `size`."""
+    return told(len(coming), *on_paper(coming, size, lambda rows: cost(slot_for(rows, slots))))
+
+
+def told(count: int, ended: float, busy: float, latencies: Sequence[float]) -> dict[str, Any]:
+    """A run in numbers."""
     return {
-        "edits_per_s": round(len(arrivals) / clock.now, 3),
+        "edits_per_s": round(count / ended, 3),
         "latency_s": common.percentiles(latencies),
-        "device_busy": round(executor.busy / clock.now, 3),
-        "rows_a_call": round(stats.rows / stats.calls, 2),
-        "padding": round(1 - stats.rows / stats.slot_rows, 3),
+        "device_busy": round(busy / ended, 3),
     }
 
 

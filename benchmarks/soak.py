@@ -2,13 +2,14 @@
 
 A runner that raises, memory that runs out at random steps, cancelled futures, edits that can't be run. Every accepted
 edit must end exactly once, with a result or its own error, and the pictures of the survivors must be those of an
-undisturbed run. Memory is read on the way. (Killed processes and damaged files: tests of `adapedit batch`.)
+undisturbed run. Memory is read on the way. Then `adapedit batch` is killed and begun again, with files of its cache of
+inversions cut short in between.
 """
 
 from __future__ import annotations
 
 import random
-import resource
+import tempfile
 import time
 from collections import Counter
 from concurrent.futures import Future
@@ -17,20 +18,33 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks import common
 from benchmarks.faults import POISON, FaultyRunner
+from benchmarks.memory import resident
+from benchmarks.restarts import killed_and_begun_again
 
 
 def main() -> None:
-    options = common.arguments(__doc__, edits=500, steps=2, check_every=10).parse_args()
+    parser = common.arguments(__doc__, edits=500, steps=2, check_every=10, batch=24, kills=3)
+    options = parser.parse_args()
     if options.quick:
-        options.edits = 24
-    report = soak(common.pipeline(options), options.edits, options.steps, check_every=options.check_every)
+        options.edits, options.batch, options.kills, options.check_every = 24, 4, 1, 2
+    pipe = common.pipeline(options)
+    report = soak(pipe, options.edits, options.steps, check_every=options.check_every)
+    with tempfile.TemporaryDirectory() as folder:
+        report["restarts"] = killed_and_begun_again(
+            pipe,
+            Path(folder),
+            model=options.model,
+            edits=options.batch,
+            steps=options.steps,
+            kills=options.kills,
+            check_every=2,
+        )
     common.write("soak", options, report)
-    if report["wrong"]:
-        raise SystemExit(f"{len(report['wrong'])} edits ended wrongly: {report['wrong'][:3]}")
+    wrong = report["wrong"] + report["restarts"]["wrong"]
+    if wrong:
+        raise SystemExit(f"{len(wrong)} things went wrong: {wrong[:3]}")
 
 
 def soak(
@@ -76,12 +90,7 @@ def soak(
     for place in survivors[::check_every]:
         (alone,) = pipe.edit_batch([requests[place]])
         result = futures[place].result()
-        for one, other in (
-            (result.source_image, alone.source_image),
-            (result.target_image, alone.target_image),
-        ):
-            difference = np.abs(np.asarray(one, np.int16) - np.asarray(other, np.int16)).max()
-            largest = max(largest, int(difference))
+        largest = max(largest, common.grey_levels(result, alone))
     if largest > 1:
         wrong.append(f"a survivor differs from the undisturbed run by {largest} grey levels")
     stats = server.stats
@@ -133,14 +142,6 @@ def _twice_unlucky(future: Future[Any]) -> bool:
     """An edit that met an injected error alone, and again when it was tried again: the error is its own then."""
     error = None if future.cancelled() else future.exception()
     return error is not None and ("hiccup" in str(error) or isinstance(error, MemoryError))
-
-
-def resident() -> float:
-    """MiB of this process now."""
-    status = Path("/proc/self/statm")
-    if not status.exists():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return round(int(status.read_text().split()[1]) * resource.getpagesize() / 2**20, 1)
 
 
 if __name__ == "__main__":

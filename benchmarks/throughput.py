@@ -1,7 +1,9 @@
 """Unrelated edits through the scheduler, one by one and in static batches: `python -m benchmarks.throughput`.
 
-First all at once (edits a second), then as they come, at 80 % of the capacity found (latencies). Before any time
-counts, the pictures of all ways are compared.
+First all at once (edits a second), then as they come, singly and in bursts, at 80 % of the capacity found (latencies).
+The edits have other prompts, seeds, methods and numbers of steps (`--steps` and an eighth, a quarter, half of it).
+Beside them, for some of the edits: diffusers' plain loop, which edits nothing, and the eager controller way. Before any
+time counts, the pictures of all ways of this project are compared, and the eager way's loop with its own.
 """
 
 from __future__ import annotations
@@ -9,87 +11,112 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 
 from adapedit_engine import Controls
-from benchmarks import common
+from benchmarks import common, overhead
+from benchmarks.baselines.edits import ROWS, OtherWays
+from benchmarks.static_batching import StaticServer, burst_times, in_batches, sleep_until
+
+BURST = 8
 
 
 def main() -> None:
-    parser = common.arguments(__doc__, steps=8, edits=64, arrivals=48, max_rows=16, repeats=1, load=0.8)
+    parser = common.arguments(
+        __doc__, steps=16, edits=64, others=12, arrivals=96, max_rows=32, repeats=1, load=0.8
+    )
     options = parser.parse_args()
     if options.quick:
-        options.steps, options.edits, options.arrivals = 2, 6, 6
+        options.steps, options.edits, options.others, options.arrivals = 8, 6, 2, 6
     pipe = common.pipeline(options)
-    requests = [common.request(place, options.steps) for place in range(options.edits)]
+    requests = common.unrelated(options.edits, options.steps)
     gate = parity(pipe, requests[:6], options.max_rows)
+    loops = overhead.check(overhead.loops(pipe, overhead.plans(pipe, 3)[0], 3)[1]())
     rows = row_times(pipe, (2, 4, 8, 16) if options.quick else (1, 2, 4, 6, 8, 12, 16, 24, 32), repeats=3)
-    variants = {
-        "one by one": lambda: [pipe.edit_batch([each]) for each in requests],
-        "scheduler": lambda: list(pipe.stream(requests, max_rows=options.max_rows)),
-    }
     sizes = (4,) if options.quick else (2, 4, 8)
-    for size in sizes:
-        variants[f"static batches of {size}"] = partial(static, pipe, requests, size)
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    ways: dict[str, Callable[[], Any]] = {
+        "one by one": lambda: [pipe.edit_batch([each]) for each in requests],
+        "scheduler": lambda: list(pipe.stream(requests, ahead=options.edits, max_rows=options.max_rows)),
+        **{f"static batches of {size}": partial(in_batches, pipe, requests, size) for size in sizes},
+    }
+    ceiling = common.matrix_ceiling(options.device, options.dtype)
+    flops = overhead.unet_flops(pipe, overhead.plans(pipe, 1)[0]) / 4
+    work = sum(common.row_steps(each) for each in requests)
+    runs: dict[str, dict[str, Any]] = {}
     for _ in range(options.repeats):
-        for name, run in variants.items():
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
-    rates = {name: round(options.edits / min(times), 3) for name, times in seconds.items()}
-    best_static = max((name for name in rates if "static" in name), key=lambda name: rates[name])
-    size = int(best_static.rpartition(" ")[2])
+        for name, run in ways.items():
+            keep_best(runs, name, measured(run, options, len(requests), flops * work / ceiling))
+    other, some = OtherWays(pipe), requests[: options.others]
+    steps = sum(each.num_inference_steps for each in some)
+    for name, way in (("plain", other.plain), ("eager", other.eager)):
+        share = flops * ROWS[name] * steps / ceiling
+        runs[f"{name}, one by one"] = measured(
+            lambda way=way: [way(each) for each in some], options, len(some), share
+        )
+    rates = {name: found["edits_per_s"] for name, found in runs.items()}
+    best = max((name for name in rates if "static" in name), key=lambda name: rates[name])
     rate = options.load * rates["scheduler"]
-    arriving = {
-        "scheduler": arrive(pipe, options, rate, max_rows=options.max_rows),
-        "static": arrive(pipe, options, rate, max_rows=4 * size, join_running=False),
+    patterns = {"singly": 1, f"in bursts of {BURST}": BURST}
+    arrivals = {
+        name: both(pipe, options, rate, int(best.rpartition(" ")[2]), burst)
+        for name, burst in patterns.items()
     }
     common.write(
         "throughput",
         options,
         {
-            "parity_grey_levels": gate,
+            "parity": {"grey_levels": gate, **loops},
             "row_times": rows,
-            "edits_per_s": rates,
+            "runs": runs,
             "scheduler_over_one_by_one": round(rates["scheduler"] / rates["one by one"], 3),
-            "scheduler_over_best_static": round(rates["scheduler"] / rates[best_static], 3),
-            "arrivals": {"edits_per_s": round(rate, 3), "static_size": size, **arriving},
-            "p95_over_static": round(
-                arriving["scheduler"]["latency_s"]["p95"] / arriving["static"]["latency_s"]["p95"], 3
-            ),
+            "scheduler_over_best_static": round(rates["scheduler"] / rates[best], 3),
+            "scheduler_over_eager": round(rates["scheduler"] / rates["eager, one by one"], 3),
+            "best_static": best,
+            "arrivals_per_s": round(rate, 3),
+            "arrivals": arrivals,
+            "p95_over_static": arrivals["singly"]["p95_over_static"],
+            "ceiling_flops_per_s": ceiling,
         },
     )
 
 
-def static(pipe: Any, requests: Sequence[Any], size: int) -> list[Any]:
-    """Batches of a fixed size, each waited for."""
-    done = []
-    for start in range(0, len(requests), size):
-        done += pipe.edit_batch(requests[start : start + size])
-    return done
+def measured(run: Callable[[], Any], options: Any, edits: int, at_ceiling: float) -> dict[str, Any]:
+    """Edits a second, with what of the device they used: the share of all cores' time, and of the ceiling by the
+    UNet's arithmetic alone, which would take `at_ceiling` seconds there."""
+    wait = common.waiting(options.device)
+    wait()
+    used, start = time.process_time(), time.perf_counter()
+    run()
+    wait()
+    seconds, used = time.perf_counter() - start, time.process_time() - used
+    return {
+        "edits_per_s": round(edits / seconds, 3),
+        "seconds": round(seconds, 3),
+        "cores_busy": round(used / seconds / torch.get_num_threads(), 3),
+        "share_of_ceiling": round(at_ceiling / seconds, 3),
+    }
+
+
+def keep_best(runs: dict[str, dict[str, Any]], name: str, found: dict[str, Any]) -> None:
+    """Keep the fastest run of each way."""
+    if name not in runs or found["edits_per_s"] > runs[name]["edits_per_s"]:
+        runs[name] = found
 
 
 def parity(pipe: Any, requests: Sequence[Any], max_rows: int) -> int:
-    """The largest difference of pictures between the ways, in grey levels; more than one is no parity."""
+    """The largest difference of pictures between the ways, in grey levels."""
     streamed = {item.place: item.result for item in pipe.stream(requests, max_rows=max_rows)}
     batched = pipe.edit_batch(requests)
     largest = 0
     for place, each in enumerate(requests):
         (alone,) = pipe.edit_batch([each])
-        for other in (streamed[place], batched[place]):
-            for name in ("source_image", "target_image"):
-                one, two = (np.asarray(getattr(result, name), np.int16) for result in (alone, other))
-                largest = max(largest, int(np.abs(one - two).max()))
-    if largest > 1:
-        raise SystemExit(f"parity: pictures differ by {largest} grey levels, wanted 1 at most: not timed")
-    return largest
+        largest = max(largest, *(common.grey_levels(alone, o) for o in (streamed[place], batched[place])))
+    return common.gate(largest)
 
 
 def row_times(pipe: Any, sizes: Sequence[int], repeats: int) -> dict[str, Any]:
@@ -124,23 +151,31 @@ def row_times(pipe: Any, sizes: Sequence[int], repeats: int) -> dict[str, Any]:
     }
 
 
-def arrive(pipe: Any, options: Any, rate: float, **server: Any) -> dict[str, Any]:
+def both(pipe: Any, options: Any, rate: float, size: int, burst: int) -> dict[str, Any]:
+    """The same arrivals through the scheduler and through static batching, one after the other."""
+    ours = arrive(pipe.serve(max_rows=options.max_rows), options, rate, burst)
+    static = arrive(StaticServer(pipe, size), options, rate, burst)
+    ratio = round(ours["latency_s"]["p95"] / static["latency_s"]["p95"], 3)
+    mean = round(ours["latency_s"]["mean"] / static["latency_s"]["mean"], 3)
+    return {"scheduler": ours, "static": static, "p95_over_static": ratio, "mean_over_static": mean}
+
+
+def arrive(server: Any, options: Any, rate: float, burst: int) -> dict[str, Any]:
     """Edits at random times, `rate` a second on average; the same times whatever the server."""
-    random_, now = random.Random(5), 0.0
     latencies: list[float] = []
     lock = threading.Lock()
-    start = time.perf_counter()
-    with pipe.serve(**server) as running:
-        for place in range(options.arrivals):
-            now += random_.expovariate(rate)
-            time.sleep(max(0.0, start + now - time.perf_counter()))
-            arrived = start + now
 
-            def ended(_: Future[Any], arrived: float = arrived) -> None:
-                with lock:
-                    latencies.append(time.perf_counter() - arrived)
+    def ended(_: Future[Any], arrived: float) -> None:
+        with lock:
+            latencies.append(time.perf_counter() - arrived)
 
-            running.submit(common.request(1000 + place, options.steps)).add_done_callback(ended)
+    edits = common.unrelated(options.arrivals, options.steps, first=1000)
+    times = burst_times(options.arrivals, rate, burst, random.Random(5))
+    with server as running:
+        start = time.perf_counter()
+        for each, moment in zip(edits, times, strict=True):
+            sleep_until(start + moment)
+            running.submit(each).add_done_callback(partial(ended, arrived=start + moment))
     return {"latency_s": common.percentiles(latencies), "seconds": round(time.perf_counter() - start, 2)}
 
 

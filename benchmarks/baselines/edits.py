@@ -1,0 +1,66 @@
+"""Whole edits by the ways of others, from prompts to decoded pictures, for the same request as ours."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adapedit.prepare import complete, make_context
+from benchmarks.baselines.eager import Controller, controlled
+from benchmarks.baselines.plain import plain_loop
+
+ROWS = {"plain": 4, "eager": 6}
+"""Rows of the UNet that an edit takes at every step."""
+
+
+class OtherWays:
+    """Runs on a copy of the model's UNet with diffusers' own processors.
+
+    plain: both prompts by diffusers' loop, nothing edited: what generating the two pictures costs.
+    eager: a first pass over the target prompt and a second over both, with a controller that is given every layer's
+    probabilities, as the authors and Prompt-to-Prompt do it. Words are held for a fixed share of the steps: what the
+    controller does between layers costs the same whatever it decides.
+    """
+
+    def __init__(self, pipe: Any) -> None:
+        self._model = pipe.model
+        self._unet = copy.deepcopy(pipe.model.runner.controlled.unet)
+
+    def plain(self, request: Any) -> Tensor:
+        """Pixels [2, 3, H, W]."""
+        context, text, latents = self._prepared(request)
+        steps = request.num_inference_steps
+        starts = latents.expand(2, -1, -1, -1)
+        out = plain_loop(self._unet, self._model.scheduler, starts, text, context.guidance_scale, steps)
+        return self._model.decode(out)
+
+    def eager(self, request: Any) -> Tensor:
+        """Pixels [2, 3, H, W]."""
+        context, text, latents = self._prepared(request)
+        unet, model, steps = self._unet, self._model, request.num_inference_steps
+        specs, tokens = model.runner.specs, model.max_tokens
+        out = latents
+        for count, prompts in ((1, text[[0, 3]]), (2, text)):
+            controller = Controller(
+                layers=len(specs.self_layers) + len(specs.cross_layers),
+                steps=steps,
+                token_map=torch.eye(tokens, device=unet.device, dtype=unet.dtype),
+                own_weight=torch.zeros(tokens, device=unet.device, dtype=unet.dtype),
+                word_steps=torch.full((tokens,), 0.8, device=unet.device),
+                self_steps=0.4,
+                self_pixels=latents[0, 0].numel() // model.facts.self_divisor**2,
+                prompts=count,
+            )
+            starts = latents.expand(count, -1, -1, -1)
+            with controlled(unet, controller):
+                out = plain_loop(unet, model.scheduler, starts, prompts, context.guidance_scale, steps)
+        return model.decode(out)
+
+    def _prepared(self, request: Any) -> tuple[Any, Tensor, Tensor]:
+        context = make_context(complete(request, self._model), self._model)
+        text = torch.stack([context.unconditional] * 2 + [context.source, context.target])
+        unet = self._unet
+        return context, text.to(unet.device, unet.dtype), context.latents.to(unet.device, unet.dtype)

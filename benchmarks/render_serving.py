@@ -1,0 +1,169 @@
+"""Tables and plots of what was measured of many edits: throughput, scaling, simulation, memory, soak, replay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.plot import Series, chart
+from benchmarks.render_evaluation import table
+
+Data = Mapping[str, Any]
+LATENCY = ("mean", "p50", "p95", "p99")
+
+
+def throughput(data: Data, results: Path) -> list[str]:
+    rows = [
+        (name, run["edits_per_s"], f"{run['cores_busy']:.0%}", f"{run['share_of_ceiling']:.0%}")
+        for name, run in data["runs"].items()
+    ]
+    arrivals = [
+        (pattern, way, *(both[way]["latency_s"][key] for key in LATENCY))
+        for pattern, both in data["arrivals"].items()
+        for way in ("scheduler", "static")
+    ]
+    times = data["row_times"]
+    plot = Series("ms a row", [int(n) for n in times], [t["ms_a_row"] for t in times.values()])
+    chart(results / "rows.svg", "Cost of a row", "rows in a call", "ms a row", [plot])
+    ratios = ", ".join(f"{both['p95_over_static']} {name}" for name, both in data["arrivals"].items())
+    return [
+        table(("", "edits/s", "cores busy", "of the matrix ceiling"), rows),
+        "",
+        table(("edits that come, s", "", *LATENCY), arrivals),
+        "",
+        f"The scheduler makes {data['scheduler_over_one_by_one']} times the edits of one by one, "
+        f"{data['scheduler_over_best_static']} times those of the best static batches ({data['best_static']}) and "
+        f"{data['scheduler_over_eager']} times those of the eager way. At {data['arrivals_per_s']} arrivals a second "
+        f"its p95 over static batching's is {ratios}.",
+        "",
+        "![Cost of a row](rows.svg)",
+    ]
+
+
+def scaling(data: Data, results: Path) -> list[str]:
+    rows = [
+        (axis, way, f"{fit['slope']:.4g}", f"{fit['intercept']:.3g}", f"{fit['r2']:.4f}")
+        for axis, ways in data["lines"].items()
+        for way, fit in ways.items()
+    ]
+    pictures = []
+    for axis in ("steps", "edits", "edits of one source"):
+        series = [
+            Series(way, [int(n) for n in times], [t["least_s"] for t in times.values()])
+            for way, times in data["times"][axis].items()
+        ]
+        file = f"{axis.replace(' ', '-')}.svg"
+        chart(results / file, f"Cost by {axis}", axis, "seconds", series)
+        pictures.append(f"![Cost by {axis}]({file})")
+    done = data["arithmetic"]
+    return [
+        table(("cost by", "way", "slope, s", "intercept, s", "R²"), rows),
+        "",
+        f"Eight edits of one source cost {data['eight_of_one_source_over_one_by_one']} of eight one by one, "
+        f"{data['eight_of_one_source_over_one_batch']} of the eight in one batch. The UNet's arithmetic: "
+        f"{done['flops_per_s'] / 1e9:.0f} GFLOP/s, {done['share_of_ceiling']:.0%} of the matrix ceiling.",
+        "",
+        " ".join(pictures),
+    ]
+
+
+def simulate(data: Data, results: Path) -> list[str]:
+    parts: list[str] = []
+    for device, found in data["devices"].items():
+        rows = [
+            (
+                load["share_of_capacity"],
+                way,
+                load[way]["edits_per_s"],
+                *(load[way]["latency_s"][key] for key in LATENCY),
+                f"{load[way]['device_busy']:.0%}",
+            )
+            for load in found["loads"]
+            for way in ("scheduler", "static")
+        ]
+        shares = [load["share_of_capacity"] for load in found["loads"]]
+        name = device.lower().replace(" ", "-").replace(",", "").replace(".", "-")
+        pictures = []
+        for key, title, unit in (
+            ("p95", "Tail latency", "p95, s"),
+            ("edits_per_s", "Throughput", "edits/s"),
+        ):
+            series = [
+                Series(
+                    way,
+                    shares,
+                    [each[way].get(key) or each[way]["latency_s"][key] for each in found["loads"]],
+                )
+                for way in ("scheduler", "static")
+            ]
+            file = f"{key.replace('_', '-')}-{name}.svg"
+            chart(results / file, f"{title}: {device}", "arrivals / capacity", unit, series)
+            pictures.append(f"![{title}]({file})")
+        capacity = ", ".join(f"{way} {rate}" for way, rate in found["capacity_edits_per_s"].items())
+        parts += [
+            f"### {device}\n",
+            f"Capacity, edits/s: {capacity}. Static batches below take at most {found['static_size']}.\n",
+            table(("load", "", "edits/s", *(f"{key} s" for key in LATENCY), "busy"), rows),
+            "",
+            " ".join(pictures),
+            "",
+        ]
+    return parts
+
+
+def memory(data: Data, results: Path) -> list[str]:
+    line = Series("resident", data["done"], data["resident_mib"])
+    chart(results / "memory.svg", "Memory", "edits done", "resident, MiB", [line])
+    rows = [
+        (name, cache["bytes"], cache["bound"], cache["evictions"], f"{cache['hit_rate']:.0%}")
+        for name, cache in data["caches"].items()
+    ]
+    return [
+        f"Over the second half of {data['edits']} edits the process grows by {data['growth_mib_per_1000_edits']} MiB "
+        f"in 1,000. It was known beforehand that edits in flight and a call take "
+        f"{data['known_beforehand_mib']} MiB at most; the process was never more than "
+        f"{data['largest_over_before_mib']} MiB above what it was before the first.",
+        "",
+        table(("cache", "bytes", "bound", "evictions", "hit rate"), rows),
+        "",
+        f'A budget that no edit fits in: "{data["refused"]}". One that one edit fits in keeps '
+        f"{data['most_rows_with_that_budget']} rows in flight, and the others wait.",
+        "",
+        "![Memory](memory.svg)",
+    ]
+
+
+def soak(data: Data, _: Path) -> list[str]:
+    names = ("edits", "outcomes", "faults_raised", "calls_tried_again", "survivors_compared",
+             "largest_difference_grey_levels", "growth_mib_second_half")  # fmt: skip
+    rows = [(name.replace("_", " "), data[name]) for name in names]
+    again = data["restarts"]
+    rows += [(f"batch: {name.replace('_', ' ')}", value) for name, value in again.items() if name != "wrong"]
+    rows.append(("went wrong", len(data["wrong"]) + len(again["wrong"])))
+    return [table(("", ""), rows)]
+
+
+def replay(data: Data, _: Path) -> list[str]:
+    rows = [
+        (
+            name,
+            found["first_over_alone"],
+            found["second_over_alone"],
+            f"{found['bytes_of_a_source'] / 2**20:.0f}",
+            found["largest_difference_in_grey_levels"],
+        )
+        for name, found in data["methods"].items()
+    ]
+    head = ("method", "first / alone", "second / alone", "MiB of a source", "grey levels apart")
+    return [table(head, rows)]
+
+
+SERVING: dict[str, Callable[[Data, Path], list[str]]] = {
+    "throughput": throughput,
+    "scaling": scaling,
+    "simulate": simulate,
+    "memory": memory,
+    "soak": soak,
+    "replay": replay,
+}

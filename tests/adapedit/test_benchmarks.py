@@ -1,0 +1,130 @@
+"""What the benchmarks compare with, simulate and render."""
+
+from __future__ import annotations
+
+import json
+import random
+from concurrent.futures import Future
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from adapedit.methods.settings import AdapEdit, Plain
+from benchmarks import __main__ as every
+from benchmarks import common, goals, simulate
+from benchmarks.baselines.edits import ROWS, OtherWays
+from benchmarks.static_batching import StaticServer, burst_times, on_paper
+
+
+class Batches:
+    """A pipeline that remembers its batches, and fails where it is told to."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[object]] = []
+
+    def edit_batch(self, requests):
+        self.batches.append(list(requests))
+        if "bad" in requests:
+            raise ValueError("no such edit")
+        return [f"done {each}" for each in requests]
+
+
+def test_a_static_server_runs_batch_after_batch():
+    pipe = Batches()
+    server = StaticServer(pipe, 2)
+    futures: list[Future] = [server.submit(name) for name in ("a", "b", "bad", "c", "d")]
+    with server:
+        pass
+    assert pipe.batches == [["a", "b"], ["bad", "c"], ["d"]]
+    assert [futures[i].result() for i in (0, 1, 4)] == ["done a", "done b", "done d"]
+    for i in (2, 3):
+        assert isinstance(futures[i].exception(), ValueError)
+
+
+def test_static_batching_on_paper():
+    two_passes, one_pass = ((2, 1), (4, 2)), ((4, 1),)
+    arrivals = [(0.0, two_passes), (0.0, one_pass), (0.0, one_pass), (100.0, one_pass)]
+    ended, busy, latencies = on_paper(arrivals, 2, seconds=lambda rows: rows)
+    # 2 rows, then 8, then the longer of them alone; the third waits for both, the last finds nobody.
+    assert latencies == [14, 14, 18, 4]
+    assert (ended, busy) == (104, 22)
+
+
+def test_arrivals_keep_their_rate():
+    for size in (1, 8):
+        times = burst_times(4000, 2.0, size, random.Random(0))
+        assert len(times) == 4000 and times == sorted(times)
+        assert times[-1] == pytest.approx(2000, rel=0.1)
+        assert len(set(times)) == 4000 // size
+
+
+def test_costs_between_what_was_measured():
+    cost = simulate.between({"2": {"ms_a_row": 10}, "4": {"ms_a_row": 8}, "8": {"ms_a_row": 7}})
+    assert [cost(rows) for rows in (2, 3, 4, 8, 12)] == pytest.approx([0.020, 0.026, 0.032, 0.056, 0.080])
+
+
+def test_the_scheduler_is_simulated_beside_static_batching():
+    options = SimpleNamespace(arrivals=60, max_rows=32)
+    found = simulate.simulated(options, lambda rows: 0.01 + 0.004 * rows, None, 16)
+    assert found["capacity_edits_per_s"]["scheduler"] > found["capacity_edits_per_s"]["static 2"]
+    for load in found["loads"]:
+        assert 0 < load["scheduler"]["device_busy"] <= 1 and 0 < load["static"]["device_busy"] <= 1
+        assert load["scheduler"]["latency_s"]["p50"] > 0
+
+
+def test_unrelated_edits_are_the_same_every_time():
+    edits = common.unrelated(40, 16)
+    assert edits == common.unrelated(40, 16) and edits[5:] != common.unrelated(35, 16)
+    assert {each.num_inference_steps for each in edits} == {2, 4, 8, 16}
+    assert len({each.method for each in edits}) == 3
+    assert common.row_steps(common.request(0, 5, method=AdapEdit())) == 30
+    assert common.row_steps(common.request(0, 5, method=AdapEdit(single_pass=True))) == 20
+    assert common.row_steps(common.request(0, 5, method=Plain())) == 20
+
+
+def test_other_ways_take_their_rows_and_leave_the_model_as_it_was(pipe):
+    """The plain way makes the pictures that plain generation makes."""
+    asked = common.request(0, 2, source_prompt="a red dog", target_prompt="a blue dog", method=Plain())
+    others, rows = OtherWays(pipe), []
+    hook = others._unet.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    pixels = others.plain(asked)
+    assert sum(rows) == ROWS["plain"] * 2
+    rows.clear()
+    others.eager(asked)
+    assert sum(rows) == ROWS["eager"] * 2
+    hook.remove()
+    (ours,) = pipe.edit_batch([asked])
+    for pixel, image in zip(pixels, (ours.source_image, ours.target_image), strict=True):
+        one = pixel.permute(1, 2, 0).mul(255).round().short().numpy()
+        assert np.abs(one - np.asarray(image, np.int16)).max() <= 1
+
+
+def test_a_goal_is_empty_where_nothing_was_run_and_crossed_where_it_is_missed():
+    overhead = {"edit_over_plain_diffusers": 1.2, "eager_over_edit": 2.0}
+    (text,) = goals.goals(lambda name, device: overhead if (name, device) == ("overhead", "cpu") else None)
+    rows = [line for line in text.splitlines() if "edit loop" in line]
+    assert rows[0] == "| edit loop / plain loop | ≤ 1.05 | 1.2 ✗ | ≤ 1.03 |  |"
+    assert rows[1] == "| eager controller / edit loop |  | 2 | ≥ 8 |  |"
+
+
+def test_runs_on_a_gpu_do_not_replace_those_on_the_cpu(tmp_path: Path, capsys):
+    for device, name in (("cpu", "x.json"), ("cuda:0", "x.cuda.json")):
+        assert common.file_name("x", device, False) == name
+    options = SimpleNamespace(results=tmp_path, device="cpu", quick=True)
+    path = common.write("x", options, {"value": 3})
+    assert path == tmp_path / "x.quick.json"
+    data = json.loads(path.read_text())
+    assert data["value"] == 3 and {"machine", "versions", "commit", "date"} <= set(data)
+
+
+def test_all_benchmarks_have_a_command(tmp_path: Path):
+    made = every.commands(["overhead"], tmp_path, ["--quick"])
+    assert [command[2:] for command in made] == [
+        ["benchmarks.overhead", "--results", str(tmp_path), "--quick"]
+    ]
+    for name in every.MODULES:
+        assert (common.ROOT / "benchmarks" / f"{name}.py").exists()
+    with pytest.raises(SystemExit):
+        every.main(["--only", "nonsense"])
