@@ -1,16 +1,25 @@
 """One edit, stage by stage: `python -m benchmarks.latency`.
 
-Faithful and single-pass, beside what others do for the same pictures: diffusers' plain loop for both prompts, and the
-eager controller way with a first pass of its own. Text is encoded and pictures are decoded in all of them.
+Faithful and single-pass as in the paper, and as the model is set, beside what others do for the same pictures:
+diffusers' plain loop for both prompts, and the eager controller way with a first pass of its own. Text is encoded and
+pictures are decoded in all of them.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from adapedit.methods.settings import AdapEdit
 from benchmarks import common, overhead
-from benchmarks.baselines.edits import OtherWays
+from benchmarks.baselines.edits import ROWS, OtherWays
+
+PAPER: dict[str, Any] = {"observed_prompts": "target", "local_blend": ()}
+OURS = {
+    "faithful": AdapEdit(**PAPER),
+    "single pass": AdapEdit(**PAPER, single_pass=True),
+    "as the model is set": AdapEdit(),
+}
 
 
 def main() -> None:
@@ -25,7 +34,10 @@ def main() -> None:
     times = common.timed(variants, options.repeats, common.waiting(options.device))
     flops = overhead.unet_flops(pipe, plan) / 4
     ceiling = common.matrix_ceiling(options.device, options.dtype)
-    rows = {"faithful": 6, "single pass": 4, "plain (diffusers)": 4, "eager controller": 6}
+    rows = {
+        name: common.row_steps(pipe, common.request(0, options.steps, method=method)) // options.steps
+        for name, method in OURS.items()
+    } | {"plain (diffusers)": ROWS["plain"], "eager controller": ROWS["eager"]}
     for name, seconds in times.items():
         rate = flops * rows[name] * options.steps / seconds["least_s"]
         seconds |= {
@@ -53,14 +65,13 @@ def ways(pipe: Any, steps: int) -> tuple[dict[str, Any], dict[str, Any]]:
     stages, others = dict[str, Any](), OtherWays(pipe)
     asked = common.request(0, steps)
 
-    def edit(name: str, single_pass: bool) -> None:
-        request = common.request(0, steps, method=AdapEdit(single_pass=single_pass))
+    def edit(name: str) -> None:
+        request = common.request(0, steps, method=OURS[name])
         (result,) = pipe.edit_batch([request])
         stages[name] = {stage: round(seconds, 4) for stage, seconds in result.timings.items()}
 
     variants = {
-        "faithful": lambda: edit("faithful", False),
-        "single pass": lambda: edit("single pass", True),
+        **{name: partial(edit, name) for name in OURS},
         "plain (diffusers)": lambda: others.plain(asked),
         "eager controller": lambda: others.eager(asked),
     }

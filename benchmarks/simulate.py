@@ -94,7 +94,7 @@ def simulated(options: Any, cost: Cost, slots: Sequence[int] | None, steps: int)
 
 
 def arrivals(count: int, steps: int, rate: float | None) -> list[tuple[float, Paper]]:
-    """Mixed edits, half of them in two passes, as `common.unrelated` has them; `rate` a second, or (None) at once."""
+    """Mixed edits, half of them in two passes as in the paper; `rate` a second, or (None) at once."""
     random_ = random.Random(1)
     times = [0.0] * count if rate is None else burst_times(count, rate, 1, random_)
     edits: list[tuple[float, Paper]] = []

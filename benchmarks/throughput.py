@@ -46,7 +46,7 @@ def main() -> None:
     }
     ceiling = common.matrix_ceiling(options.device, options.dtype)
     flops = overhead.unet_flops(pipe, overhead.plans(pipe, 1)[0]) / 4
-    work = sum(common.row_steps(each) for each in requests)
+    work = sum(common.row_steps(pipe, each) for each in requests)
     runs: dict[str, dict[str, Any]] = {}
     for _ in range(options.repeats):
         for name, run in ways.items():

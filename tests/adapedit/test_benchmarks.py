@@ -79,9 +79,17 @@ def test_unrelated_edits_are_the_same_every_time():
     assert edits == common.unrelated(40, 16) and edits[5:] != common.unrelated(35, 16)
     assert {each.num_inference_steps for each in edits} == {2, 4, 8, 16}
     assert len({each.method for each in edits}) == 3
-    assert common.row_steps(common.request(0, 5, method=AdapEdit())) == 30
-    assert common.row_steps(common.request(0, 5, method=AdapEdit(single_pass=True))) == 20
-    assert common.row_steps(common.request(0, 5, method=Plain())) == 20
+
+
+def test_rows_are_those_of_the_plans(pipe):
+    for method, rows in (
+        (AdapEdit(), 6),
+        (AdapEdit(observed_prompts="both"), 8),
+        (AdapEdit(single_pass=True), 4),
+        (Plain(), 4),
+    ):
+        asked = common.request(0, 5, source_prompt="a red dog", target_prompt="a blue dog", method=method)
+        assert common.row_steps(pipe, asked) == 5 * rows
 
 
 def test_other_ways_take_their_rows_and_leave_the_model_as_it_was(pipe):
