@@ -79,7 +79,7 @@ def on_paper(
     place, latencies = 0, []
     while place < len(arrivals):
         now = max(now, arrivals[place][0])
-        batch = []
+        batch: list[tuple[float, Passes]] = []
         while place < len(arrivals) and arrivals[place][0] <= now and len(batch) < size:
             batch.append(arrivals[place])
             place += 1
@@ -95,7 +95,8 @@ def on_paper(
 
 def burst_times(count: int, rate: float, size: int, random_: Any) -> list[float]:
     """When edits arrive that come `size` at a time, `rate` a second on average; size 1: a Poisson process."""
-    times, now = [], 0.0
+    times: list[float] = []
+    now = 0.0
     while len(times) < count:
         now += random_.expovariate(rate / size)
         times += [now] * size

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,16 +18,14 @@ MAX_ROWS = 63  # from 64 on diffusers' upsampling takes another path, which is t
 class Traceable:
     """A module with example inputs in the order of its arguments, and the sides that stay open.
 
-    open_sides: input or output name -> {dimension: name of the size}, of outputs also products such as "8*height".
+    open_sides: input name -> {dimension: name of the size}.
     outputs:    names.
-    steps:      name of a size -> (what it is a multiple of, how many times); sizes of pictures only.
     """
 
     module: nn.Module
     inputs: dict[str, Tensor]
     open_sides: dict[str, dict[int, str]]
     outputs: tuple[str, ...]
-    steps: dict[str, tuple[str, int]] = field(default_factory=dict)
 
 
 class UNetGraph(nn.Module):
@@ -53,8 +51,6 @@ class UNetGraph(nn.Module):
         self_value_row: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         parts = projected_text.split(self.widths, dim=-1)
-        # Where the size of pictures is open, the map comes as a picture: a product of open sizes can't be taken apart.
-        spatial_map = spatial_map.flatten(1)
         noise_pred, maps, features = self.controlled(
             sample,
             timestep,
@@ -136,16 +132,9 @@ def text_widths(controlled: ControlledUNet) -> list[int]:
 
 
 def unet_graph(
-    controlled: ControlledUNet,
-    *,
-    tokens: int,
-    height: int,
-    width: int,
-    rows: int | None,
-    dtype: torch.dtype,
-    any_size: bool = False,
+    controlled: ControlledUNet, *, tokens: int, height: int, width: int, rows: int | None, dtype: torch.dtype
 ) -> Traceable:
-    """The UNet for latents of `height` x `width`, or of any size; rows None leaves the batch open."""
+    """The UNet for latents of `height` x `width`; rows None leaves the batch open."""
     specs, batch = controlled.specs, rows or 4
     map_height, map_width = specs.map_size(height, width)
     controls = Controls.identity(
@@ -159,27 +148,8 @@ def unet_graph(
         **{name: tensor.clone() for name, tensor in controls.as_dict().items()},
     }
     assert tuple(inputs)[3:] == CONTROL_NAMES
-    sides: dict[str, dict[int, str]] = {}
-    if rows is None:
-        sides = {name: {1 if name in SELF_NAMES else 0: "rows"} for name in (*inputs, *OUTPUT_NAMES)}
-    steps: dict[str, tuple[str, int]] = {}
-    if any_size:
-        inputs["spatial_map"] = inputs["spatial_map"].unflatten(1, (map_height, map_width)).clone()
-        pixels = "map_height*map_width"
-        sized = {
-            "sample": {2: "height", 3: "width"},
-            "spatial_map": {1: "map_height", 2: "map_width"},
-            "noise_pred": {2: "height", 3: "width"},
-            "cross_attention_maps": {1: pixels},
-            "visual_features": {1: pixels},
-        }
-        sides = {name: {**sides.get(name, {}), **sized.get(name, {})} for name in (*inputs, *OUTPUT_NAMES)}
-        deepest = max(layer.level for layer in specs.self_layers)
-        steps = {side: (side, 2**deepest) for side in ("height", "width")}
-        steps |= {f"map_{side}": (side, 2 ** (deepest - specs.map_level)) for side in ("height", "width")}
-    return Traceable(
-        module=UNetGraph(controlled), inputs=inputs, open_sides=sides, outputs=OUTPUT_NAMES, steps=steps
-    )
+    sides = {name: {1 if name in SELF_NAMES else 0: "rows"} for name in inputs} if rows is None else {}
+    return Traceable(module=UNetGraph(controlled), inputs=inputs, open_sides=sides, outputs=OUTPUT_NAMES)
 
 
 def small_graphs(
@@ -193,25 +163,17 @@ def small_graphs(
     factor: int,
     dtype: torch.dtype,
     vae_dtype: torch.dtype,
-    any_size: bool = False,
 ) -> dict[str, Traceable]:
-    """Everything but the UNet, each with an open batch; VAEs for latents of `height` x `width`, or of any size."""
+    """Everything but the UNet, each with an open batch. height, width: of the latents."""
     specs = controlled.specs
     hidden = torch.zeros(2, tokens, specs.text_channels, dtype=dtype)
     latents = torch.zeros(2, vae.config.latent_channels, height, width, dtype=vae_dtype)
     pixels = torch.zeros(2, 3, height * factor, width * factor, dtype=vae_dtype)
     ids = torch.zeros(2, tokens, dtype=torch.int64)
 
-    def traceable(
-        module: nn.Module, name: str, example: Tensor, output: str, *sized: dict[int, str], step: int = 1
-    ) -> Traceable:
-        of_input, of_output = sized if sized and any_size else ({}, {})
+    def traceable(module: nn.Module, name: str, example: Tensor, output: str) -> Traceable:
         return Traceable(
-            module=module,
-            inputs={name: example},
-            open_sides={name: {0: "rows", **of_input}, output: {0: "rows", **of_output}},
-            outputs=(output,),
-            steps={side: (side, step) for side in of_input.values()},
+            module=module, inputs={name: example}, open_sides={name: {0: "rows"}}, outputs=(output,)
         )
 
     return {
@@ -219,21 +181,6 @@ def small_graphs(
         "text_projection": traceable(
             TextProjection(controlled), "encoder_hidden_states", hidden, "projected_text"
         ),
-        "vae_decoder": traceable(
-            VaeDecoder(vae),
-            "latents",
-            latents,
-            "pixels",
-            {2: "height", 3: "width"},
-            {2: f"{factor}*height", 3: f"{factor}*width"},
-        ),
-        "vae_encoder": traceable(
-            VaeEncoder(vae),
-            "pixels",
-            pixels,
-            "latents",
-            {2: "picture_height", 3: "picture_width"},
-            {2: f"picture_height//{factor}", 3: f"picture_width//{factor}"},
-            step=factor,
-        ),
+        "vae_decoder": traceable(VaeDecoder(vae), "latents", latents, "pixels"),
+        "vae_encoder": traceable(VaeEncoder(vae), "pixels", pixels, "latents"),
     }

@@ -26,7 +26,7 @@ def _spell(node: Any, graph: Any) -> None:
     source, scale, bias = node.inputs
     groups = node.attributes["num_groups"].as_int()
     epsilon = node.attributes["epsilon"].as_float()
-    channels, sides = source.shape[1], list(source.shape[1:])
+    channels, sides = source.shape[1], [int(side) for side in source.shape[1:]]
     per_channel = [channels] + [1] * (len(sides) - 1)
 
     def constant(name: str, array: Any) -> Any:
@@ -60,11 +60,7 @@ def _spell(node: Any, graph: Any) -> None:
     rows = source.shape[0]
     ones, zeros = np.ones(groups, np.float32), np.zeros(groups, np.float32)
     flat = constant(f"groups_{groups}", np.array([0, groups, -1], np.int64))
-    if all(isinstance(side, int) for side in sides):
-        back = constant("sides_" + "_".join(map(str, sides)), np.array([0, *sides], np.int64))
-    else:
-        back = step("Shape", [source], ir.Shape([len(source.shape)]))
-        back.dtype = ir.DataType.INT64
+    back = constant("sides_" + "_".join(map(str, sides)), np.array([0, *sides], np.int64))
     grouped = step("Reshape", [source, flat], ir.Shape([rows, groups, None]))
     weights = [constant(f"ones_{groups}", ones), constant(f"zeros_{groups}", zeros)]
     normed = step("InstanceNormalization", [grouped, *weights], grouped.shape, epsilon=epsilon)

@@ -15,9 +15,6 @@ from adapedit_engine.manifest import GraphSpec, TensorSpec
 from adapedit_export.graphs import MAX_ROWS, Traceable
 from adapedit_export.options import ExportError
 
-MAX_STEPS = 512
-"""Largest size of a picture that a graph for any size is traced for, in steps of what the model halves."""
-
 EXTERNAL_FROM = 1 << 30
 """Bytes of weights from which they lie in a file of their own; a protobuf file ends at 2 GB."""
 
@@ -27,9 +24,9 @@ def trace(traceable: Traceable, opset: int) -> Any:
 
     Raises `ExportError` where an input is not used, or a side that shall stay open became a number.
     """
-    dims = _dims(traceable)
+    rows = torch.export.Dim("rows", min=1, max=MAX_ROWS)
     shapes = {
-        name: {place: dims[side] for place, side in traceable.open_sides.get(name, {}).items()} or None
+        name: dict.fromkeys(traceable.open_sides[name], rows) if name in traceable.open_sides else None
         for name in traceable.inputs
     }
     quiet = logging.getLogger("torch.onnx")
@@ -56,30 +53,7 @@ def trace(traceable: Traceable, opset: int) -> Any:
     assert program is not None
     clean(program.model)
     _check_inputs(program.model, traceable)
-    _name_sides(program.model, traceable)
     return program.model
-
-
-def _dims(traceable: Traceable) -> dict[str, Any]:
-    """By name of an open size, what the tracer knows it as."""
-    roots: dict[str, Any] = {}
-    dims: dict[str, Any] = {"rows": torch.export.Dim("rows", min=1, max=MAX_ROWS)}
-    for side, (root, times) in traceable.steps.items():
-        if root not in roots:
-            roots[root] = torch.export.Dim(f"{root}_step", min=1, max=MAX_STEPS)
-        dims[side] = times * roots[root] if times > 1 else roots[root]
-    return dims
-
-
-def _name_sides(model: Any, traceable: Traceable) -> None:
-    """Give open sides of inputs and outputs the names that the manifest has for them."""
-    import onnx_ir as ir
-
-    for value in (*model.graph.inputs, *model.graph.outputs):
-        sides = list(value.shape)
-        for place, side in traceable.open_sides.get(value.name, {}).items():
-            sides[place] = side
-        value.shape = ir.Shape(sides)
 
 
 def clean(model: Any) -> None:
@@ -164,7 +138,7 @@ def _check_inputs(model: Any, traceable: Traceable) -> None:
         if not value.uses() and value not in model.graph.outputs:
             raise ExportError(f"the traced graph does not use its input {value.name!r}")
         for dim, side in traceable.open_sides.get(value.name, {}).items():
-            if isinstance(value.shape[dim], int) or (side == "rows" and str(value.shape[dim]) != side):
+            if str(value.shape[dim]) != side:
                 raise ExportError(
                     f"{value.name!r} was traced with {value.shape[dim]} {side}, which shall stay open"
                 )

@@ -207,6 +207,7 @@ def test_a_runner_that_prepares_every_shape_is_given_slots(pipe: AdapEditPipelin
             return super().infer(inputs, outputs)
 
     model = pipe.model
+    assert isinstance(model.runner, PyTorchRunner)
     runner = FewShapes(model.runner.controlled.unet, map_divisor=model.facts.map_divisor)
     with EditServer(replace(model, runner=runner), max_rows=12) as server:
         items = {item.place: item for item in server.stream(requests())}

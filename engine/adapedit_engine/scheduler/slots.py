@@ -42,7 +42,8 @@ def in_slots(rows: Sequence[int], slot: Callable[[int], int]) -> list[list[int]]
 
     slot: rows that a call of so many really takes.
     """
-    calls, left = [], list(range(len(rows)))
+    calls: list[list[int]] = []
+    left = list(range(len(rows)))
     while left:
         wanted = sum(rows[i] for i in left)
         full = next((size for size in range(wanted, 0, -1) if slot(size) == size), wanted)
