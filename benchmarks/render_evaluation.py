@@ -89,8 +89,9 @@ def _comparisons(data: Mapping[str, Any]) -> str:
 
 
 def _difference(found: Mapping[str, Any]) -> str:
-    gap = found["difference"]
-    text = f"{gap['value']:+.3f} ({gap['low']:+.3f} to {gap['high']:+.3f}), p {found['p_value']:.3f}"
+    gap, p = found["difference"], found["p_value"]
+    chance = "p < 0.001" if p < 0.001 else f"p {p:.3f}"
+    text = f"{gap['value']:+.3f} ({gap['low']:+.3f} to {gap['high']:+.3f}), {chance}"
     return f"**{text}**" if gap["low"] > 0 else text
 
 
