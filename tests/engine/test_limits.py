@@ -163,7 +163,7 @@ def test_an_edit_among_unrelated_edits_equals_the_edit_alone(unet, runner, max_r
     for together, one in zip(denoise(plans, runner, max_rows=max_rows), plans, strict=True):
         (alone,) = denoise([one], runner)
         assert together.steps == alone.steps == one.steps
-        assert largest(together.latents, alone.latents) < 1e-4
+        assert largest(together.latents, alone.latents) < 4e-6 * float(alone.latents.abs().max())
         assert (together.maps is None) == (alone.maps is None)
         if together.maps is not None:
             assert largest(together.maps, there(alone.maps)) < 1e-5

@@ -12,7 +12,7 @@ from adapedit.cli.entry import run as run_command
 from adapedit.evaluation import run as runs
 from adapedit.evaluation.run import run_study, unet_rows
 from adapedit.evaluation.scores import judge_with
-from adapedit.evaluation.studies import make_study
+from adapedit.evaluation.studies import WITH_BLEND, make_study
 from adapedit.evaluation.suite import scene_suite
 from adapedit.pipeline import AdapEditPipeline
 from tests.evaluation.fake_editor import DrawingEditor
@@ -61,7 +61,8 @@ def test_what_is_scored_is_not_run_again(tmp_path: Path) -> None:
     # The study of the ablation has the whole method in common with it, under the same settings.
     editor.requests.clear()
     run_study(editor, make_study("ablation"), CASES, tmp_path, reader=editor.reader)
-    assert len(editor.requests) == 3 * 7 + 4 * 7
+    # Without a model's own knobs, so is what looks at the target alone: seven variants, of which five are new.
+    assert len(editor.requests) == 5 * 7 + 7 * 7
 
 
 def test_equal_settings_are_run_once(tmp_path: Path) -> None:
@@ -79,7 +80,15 @@ def test_the_cost_of_methods_is_counted_in_rows(tmp_path: Path, monkeypatch: pyt
     pipe = AdapEditPipeline.from_pretrained(save_tiny_model(tmp_path / "tiny"))
     case = next(case for case in CASES if case.kind == "pose" and len(case.source_prompt.split()) < 9)
     costs = unet_rows(pipe, make_study("scenes", knobs={"sdedit": {"strength": 0.5}}), case, 4)
-    assert costs == {"adapedit": 6, "prompt-to-prompt": 4, "masactrl": 4, "sdedit": 3, "plain": 4}
+    assert costs == {
+        "adapedit": 6,
+        "prompt-to-prompt": 4,
+        WITH_BLEND: 4,
+        "masactrl": 4,
+        "sdedit": 3,
+        "instruct-pix2pix": 5,
+        "plain": 4,
+    }
     assert unet_rows(pipe, make_study("variants"), case, 4)["single pass"] == 4
 
 

@@ -10,7 +10,7 @@ import pytest
 from adapedit.evaluation.report import make_report, paired
 from adapedit.evaluation.scores import Score, evaluate
 from adapedit.evaluation.store import ScoreStore, StoreError, fingerprint
-from adapedit.evaluation.studies import SWEEPS, TITLES, make_study
+from adapedit.evaluation.studies import SWEEPS, TITLES, WITH_BLEND, make_study
 from adapedit.evaluation.suite import scene_suite
 from adapedit.methods.settings import METHODS, make_settings
 from adapedit_kernels.errors import AdapEditError
@@ -99,7 +99,7 @@ def test_studies_compare_different_settings(name: str) -> None:
     settings = [value.model_dump_json() for value in study.variants.values()]
     assert next(iter(study.variants)) == "adapedit"
     if name == "scenes":
-        assert list(study.variants) == list(METHODS)
+        assert list(study.variants) == [*METHODS, WITH_BLEND]
     else:
         assert all(value.alpha_tau == 0.2 for value in study.variants.values())
     assert len(set(settings)) >= len(settings) - 3  # sweeps pass through the defaults
