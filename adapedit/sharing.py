@@ -142,8 +142,8 @@ def _same_schedule(one: Schedule, other: Schedule) -> bool:
 def _same_blend(one: LocalBlend | None, other: LocalBlend | None) -> bool:
     if one is None or other is None:
         return one is other
-    # The source's own words open the mask of every target, so they have to be the same ones. Its places of a pass
-    # before are those of one source, whoever observed it.
+    # The source's own words open the mask of every target, so they have to be the same ones. Places that are known
+    # beforehand are empty for the source: see `AdapEditMethod`.
     return (
         (one.threshold, one.start, one.grow) == (other.threshold, other.start, other.grow)
         and (one.places is None) == (other.places is None)

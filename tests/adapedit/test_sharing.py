@@ -20,6 +20,10 @@ EDITS = (
     request(SOURCE, LONGER, single_pass=True, lambda_tau=0.3),
     request(SOURCE, LONGER, observed_prompts="both", local_blend=True, blend_threshold=0.8),
     request(SOURCE, TARGET, observed_prompts="both", local_blend=True, blend_threshold=0.8),
+    request(
+        SOURCE, TARGET, observed_prompts="both", local_blend=True, blend_by="spatial-map", lambda_spatial=0.6
+    ),
+    request(SOURCE, TARGET, observed_prompts="both", local_blend=True, blend_by="words", blend_threshold=0.6),
     request(SOURCE, LONGER, observed_prompts="both", lambda_tau=0.4),
     request(SOURCE, LONGER, single_pass=True, observed_prompts="both"),
 )
