@@ -21,6 +21,7 @@ def _not_empty(prompt: str) -> str:
 
 
 Prompt = Annotated[str, AfterValidator(_not_empty)]
+Side = Annotated[int, Field(ge=8, le=4096)]
 
 
 class EditRequest(BaseModel):
@@ -30,7 +31,7 @@ class EditRequest(BaseModel):
     seed:                of the first latents, shared by source and target.
     num_inference_steps: T.
     guidance_scale:      of classifier-free guidance; None: what suits the model (7.5 for Stable Diffusion).
-    height, width:       pixels; None: what the model was trained for.
+    height, width:       pixels, at most 4096; None: what the model was trained for.
     method:              the editing method with its knobs.
     guidance_until:      share of the trajectory after which guidance is skipped: an approximation that saves half
                          of the later steps; 1: never. Further ones, see `adapedit.approximations`:
@@ -50,8 +51,8 @@ class EditRequest(BaseModel):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     num_inference_steps: Annotated[int, Field(ge=1, le=1000)] = 50
     guidance_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
-    height: Annotated[int, Field(ge=8)] | None = None
-    width: Annotated[int, Field(ge=8)] | None = None
+    height: Side | None = None
+    width: Side | None = None
     method: MethodSettings = Field(default_factory=AdapEdit)
     guidance_until: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 1.0
     cross_attention_until: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 1.0

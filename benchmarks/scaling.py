@@ -7,11 +7,12 @@ pictures of edits together are those of edits alone, and the eager way's loop is
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from adapedit.methods.settings import PromptToPrompt
 from benchmarks import common, overhead
-from benchmarks.baselines.edits import OtherWays
+from benchmarks.baselines.edits import OtherWays, one_by_one
 
 TARGETS = ("dog sitting", "cat standing", "bird standing", "dog jumping", "cat sitting", "bird sitting")
 PLACES = ("grass", "snow")
@@ -39,7 +40,7 @@ def main() -> None:
     times: dict[str, dict[str, dict[str, Any]]] = {}
     lines: dict[str, dict[str, dict[str, float]]] = {}
     for axis, cases in axes.items():
-        by_way = {way: {} for way in ("edit", "plain", "eager")}
+        by_way: dict[str, dict[str, Any]] = {way: {} for way in ("edit", "plain", "eager")}
         found = common.timed(ways(pipe, others, cases), options.repeats, wait)
         for name, seconds in found.items():
             way, _, size = name.partition(" ")
@@ -80,9 +81,9 @@ def ways(pipe: Any, others: OtherWays, cases: Mapping[int, Sequence[Any]]) -> di
     """Every size by every way, named `<way> <size>`."""
     variants: dict[str, Callable[[], Any]] = {}
     for size, requests in cases.items():
-        variants[f"edit {size}"] = lambda requests=requests: pipe.edit_batch(requests)
-        variants[f"plain {size}"] = lambda requests=requests: [others.plain(each) for each in requests]
-        variants[f"eager {size}"] = lambda requests=requests: [others.eager(each) for each in requests]
+        variants[f"edit {size}"] = partial(pipe.edit_batch, requests)
+        variants[f"plain {size}"] = partial(one_by_one, others.plain, requests)
+        variants[f"eager {size}"] = partial(one_by_one, others.eager, requests)
     return variants
 
 

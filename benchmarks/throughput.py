@@ -20,7 +20,7 @@ import torch
 
 from adapedit_engine import Controls
 from benchmarks import common, overhead
-from benchmarks.baselines.edits import ROWS, OtherWays
+from benchmarks.baselines.edits import ROWS, OtherWays, one_by_one
 from benchmarks.static_batching import StaticServer, burst_times, in_batches, sleep_until
 
 BURST = 8
@@ -55,9 +55,7 @@ def main() -> None:
     steps = sum(each.num_inference_steps for each in some)
     for name, way in (("plain", other.plain), ("eager", other.eager)):
         share = flops * ROWS[name] * steps / ceiling
-        runs[f"{name}, one by one"] = measured(
-            lambda way=way: [way(each) for each in some], options, len(some), share
-        )
+        runs[f"{name}, one by one"] = measured(partial(one_by_one, way, some), options, len(some), share)
     rates = {name: found["edits_per_s"] for name, found in runs.items()}
     best = max((name for name in rates if "static" in name), key=lambda name: rates[name])
     rate = options.load * rates["scheduler"]

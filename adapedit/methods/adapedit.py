@@ -88,9 +88,9 @@ class AdapEditMethod(Method):
         settings, blend = self.settings, local_blend(context.alignment, self.settings)
         if blend is None or not self._observes_both:
             return blend
-        (height, width), sources = context.map_size, torch.zeros(2, dtype=torch.int64)
+        size, sources = context.map_size, torch.zeros(2, dtype=torch.int64)
         # Places are found, cut and widened here, so that a plan that does not know them yet differs in nothing else.
-        blend = replace(blend, places=torch.zeros(2, height * width), threshold=0.5, grow=0)
+        blend = replace(blend, places=torch.zeros(2, size[0] * size[1]), threshold=0.5, grow=0)
         if observed is None or observed.maps is None or found is None:
             return blend
         spatial, by = found.spatial_map.cpu(), settings.blend_by
@@ -100,12 +100,9 @@ class AdapEditMethod(Method):
         # figures that have to stay.
         if self._spatial and (by == "spatial-map" or (by == "auto" and float(spatial[-1].mean()) > 0.5)):
             places, cut, grow = spatial, SPATIAL_CUT, 0
-        size = (height, width)
-        mask = blend_mask(places, sources, map_size=size, latent_size=size, threshold=cut, grow=grow).flatten(
-            1
-        )
+        mask = blend_mask(places, sources, map_size=size, latent_size=size, threshold=cut, grow=grow)
         # The source's places are in the target's by now. Its own are left empty: edits that share it may see others.
-        return replace(blend, places=torch.stack([torch.zeros_like(mask[0]), mask[1]]))
+        return replace(blend, places=context.on_target(mask[1].flatten()))
 
     def findings(self, context: EditContext, observed: EditOutcome | None, edited: EditOutcome) -> Findings:
         word_steps = None if edited.word_steps is None else edited.word_steps[1].cpu()

@@ -170,7 +170,7 @@ METHODS: dict[str, type[_Settings]] = {
 
 def make_settings(name: str, **knobs: Any) -> Any:
     """Settings of the method `name`. Raises `AdapEditError` for unknown names and knobs, and for bad values."""
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         raise AdapEditError(f"there is no method {name!r}; use one of: {', '.join(METHODS)}")
     kind = METHODS[name]
     unknown = [knob for knob in knobs if knob not in kind.model_fields or knob == "name"]

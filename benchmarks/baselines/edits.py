@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -64,3 +65,8 @@ class OtherWays:
         text = torch.stack([context.unconditional] * 2 + [context.source, context.target])
         unet = self._unet
         return context, text.to(unet.device, unet.dtype), context.latents.to(unet.device, unet.dtype)
+
+
+def one_by_one(way: Callable[[Any], Any], requests: Sequence[Any]) -> list[Any]:
+    """Every request for itself."""
+    return [way(each) for each in requests]

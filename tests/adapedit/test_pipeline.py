@@ -195,6 +195,7 @@ def untouched(pipe, monkeypatch):
         ({"guidance_scale": -1}, "guidance_scale is -1"),
         ({"seed": -1}, "seed is -1"),
         ({"height": 17}, "height is 17, wanted a multiple of 4"),
+        ({"width": 100_000}, "width is 100000: .*less than or equal to 4096"),
         ({"lambda_tau": -0.1}, "lambda_tau is -0.1: .*greater than or equal to 0"),
         ({"lambda_tau": math.nan}, "lambda_tau is nan: .*finite"),
         ({"lambda_tau": math.inf}, "lambda_tau is inf: .*finite"),
@@ -203,6 +204,7 @@ def untouched(pipe, monkeypatch):
         ({"temperature": 0}, "temperature is 0: .*greater than 0"),
         ({"variant": "papper"}, "variant is 'papper': .*'paper' or 'released'"),
         ({"lambda_t": 1}, "adapedit has no knob 'lambda_t'; its knobs: lambda_tau"),
+        ({"method": {"name": "adapedit"}}, "no method {'name': 'adapedit'}; use one of: adapedit"),
         ({"method": "p2p"}, "no method 'p2p'; use one of: adapedit, prompt-to-prompt,"),
         (
             {"method": "prompt-to-prompt", "local_blend": ("horse",)},
