@@ -190,11 +190,10 @@ def load_model(
     if scheduler is None:
         # Whatever scheduler the checkpoint names, DDIM takes its noise schedule; clipping would not be linear.
         scheduler = read_part(place, "scheduler", DDIMScheduler, clip_sample=False, thresholding=False)
-    # Convolutions of a GPU's matrix units want channels last, and would turn what comes to them at every call.
-    layout = torch.channels_last if torch.device(device).type == "cuda" else torch.preserve_format
     for module in (text_encoder, unet, vae):
         module.requires_grad_(False)
-        module.to(device, memory_format=layout).eval()
+        # Convolutions want channels last, and would turn what comes to them, or their weights, at every call.
+        module.to(device, memory_format=torch.channels_last).eval()
     return EditModel(
         name=place.name,
         tokenizer=tokenizer,

@@ -70,7 +70,7 @@ def outcome_bytes(outcome: EditOutcome) -> int:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Caches:
-    """What edits leave for later ones. pictures: of sources. trajectories: None where none are kept."""
+    """What edits leave for later ones. pictures: of sources. trajectories: None where none can be replayed."""
 
     observations: ByteCache[EditOutcome]
     inversions: ByteCache[Inverted]
@@ -79,13 +79,14 @@ class Caches:
 
     @classmethod
     def of(cls, runner: CachedRunner, max_bytes: int, trajectory_bytes: int) -> Caches:
-        """max_bytes: of each but the trajectories."""
-        keeps = trajectory_bytes > 0 and can_replay(runner)
+        """max_bytes: of each. trajectory_bytes: of trajectories, if not 0; then all sources are recorded."""
+        records_all = trajectory_bytes > 0
+        trajectories = Trajectories(trajectory_bytes or max_bytes, runner, records_all=records_all)
         return cls(
             observations=ByteCache(max_bytes, outcome_bytes),
             inversions=ByteCache(max_bytes, inverted_bytes),
             pictures=ByteCache(max_bytes, picture_bytes),
-            trajectories=Trajectories(trajectory_bytes, runner) if keeps else None,
+            trajectories=trajectories if can_replay(runner) else None,
         )
 
 

@@ -109,7 +109,17 @@ def edit_passes(edits: Sequence[PreparedEdit], caches: Caches, copies: HostCopie
     if missing:
         places, plans = list(missing), list(missing.values())
         groups = share(plans)
-        outcomes = yield [merge([plans[i] for i in group]) for group in groups]
+        with ExitStack() as stack:
+            outcomes = yield [
+                _routed(
+                    stack,
+                    merge([plans[i] for i in group]),
+                    None,
+                    caches.trajectories,
+                    ahead=[edits[places[i]].draft for i in group if edits[places[i]].runner is None],
+                )
+                for group in groups
+            ]
         for group, outcome in zip(groups, outcomes, strict=True):
             for i, part in zip(group, split(outcome, [plans[i] for i in group]), strict=True):
                 seen[places[i]] = part
@@ -143,12 +153,16 @@ def edit_passes(edits: Sequence[PreparedEdit], caches: Caches, copies: HostCopie
 
 
 def _routed(
-    stack: ExitStack, plan: EditPlan, runner: Runner | None, trajectories: Trajectories | None
+    stack: ExitStack,
+    plan: EditPlan,
+    runner: Runner | None,
+    trajectories: Trajectories | None,
+    ahead: Sequence[EditPlan] = (),
 ) -> EditPlan | RoutedPlan:
-    """The plan for what runs it. Trajectories are the model's own UNet's."""
+    """The plan for what runs it. Trajectories are the model's own UNet's. ahead: see `Trajectories.attached`."""
     if runner is not None:
         return RoutedPlan(plan=plan, runner=runner)
-    return plan if trajectories is None else stack.enter_context(trajectories.attached(plan))
+    return plan if trajectories is None else stack.enter_context(trajectories.attached(plan, ahead))
 
 
 def _begun(

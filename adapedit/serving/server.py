@@ -63,8 +63,9 @@ class EditServer:
     budget_bytes: memory for edits in flight and one UNet call; None: no limit.
     cache_bytes:  for prompts, for projected keys and values, first passes, inversions, and pictures of sources: each.
     trajectory_bytes: for recordings of sources, on the model's device: with one, a later edit of the same source
-                  runs two rows less, and equals what it would have been within a grey level. 0: none are made. A
-                  runner that can't replay makes none either.
+                  runs two rows less, and equals what it would have been within a grey level. 0: only sources are
+                  recorded that an edit runs in its first pass too, within `cache_bytes`. A runner that can't replay
+                  makes none.
     share_sources: run the common source of edits that wait at the same time once.
     join_running: False is static batching, for comparison: a batch begins when the one before has ended.
     """

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import reduce
 
 from adapedit_engine.caches import CacheStats
 from adapedit_engine.plan import EditPlan
@@ -28,29 +29,36 @@ class Trajectories:
     Room is made before a recording begins, and the least recently used goes first, but never one that an edit is
     replaying. Where there is no room an edit runs as if this were not here. Thread-safe.
 
-    runner: of all edits. One that can't replay is refused, see `can_replay`.
+    runner:      of all edits; see `can_replay` for which can.
+    records_all: record every source. Otherwise those alone that a later pass of the same edit runs again.
     """
 
-    def __init__(self, max_bytes: int, runner: Runner) -> None:
-        self.max_bytes, self._runner = max_bytes, runner
+    def __init__(self, max_bytes: int, runner: Runner, *, records_all: bool = True) -> None:
+        self.max_bytes, self._runner, self._records_all = max_bytes, runner, records_all
         self._kept: OrderedDict[Hashable, _Entry] = OrderedDict()
-        self._coming: dict[Hashable, int] = {}
+        self._coming: dict[Hashable, _Entry] = {}
         self._lock = threading.Lock()
         self._hits = self._misses = self._evictions = 0
 
     @contextmanager
-    def attached(self, plan: EditPlan) -> Iterator[EditPlan]:
+    def attached(self, plan: EditPlan, ahead: Sequence[EditPlan] = ()) -> Iterator[EditPlan]:
         """The plan, to be run inside: with its source replayed, recorded, or as it is.
 
-        Leaving the block by an error (cancellation is one) drops what was recorded.
+        ahead: plans that will be run behind this one, as far as they are known. Of those with the same source, what
+        they look at in it is recorded as well. Leaving the block by an error (cancellation is one) drops what was
+        recorded.
         """
-        key = source_key(plan)
+        key = source_key(plan) if can_replay(self._runner) else None
         if key is None:
             yield plan
             return
-        needs = reach_of(plan, len(self._runner.specs.self_layers))
+        needs = self._reach(plan)
+        later = [self._reach(other) for other in ahead if source_key(other) == key]
+        reach = reduce(Reach.union, later, needs)
         with self._lock:
-            trace = self._replay(key, needs) or self._record(key, needs, plan)
+            trace = self._replay(key, needs, reach)
+            if trace is None and (self._records_all or later):
+                trace = self._record(key, needs, reach, plan)
         if trace is None:
             yield plan
             return
@@ -61,6 +69,18 @@ class Trajectories:
         finally:
             with self._lock:
                 self._close(key, trace, whole)
+
+    def foreseen(self, plan: EditPlan) -> EditPlan:
+        """The plan as it will be attached when what is being recorded now is there: for its number of rows."""
+        key = source_key(plan)
+        with self._lock:
+            coming = None if key is None else self._coming.get(key)
+        if coming is None:
+            return plan
+        needs = self._reach(plan)
+        if not coming.recording.reach.covers(needs):
+            return plan
+        return replace(plan, trace=Trace(recording=coming.recording, needs=needs, replays=True))
 
     @property
     def stats(self) -> CacheStats:
@@ -74,9 +94,12 @@ class Trajectories:
                 bytes=self._held,
             )
 
-    def _replay(self, key: Hashable, needs: Reach) -> Trace | None:
+    def _reach(self, plan: EditPlan) -> Reach:
+        return reach_of(plan, len(self._runner.specs.self_layers))
+
+    def _replay(self, key: Hashable, needs: Reach, reach: Reach) -> Trace | None:
         entry = self._kept.get(key)
-        if entry is None or not entry.recording.reach.covers(needs):
+        if entry is None or not entry.recording.reach.covers(reach):
             self._misses += 1
             return None
         self._hits += 1
@@ -84,16 +107,17 @@ class Trajectories:
         entry.users += 1
         return Trace(recording=entry.recording, needs=needs, replays=True)
 
-    def _record(self, key: Hashable, needs: Reach, plan: EditPlan) -> Trace | None:
+    def _record(self, key: Hashable, needs: Reach, reach: Reach, plan: EditPlan) -> Trace | None:
         if key in self._coming:
             return None
         known = self._kept.get(key)
-        reach = needs if known is None else needs.union(known.recording.reach)
+        reach = reach if known is None else reach.union(known.recording.reach)
         size = recording_bytes(plan, reach, self._runner.specs, self._runner.dtype)
         if not self._make_room(size):
             return None
-        self._coming[key] = size
-        return Trace(recording=Recording(reach=reach, length=plan.steps), needs=needs, replays=False)
+        recording = Recording(reach=reach, length=plan.steps)
+        self._coming[key] = _Entry(recording=recording, bytes=size)
+        return Trace(recording=recording, needs=needs, replays=False)
 
     def _make_room(self, size: int) -> bool:
         free = [key for key, entry in self._kept.items() if not entry.users]
@@ -124,7 +148,7 @@ class Trajectories:
 
     @property
     def _held(self) -> int:
-        return sum(entry.bytes for entry in self._kept.values()) + sum(self._coming.values())
+        return sum(entry.bytes for entry in (*self._kept.values(), *self._coming.values()))
 
 
 def can_replay(runner: Runner) -> bool:

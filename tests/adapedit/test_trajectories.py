@@ -78,7 +78,9 @@ def test_nothing_is_kept_unless_asked_for(pipe, rows):
     with pipe.serve() as server:
         for _ in range(2):
             server.submit(request(single_pass=True)).result()
-        assert server.stats.trajectories is None
+        kept = server.stats.trajectories
+    assert kept is not None
+    assert (kept.hits, kept.entries, kept.bytes) == (0, 0, 0)
     assert rows == [4] * STEPS * 2
 
 
@@ -179,6 +181,39 @@ def test_a_step_that_is_tried_again_is_recorded_once(pipe, monkeypatch):
         server.submit(wanted).result()
         assert_same(server.submit(wanted).result(), pipe, wanted)
         assert server.stats.trajectories.hits == 1
+
+
+BOTH = {"observed_prompts": "both", "self_replace_steps": 0.4, "local_blend": True}
+
+
+def test_the_second_pass_replays_the_source_that_the_first_has_run(pipe, rows, monkeypatch):
+    wanted, progress = [request(**BOTH), request(SOURCE, LONGER, **BOTH)], []
+    results = [
+        pipe.edit_batch([each], callback=lambda *counts: progress.append(counts))[0] for each in wanted
+    ]
+    assert rows == ([4] * STEPS + [2] * STEPS) * 2
+    assert progress == [(done, 2 * STEPS) for done in range(1, 2 * STEPS + 1)] * 2
+    rows.clear()
+    with pipe.serve() as server:
+        served = [server.submit(each).result() for each in wanted]
+    # The second edit finds what the first has left, in both of its passes.
+    assert rows == [4] * STEPS + [2] * STEPS * 3
+    rows.clear()
+    monkeypatch.setattr("adapedit.pipeline.REPLAY_BYTES", 0)
+    for each, alone, other in zip(wanted, results, served, strict=True):
+        assert_same(alone, pipe, each)
+        assert_same(other, pipe, each)
+    assert rows == [4] * STEPS * 2 * 2 * 2
+
+
+def test_edits_of_a_batch_replay_within_the_limit_of_rows(pipe, rows):
+    wanted = [request(seed=seed, **BOTH) for seed in range(3)]
+    progress = []
+    results = pipe.edit_batch(wanted, max_rows=8, callback=lambda *counts: progress.append(counts))
+    assert rows == [8] * STEPS + [4] * STEPS + [6] * STEPS
+    assert progress[-1] == (3 * STEPS, 3 * STEPS)
+    for each, result in zip(wanted, results, strict=True):
+        assert_same(result, pipe, each)
 
 
 def test_a_runner_that_can_not_replay_keeps_nothing(pipe, monkeypatch):
