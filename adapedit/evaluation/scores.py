@@ -179,7 +179,7 @@ def judge_with(reader: SceneReader | None) -> Judge:
 
     if not BUILTIN.exists():
         raise AdapEditError(
-            f"the reader's weights are not at {BUILTIN}; train it: python -m adapedit.training reader"
+            f"the reader's weights are not at {BUILTIN}; train it: python -m adapedit.training.reader"
         )
     return Judge(load_reader())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,14 @@ STAGES: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 
 def main() -> None:
+    plan = "\n".join(f"  python -m adapedit.training.{stage} {' '.join(given)}" for stage, given in STAGES)
+    # Hours of work must not begin because somebody asked what would happen.
+    argparse.ArgumentParser(
+        prog="python -m adapedit.training",
+        description=__doc__,
+        epilog=f"stages, each with its own --help:\n{plan}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args()
     for stage, arguments in STAGES:
         if stage == "data" and (OUT / "scenes" / "images.npy").exists():
             continue

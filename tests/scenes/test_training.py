@@ -159,3 +159,16 @@ def test_area_under_curve(scores: list[float], area: float) -> None:
     inside = np.array([True, True, False, False])
     assert area_under_curve(np.array(scores, float), inside) == area
     assert np.isnan(area_under_curve(np.array(scores, float), np.zeros(4, bool)))
+
+
+def test_asking_what_would_be_trained_trains_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training = import_module("adapedit.training.__main__")
+    monkeypatch.setattr(training.subprocess, "run", lambda *args, **kwargs: pytest.fail("a stage was begun"))
+    for arguments, code in ((["--help"], 0), (["reader"], 2)):
+        monkeypatch.setattr("sys.argv", ["training", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            training.main()
+        assert ended.value.code == code
+    assert "adapedit.training.generator" in capsys.readouterr().out
