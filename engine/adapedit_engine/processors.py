@@ -18,12 +18,16 @@ Attend = Callable[..., tuple[Tensor, Tensor | None]]
 """`edited_attention_with_maps`, or what takes its arguments and gives what it gives."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class Capture:
-    """What the layers of one call leave behind, in execution order. Made anew for every call."""
+    """What the layers of one call leave behind. Made anew for every call.
 
-    maps: list[Tensor] = field(default_factory=list)  # [B, P, N] each, one per layer at the map resolution
-    features: list[Tensor] = field(default_factory=list)  # [B, P, V], one entry
+    maps:     [B + E, P, N], the weighted sum over the layers so far; see `Exchange` for E.
+    features: [B, P, V].
+    """
+
+    maps: Tensor | None = None
+    features: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +110,7 @@ class CrossAttentionProcessor:
 
     index:            number among the cross-attention layers, in execution order.
     level:            number of halvings of the latent side at this layer.
-    reports_maps:     this layer is at the map resolution.
+    map_weight:       its share in the averaged maps; 0: it is not at the map resolution and adds nothing.
     reports_features: this layer's input is the visual features.
     attend:           computes the attention.
     """
@@ -116,13 +120,13 @@ class CrossAttentionProcessor:
         index: int,
         *,
         level: int,
-        reports_maps: bool,
+        map_weight: float,
         reports_features: bool,
         attend: Attend = edited_attention_with_maps,
     ) -> None:
         self.index = index
         self.level = level
-        self.reports_maps = reports_maps
+        self.map_weight = map_weight
         self.reports_features = reports_features
         self.attend = attend
 
@@ -147,19 +151,27 @@ class CrossAttentionProcessor:
         if call.exchange is not None:
             query = call.exchange.with_queries(self.index, query)
         query, key, value = (split_heads(tensor, attn.heads) for tensor in (query, key, value))
-        wanted = call.capture is not None and self.reports_maps
+        capture = call.capture
+        wanted = capture is not None and self.map_weight > 0
         # One implementation for every call, edited or not, maps wanted or not: fused attention for the plain
         # ones would round differently, and the source of an edit would no longer be the plain generation.
         mixed, maps = self.attend(
-            query, key, value, scale=attn.scale, maps=wanted, check_values=False, **self._edit(call)
+            query,
+            key,
+            value,
+            scale=attn.scale,
+            maps=wanted,
+            map_sum=capture.maps if capture is not None and wanted else None,
+            map_weight=self.map_weight,
+            check_values=False,
+            **self._edit(call),
         )
         if call.exchange is not None:  # the replayed rows were there to be looked at
             mixed = mixed[: hidden_states.shape[0]]
-            maps = None if maps is None else maps[: hidden_states.shape[0]]
-        if call.capture is not None and maps is not None:
-            call.capture.maps.append(maps)
-        if call.capture is not None and self.reports_features:
-            call.capture.features.append(hidden_states)
+        if capture is not None and wanted:
+            capture.maps = maps
+        if capture is not None and self.reports_features:
+            capture.features = hidden_states
         finished = _finish(attn, mixed)
         if call.reuse is not None and call.reuse.call.keeps_cross:
             call.reuse.kept_cross.append(finished)

@@ -54,7 +54,7 @@ class ControlledUNet(nn.Module):
     that is said by `None` or by its own row number. So the source of an edit is the plain generation of its
     prompt.
 
-    Differentiable: nothing here is detached or done in place.
+    Differentiable: where gradients are wanted nothing is detached or done in place.
     """
 
     def __init__(
@@ -91,11 +91,13 @@ class ControlledUNet(nn.Module):
         pairs: list[tuple[Any, Any]] = [
             (unet.get_submodule(layer.name), SelfAttentionProcessor(i)) for i, layer in enumerate(self_layers)
         ]
+        # Shares of an average, so that the layers' sum is the average and nothing is left to be divided.
+        share = 1 / sum(layer.level == map_level for layer in cross_layers)
         for i, layer in enumerate(cross_layers):
             processor = CrossAttentionProcessor(
                 i,
                 level=layer.level,
-                reports_maps=layer.level == map_level,
+                map_weight=share if layer.level == map_level else 0.0,
                 reports_features=i == features,
                 attend=attend,
             )
@@ -173,8 +175,9 @@ class ControlledUNet(nn.Module):
         if call.capture is None:
             return UNetOutput(noise_pred, None, None)
         maps = call.capture.maps
-        mean = maps[0] if len(maps) == 1 else torch.stack(maps).mean(0)
-        return UNetOutput(noise_pred, mean, call.capture.features[0])
+        if call.exchange is not None and maps is not None:
+            maps = maps[: sample.shape[0]]
+        return UNetOutput(noise_pred, maps, call.capture.features)
 
     def _spatial_maps(self, controls: Controls, height: int, width: int) -> dict[int, Tensor]:
         """The spatial map at each level that has cross-attention, [B, pixels of that level]."""

@@ -22,6 +22,8 @@ def attend(
     *,
     scale: float,
     maps: bool,
+    map_sum: Tensor | None,
+    map_weight: float,
     check_values: bool,
     **controls: Any,
 ) -> tuple[Tensor, Tensor | None]:
@@ -44,4 +46,8 @@ def attend(
         shapes=(joined[0].shape, (query.shape[0], query.shape[2], key.shape[2])),
         version=1,
     )
-    return split_heads(mixed, heads), own if maps else None
+    if not maps:
+        return split_heads(mixed, heads), None
+    # The node's outputs are its own alone, so the sum over layers is left to TensorRT, which fuses such things.
+    weighted = own * map_weight
+    return split_heads(mixed, heads), weighted if map_sum is None else map_sum + weighted

@@ -19,9 +19,14 @@ from adapedit_engine import (
     controlled_attention,
     denoise,
 )
+from adapedit_engine.runners.compiled import why_not
 from tests.engine.tiny import SIDE, TEXT, TOKENS, edit_plan, largest, noise, plan, self_share, tiny_unet
 
 LAYERS = 7
+CODE = (
+    pytest.mark.slow,
+    pytest.mark.skipif(why_not("cpu") is not None, reason="inductor on the CPU needs a C++ compiler"),
+)
 SELF_TABLES = ("self_query_row", "self_key_row", "self_value_row")
 
 
@@ -101,10 +106,15 @@ def test_whole_edits_through_the_graph_equal_those_in_pytorch(unet, graph):
     assert all(names == set(INPUT_NAMES) for names in runner.calls)
 
 
-@pytest.mark.slow
-def test_compiles_as_one_graph(unet):
+@pytest.mark.parametrize(
+    "backend",
+    ["eager", pytest.param("aot_eager", marks=pytest.mark.slow), pytest.param("inductor", marks=CODE)],
+)
+def test_compiles_as_one_graph(unet, backend: str):
+    """`fullgraph` raises at a break. The first backend runs what was captured as it is."""
+    torch.compiler.reset()
     inputs = example(4)
     with controlled_attention(unet, map_divisor=1) as controlled, torch.no_grad():
-        compiled = torch.compile(GraphUNet(controlled), fullgraph=True, backend="aot_eager")
+        compiled = torch.compile(GraphUNet(controlled), fullgraph=True, backend=backend)
         for got, wanted in zip(compiled(**inputs), GraphUNet(controlled)(**inputs), strict=True):
             assert largest(got, wanted) < 1e-4

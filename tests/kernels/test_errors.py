@@ -13,6 +13,7 @@ from adapedit_kernels import (
     AdapEditError,
     ImplementationError,
     edited_attention,
+    edited_attention_with_maps,
     guided_step,
     spatial_similarity,
     word_relation,
@@ -62,6 +63,16 @@ def test_edited_attention(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(AdapEditError, match="edited_attention: " + message) as caught:
         _attention(**changes)
     assert "\n" not in str(caught.value)
+
+
+def test_a_sum_of_maps_that_does_not_fit() -> None:
+    tensors, controls = attention_inputs(AttentionShape(2, 1, 4, 9, 8), torch.float32)
+    with pytest.raises(
+        AdapEditError, match=r"edited_attention: map_sum has shape \[2, 9, 4\], wanted \[B, P, N\]"
+    ):
+        edited_attention_with_maps(*tensors, **controls, map_sum=torch.zeros(2, 9, 4))
+    with pytest.raises(AdapEditError, match="edited_attention: map_sum is given and maps=False, .*leave one"):
+        edited_attention_with_maps(*tensors, **controls, maps=False, map_sum=torch.zeros(2, 4, 9))
 
 
 KERNEL = {

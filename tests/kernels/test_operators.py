@@ -11,6 +11,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from adapedit_engine import Controls, GraphUNet, controlled_attention
+from adapedit_engine.runners.compiled import why_not
 from adapedit_kernels import edited_attention, edited_attention_with_maps, guided_step
 from adapedit_kernels.edited_attention.operator import (
     edited_attention_maps_operator,
@@ -117,7 +118,17 @@ def _attention_nodes(graph: torch.fx.Graph) -> int:
     return sum("adapedit_kernels" in str(node.target) for node in graph.nodes)
 
 
-@pytest.mark.slow
+def _check_one_accumulator(graph: torch.fx.Graph, layers: int) -> None:
+    """Zeros are made once, every layer at the map resolution adds its share, and the result is given out as it is."""
+    nodes = [node for node in graph.nodes if "edited_attention_maps" in str(node.target)]
+    totals = {node.args[8] for node in nodes}
+    assert len(nodes) == layers and len(totals) == 1
+    (total,) = totals
+    assert "zeros" in str(total.target)
+    assert sum(node.args[9] for node in nodes) == pytest.approx(1)
+    assert set(total.users) == {*nodes, graph.output_node()}
+
+
 def test_a_unet_with_operators_compiles_and_exports_as_one_graph(operators_in_use: None) -> None:
     inputs, seen = _unet_inputs(4), []
 
@@ -130,7 +141,22 @@ def test_a_unet_with_operators_compiles_and_exports_as_one_graph(operators_in_us
         wanted = unet(**inputs)
         compiled = torch.compile(unet, fullgraph=True, backend=backend)(**inputs)
         exported = torch.export.export(unet, args=(), kwargs=inputs, strict=False)
+        specs = controlled.specs
+    _check_one_accumulator(exported.graph, sum(c.level == specs.map_level for c in specs.cross_layers))
     assert seen == [_attention_nodes(exported.graph)] and seen[0] > 0
     for found in (compiled, exported.module()(**inputs)):
         for got, want in zip(found, wanted, strict=True):
             assert largest(got, want) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(why_not("cpu") is not None, reason="inductor on the CPU needs a C++ compiler")
+def test_a_unet_with_operators_is_generated_code_around_them(operators_in_use: None) -> None:
+    """What functionalisation and code generation make of one accumulator that several operators add to."""
+    with controlled_attention(tiny_unet(), map_divisor=1) as controlled, torch.no_grad():
+        unet = GraphUNet(controlled)
+        compiled = torch.compile(unet, fullgraph=True)
+        for batch_seed in range(2):  # the second call finds the code of the first
+            inputs = _unet_inputs(4) | {"sample": noise(4, 4, SIDE, SIDE, seed=batch_seed)}
+            for got, want in zip(compiled(**inputs), unet(**inputs), strict=True):
+                assert largest(got, want) < 1e-4

@@ -53,6 +53,23 @@ def test_rows_that_are_their_own_source_are_plain_attention_to_the_last_bit() ->
     assert_close(edited_attention(*tensors, edited=False), plain, torch.float32)
 
 
+def test_maps_of_several_calls_are_averaged_on_the_way() -> None:
+    """Head counts may differ, and what a call was given is left as it was."""
+    calls = [attention_inputs(AttentionShape(3, heads, 6, 9, 8), torch.float64) for heads in (1, 4, 2)]
+    alone = [edited_attention_with_maps(*tensors, **controls) for tensors, controls in calls]
+    total: Tensor | None = None
+    for (tensors, controls), (wanted, _) in zip(calls, alone, strict=True):
+        copy = None if total is None else total.clone()
+        out, after = edited_attention_with_maps(*tensors, **controls, map_sum=total, map_weight=1 / 3)
+        assert torch.equal(out, wanted)
+        if total is not None and copy is not None:
+            assert torch.equal(total, copy)
+        total = after
+    assert total is not None
+    maps = [maps for _, maps in alone if maps is not None]
+    assert_close(total, torch.stack(maps).mean(0), torch.float64)
+
+
 def test_an_edit_with_own_weight_one_is_plain_attention() -> None:
     tensors, controls = attention_inputs(AttentionShape(3, 2, 6, 9, 8), torch.float64)
     controls["own_weight"] = torch.ones_like(controls["own_weight"])
@@ -70,6 +87,18 @@ def test_edited_attention_has_gradients_of_output_and_maps() -> None:
         return edited_attention_with_maps(query, key, value, **controls)
 
     assert torch.autograd.gradcheck(run, inputs)
+
+
+def test_averaged_maps_have_gradients_of_every_call() -> None:
+    tensors, controls = attention_inputs(AttentionShape(2, 1, 3, 4, 2), torch.float64)
+
+    def run(query: Tensor, key: Tensor, value: Tensor) -> Any:
+        _, maps = edited_attention_with_maps(query, key, value, **controls, map_weight=0.25)
+        return edited_attention_with_maps(
+            query * query, key, value, edited=False, map_sum=maps, map_weight=0.75
+        )
+
+    assert torch.autograd.gradcheck(run, tuple(tensor.requires_grad_() for tensor in tensors))
 
 
 KNOBS: list[dict[str, Any]] = [

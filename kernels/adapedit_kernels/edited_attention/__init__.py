@@ -12,6 +12,7 @@ from adapedit_kernels.edited_attention.operator import (
     edited_attention_maps_operator,
     edited_attention_operator,
 )
+from adapedit_kernels.errors import AdapEditError
 
 __all__ = ["edited_attention", "edited_attention_with_maps"]
 
@@ -98,10 +99,15 @@ def edited_attention_with_maps(
     scale: float | None = None,
     edited: bool = True,
     maps: bool = True,
+    map_sum: Tensor | None = None,
+    map_weight: float = 1.0,
     check_values: bool = True,
     implementation: str = "auto",
 ) -> tuple[Tensor, Tensor | None]:
-    """As :func:`edited_attention`, with nothing in place: returns the output and the averaged own maps.
+    """As :func:`edited_attention`, as a function: returns the output and the averaged own maps.
+
+    Maps of several layers are averaged by handing what one layer returned to the next, each with its share as
+    ``map_weight``: on a GPU all add to one accumulator, which costs no pass over the maps.
 
     With the reference both are differentiable in query, key and value, and the call exports to ONNX. A row that
     is its own source comes out the same to the last bit whatever ``edited`` and ``maps`` say, since fused
@@ -109,34 +115,50 @@ def edited_attention_with_maps(
 
     Args:
         maps: False returns None in place of the maps, and on a GPU saves their cost.
+        map_sum: [B, P, N], what an earlier call returned: given up, since Triton adds to it in place and the
+            reference does not.
+        map_weight: the factor on this call's maps.
 
     Returns:
-        out [B, H, P, D], and the mean over heads of each row's own ``M`` [B, P, N] float32
-        (float64 for float64), or None.
+        out [B, H, P, D], and ``map_sum``, if given, plus ``map_weight`` times the mean over heads of each row's
+        own ``M`` [B, P, N] float32 (float64 for float64), or None.
+
+    Raises:
+        AdapEditError, ImplementationError: as :func:`edited_attention`; ``map_sum`` where no maps are wanted.
     """
+    if map_sum is not None and not maps:
+        raise AdapEditError(
+            "edited_attention: map_sum is given and maps=False, which adds nothing; leave one out"
+        )
     scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
     controls = (source_row, token_map, own_weight, spatial_weight, spatial_map)
-    chosen = _choose(implementation, query, key, value)
+    chosen = _choose(implementation, query, key, value, map_sum)
     if chosen == "triton" and not maps:
         out = edited_attention_operator(query, key, value, *controls, scale, edited, check_values)
         return out.transpose(1, 2), None
     if chosen == "triton":
-        shape = (query.shape[0], query.shape[2], key.shape[2])
-        own = torch.zeros(shape, dtype=torch.float32, device=query.device)
+        if map_sum is None:
+            shape = (query.shape[0], query.shape[2], key.shape[2])
+            map_sum = torch.zeros(shape, dtype=torch.float32, device=query.device)
         out = edited_attention_maps_operator(
-            query, key, value, *controls, own, 1.0, scale, edited, check_values
+            query, key, value, *controls, map_sum, map_weight, scale, edited, check_values
         )
-        return out.transpose(1, 2), own
+        return out.transpose(1, 2), map_sum
     check_arguments(
-        query, key, value, controls, None, edited=edited, check_values=check_values, chosen=chosen
+        query, key, value, controls, map_sum, edited=edited, check_values=check_values, chosen=chosen
     )
-    return _reference(query, key, value, controls, scale, edited, maps=maps)
+    out, own = _reference(query, key, value, controls, scale, edited, maps=maps)
+    if own is None:
+        return out, None
+    if map_sum is not None:
+        return out, torch.add(map_sum, own, alpha=map_weight)
+    return out, own if map_weight == 1 else own * map_weight
 
 
-def _choose(implementation: str, *tensors: Tensor) -> str:
-    gradient = wants_gradient(*tensors)
+def _choose(implementation: str, query: Tensor, *others: Tensor | None) -> str:
+    gradient = wants_gradient(query, *others)
     return chosen_implementation(
-        implementation, tensors[0].device, gradient=gradient, operation="edited_attention"
+        implementation, query.device, gradient=gradient, operation="edited_attention"
     )
 
 

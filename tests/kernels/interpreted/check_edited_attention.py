@@ -86,6 +86,23 @@ def test_layout_of_a_unet_and_controls_of_another_dtype() -> None:
     assert_close(maps, wanted_maps, torch.float16)
 
 
+def test_calls_share_one_accumulator() -> None:
+    """What a call returned is added to in place by the next: no memory and no pass of its own."""
+    inputs = [attention_inputs(AttentionShape(3, heads, 9, 19, 16), torch.float32) for heads in (2, 3)]
+    (tensors, controls), (more, more_controls) = inputs
+    _, first = edited_attention_with_maps(*tensors, **controls, map_weight=0.25, implementation="triton")
+    assert first is not None
+    assert_close(first, 0.25 * _wanted(tensors, controls)[1], torch.float32)
+    address = first.data_ptr()
+    out, both = edited_attention_with_maps(
+        *more, **more_controls, map_sum=first, map_weight=0.75, implementation="triton"
+    )
+    assert both is not None and both.data_ptr() == address
+    wanted, wanted_maps = _wanted(more, more_controls)
+    assert_close(out, wanted, torch.float32)
+    assert_close(both, 0.25 * _wanted(tensors, controls)[1] + 0.75 * wanted_maps, torch.float32)
+
+
 def test_promise_that_no_row_is_edited() -> None:
     tensors, _ = attention_inputs(AttentionShape(2, 2, 16, 9, 40), torch.float32)
     out, maps = edited_attention_with_maps(*tensors, edited=False, implementation="triton")
