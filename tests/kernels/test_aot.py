@@ -46,6 +46,14 @@ def test_every_kernel_compiles_for_every_target_without_spills(generated):
     assert all((b["ptx_bytes"] > 0) == (b["target"] in (80, 89)) for b in binaries)
 
 
+def test_each_change_is_held_to_every_kernel_in_single_and_half_precision():
+    def precisions(variants):
+        pairs = {(v.kernel, dtype) for v in variants for dtype in v.dtypes.values() if dtype != "bfloat16"}
+        return pairs | {(variant.kernel, None) for variant in variants}
+
+    assert precisions(few_variants()) == precisions(all_variants())
+
+
 def test_names_of_variants_differ():
     keys = [(variant.name, variant.pixels_from) for variant in all_variants()]
     assert len(set(keys)) == len(keys)

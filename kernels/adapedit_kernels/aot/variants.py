@@ -93,7 +93,10 @@ def all_variants() -> tuple[Variant, ...]:
 
 
 def few_variants() -> tuple[Variant, ...]:
-    """Every kernel, both tiles, all dtypes and head widths of attention once: what each change is held to."""
+    """Every kernel in float16 and float32 where it has them, both tiles, all dtypes and head widths of attention once.
+
+    What each change is held to.
+    """
     wanted = {
         ("edited_attention.float16.w40.edited.maps", _FEW_PIXELS),
         ("edited_attention.float16.w64.edited", _MANY_PIXELS),
@@ -101,8 +104,11 @@ def few_variants() -> tuple[Variant, ...]:
         ("edited_attention.float16.w160.edited", _FEW_PIXELS),
         ("edited_attention.float32.w40.edited.maps", _FEW_PIXELS),
         ("guided_step.float16.noise.blend", 0),
+        ("guided_step.float32.noise.blend", 0),
         ("mean.float16", 0),
+        ("mean.float32", 0),
         ("similarity.float16.centre", 0),
+        ("similarity.float32.centre", 0),
         ("resize", 0),
         ("embed.relative.sum.centre", 0),
         ("relate.paper", 0),
