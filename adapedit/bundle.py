@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from adapedit.arguments import folder_path
 from adapedit.model import EditModel, ModelError, ModelFacts, load_model
 from adapedit_engine.bundle import Bundle
 from adapedit_engine.manifest import MANIFEST_FILE
@@ -62,7 +63,7 @@ def load_bundle(folder: str | Path, runner: str = "onnxruntime", *, verify: bool
     import diffusers
     from transformers import CLIPTokenizer
 
-    bundle = Bundle.open(Path(folder).expanduser(), verify=verify)
+    bundle = Bundle.open(folder_path(folder).expanduser(), verify=verify)
     opened = open_bundle_runner(bundle, runner)
     kind: Any = getattr(diffusers, bundle.manifest.scheduler, None)
     if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):

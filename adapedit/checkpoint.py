@@ -21,6 +21,8 @@ from adapedit_kernels.errors import AdapEditError
 BUILTIN = Path(__file__).parent / "models" / "builtin"
 COMPONENTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
 WITH_WEIGHTS = ("text_encoder", "unet", "vae")
+LONGEST_NAME = 200
+"""Characters; more than the hub allows for a name."""
 HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 
@@ -55,13 +57,13 @@ def locate(
     """
     name = "builtin" if source is None else str(source)
     folder = builtin if name == "builtin" else Path(name).expanduser()
-    if folder.is_dir():
+    if _is_folder(folder):
         _check_folder(folder, components)
         return Place(name=name, folder=folder)
-    if HUB_NAME.fullmatch(name) and not folder.exists():
+    if len(name) < LONGEST_NAME and HUB_NAME.fullmatch(name) and not folder.exists():
         return on_hub(name)
     raise ModelError(
-        f"there is no model at {name!r}; "
+        f"there is no model at {name if len(name) < LONGEST_NAME else name[:LONGEST_NAME] + '...'!r}; "
         "give 'builtin', a folder in the diffusers layout, or a hub name (owner/name)"
     )
 
@@ -89,6 +91,14 @@ def on_hub(
             f"give {kind}, or try again with a connection"
         )
     return Place(name=name, folder=None, cached=not reached)
+
+
+def _is_folder(path: Path) -> bool:
+    """As `Path.is_dir`, but of what is too long for a path it is no folder, either."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 def _check_folder(folder: Path, components: Sequence[str]) -> None:

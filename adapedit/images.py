@@ -7,7 +7,7 @@ import io
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 
@@ -63,6 +63,8 @@ class ImageInput(BaseModel):
     @classmethod
     def of(cls, value: Any, fit: Fit | None = None) -> Any:
         """From a path or a `PIL.Image`; anything else is left to the validation."""
+        if fit is not None and fit not in get_args(Fit):
+            raise ImageError(f"fit is {fit!r}, wanted one of: {', '.join(get_args(Fit))}")
         more: dict[str, Any] = {} if fit is None else {"fit": fit}
         if isinstance(value, (str, Path)):
             return cls(file=str(value), **more)

@@ -177,6 +177,8 @@ def load_model(
     Weights are read from safetensors files only, and the files are checked before anything is built. Raises
     `ModelError` with the mend in one line.
     """
+    if not isinstance(dtype, torch.dtype):
+        raise ModelError(f"dtype is {dtype!r}, wanted one of PyTorch, for example torch.float16")
     place = locate(source)
     facts = ModelFacts.read(place.folder)
     device = _usable(device)
@@ -228,7 +230,7 @@ def _usable(device: str | torch.device) -> torch.device:
     try:
         device = torch.device(device)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         reason = str(error).splitlines()[0].split(". ")[0]
         raise ModelError(f"device {str(device)!r} can't be used here ({reason}); use 'cpu'") from error
     return device

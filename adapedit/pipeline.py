@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from adapedit.approximations import split as split_approximations
+from adapedit.arguments import check_callback, check_count, check_seeding
 from adapedit.checked import CheckedEdit, inverted_edits
 from adapedit.images import Fit, ImageInput
 from adapedit.methods.settings import make_settings
@@ -105,8 +106,7 @@ class AdapEditPipeline:
         generator: its next number becomes the seed, so that the result can name the seed that repeats it.
         callback(done, total): called after every step; raising in it cancels.
         """
-        if generator is not None and seed is not None:
-            raise AdapEditError("got both seed and generator; give one of them")
+        check_seeding(seed, generator)
         if generator is not None:
             seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
         approximations, of_method = split_approximations(knobs)
@@ -144,6 +144,9 @@ class AdapEditPipeline:
         """
         if isinstance(requests, EditRequest):
             raise AdapEditError("got one request; give a list, or call the pipeline itself")
+        check_callback(callback)
+        if max_rows is not None:
+            check_count("max_rows", max_rows)
         if not requests:
             return []
         clock = Clock()

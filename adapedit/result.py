@@ -15,6 +15,7 @@ from torch import Tensor
 
 from adapedit import __version__
 from adapedit.alignment import Alignment, Word
+from adapedit.arguments import folder_path
 from adapedit.images import INPUT_FILE, OpenedImage
 from adapedit.maps import overlay
 from adapedit.methods.context import EditContext, Findings
@@ -126,7 +127,7 @@ class EditResult:
         A picture that was given from Python is written as input.png, too, byte for byte.
         Raises `OutputError` where the folder can't be written; nothing half-written is left.
         """
-        folder = Path(folder)
+        folder = folder_path(folder)
         with OutputFolder(folder) as part:
             self.source_image.save(part / "source.png")
             self.target_image.save(part / "target.png")

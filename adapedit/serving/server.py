@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+from adapedit.arguments import check_count
 from adapedit.model import EditModel
 from adapedit.request import EditRequest
 from adapedit.result import EditResult
@@ -63,9 +64,8 @@ class EditServer:
     budget_bytes: memory for edits in flight and one UNet call; None: no limit.
     cache_bytes:  for prompts, for projected keys and values, first passes, inversions, and pictures of sources: each.
     trajectory_bytes: for recordings of sources, on the model's device: with one, a later edit of the same source
-                  runs two rows less, and equals what it would have been within a grey level. 0: only sources are
-                  recorded that an edit runs in its first pass too, within `cache_bytes`. A runner that can't replay
-                  makes none.
+                  runs two rows less, and is the same within a grey level. 0: of sources that a first pass runs too
+                  alone, within `cache_bytes`. A runner that can't replay makes none.
     share_sources: run the common source of edits that wait at the same time once.
     join_running: False is static batching, for comparison: a batch begins when the one before has ended.
     """
@@ -82,6 +82,10 @@ class EditServer:
         share_sources: bool = True,
         join_running: bool = True,
     ) -> None:
+        check_count("max_rows", max_rows)
+        check_count("max_pending", max_pending)
+        for name, value in (("cache_bytes", cache_bytes), ("trajectory_bytes", trajectory_bytes)):
+            check_count(name, value, least=0)
         self.model = CachingModel.of(model, cache_bytes)
         self._runner = CachedRunner(in_slots(model.runner, max_rows), cache_bytes)
         self._caches = Caches.of(self._runner, cache_bytes, trajectory_bytes)
@@ -115,7 +119,7 @@ class EditServer:
         with self._preparing:
             edit = self._prepare(request, until)
         self._room.acquire()
-        edit.future.add_done_callback(lambda _: self._left())
+        edit.future.add_done_callback(lambda _: self._room.release())
         with self._wake:
             if self._failure is not None:
                 raise AdapEditError("the server has stopped after an error") from self._failure
@@ -265,9 +269,6 @@ class EditServer:
 
     def _under_way(self) -> list[PreparedEdit]:
         return [*self._inbox, *(edit for edits in list(self._jobs.values()) for edit in edits)]
-
-    def _left(self) -> None:
-        self._room.release()
 
     def _abandon(self, error: BaseException) -> None:
         with self._wake:
