@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -188,3 +189,8 @@ class CrossAttentionProcessor:
             "spatial_weight": controls.spatial_weight,
             "spatial_map": call.spatial_maps[self.level],
         }
+
+
+# diffusers asks for the signature at every call of every layer; one that is noted down is not worked out again.
+for _processor in (SelfAttentionProcessor, CrossAttentionProcessor):
+    setattr(_processor.__call__, "__signature__", inspect.signature(_processor.__call__))  # noqa: B010
