@@ -64,7 +64,7 @@ def key_of(bundle: Bundle, graph: str, **changes: object) -> PlanKey:
     return PlanKey(**fields)  # type: ignore[arg-type]
 
 
-def test_every_graph_of_the_built_in_model_becomes_a_plan(builtin_bundle, capsys):
+def test_every_graph_of_the_built_in_model_becomes_a_plan(builtin_bundle, tensorrt, capsys):
     """Names, dtypes and open sides of what TensorRT parsed are held to the manifest while it builds."""
     command = ["build", str(builtin_bundle.folder), "--compute-capability", CAPABILITY, "--json"]
     assert run(command) == 0
@@ -77,6 +77,9 @@ def test_every_graph_of_the_built_in_model_becomes_a_plan(builtin_bundle, capsys
         names = [t.name for t in builtin_bundle.graph(graph).inputs + builtin_bundle.graph(graph).outputs]
         plan = read_plan(builtin_bundle, record)
         assert all(name.encode() in plan for name in names)
+        # TensorRT compares the plan's length with its header before it asks for a driver.
+        with pytest.raises(RunnerError, match=r"plan\.header\.size == blobSize"):
+            deserialise(tensorrt, plan[:-64], record.file_name)
     low, best, high = records["unet"].key.profiles[0]["sample"]
     assert (low[0], best[0], high[0]) == (1, 4, 4) and records["unet"].key.profiles[1]["timestep"] == (
         (5,),
@@ -125,6 +128,21 @@ def test_a_truncated_plan_is_refused(copied, tensorrt):
 def test_what_is_no_plan_does_not_load(tensorrt):
     with pytest.raises(RunnerError, match=r"x.plan is no plan that tensorrt-rtx .* loads: "):
         deserialise(tensorrt, b"not a plan" * 1000, "x.plan")
+
+
+@pytest.mark.parametrize(
+    ("kept", "reason"),
+    [
+        (0, "empty memory buffer"),
+        (32, "bufferSize"),
+        (64, "cursor < blobSize"),
+        (-1, "header.size == blobSize"),
+    ],
+)
+def test_tensorrt_itself_refuses_a_plan_that_was_cut_short(copied, tensorrt, kept, reason):
+    record = build_plans(copied, tensorrt, options(graphs=SMALL[:1]))[0]
+    with pytest.raises(RunnerError, match=rf"is no plan that tensorrt-rtx .* loads: .*({reason})"):
+        deserialise(tensorrt, read_plan(copied, record)[:kept], record.file_name)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="plans load where there is a GPU")
