@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,6 +26,10 @@ class Suite(str, Enum):
     variants = "variants"
     pairs = "pairs"
     inversion = "inversion"
+
+
+LIMIT = 308
+"""Scenes by default: all methods take half an hour on two cores."""
 
 
 class Half(str, Enum):
@@ -62,9 +67,22 @@ def evaluate(
     ] = None,
     limit: Annotated[
         int | None,
-        typer.Option(min=1, help="Only so many edits, balanced over the kinds (the first, of pairs)."),
+        typer.Option(
+            min=1,
+            help=f"Only so many edits, balanced over the kinds (the first, of pairs); by default {LIMIT} scenes, or "
+            "all pairs.",
+            show_default=False,
+        ),
     ] = None,
     half: Annotated[Half, typer.Option(help="Of the suite.")] = Half.both,
+    kinds: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND,KIND",
+            help="Of edits: pose, size, colour, kind, place, insertion, two words; by default all. The report is then "
+            "named for them.",
+        ),
+    ] = None,
     steps: Annotated[
         int | None,
         typer.Option(min=1, help="Denoising steps; by default 30, of pairs 50.", show_default=False),
@@ -97,14 +115,14 @@ def evaluate(
     """
     from adapedit.evaluation.studies import make_study
 
-    chosen = None if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
+    chosen, only = _names(methods), _names(kinds)
     of_pairs = suite is Suite.pairs
     if suite is Suite.inversion:
         d.evaluate_inversions(
             inversion,
             inversion_set,
             half=None if half is Half.both else half.value,
-            limit=limit,
+            limit=limit or LIMIT,
             steps=steps or 30,
             guidance=guidance,
             batch=batch,
@@ -115,7 +133,7 @@ def evaluate(
         )
         return
     drawn = d.sources_of(sources, inversion, inversion_set)
-    p.check_options(of_pairs, pairs, clip_model, lpips, half is not Half.both)
+    p.check_options(of_pairs, pairs, clip_model, lpips, half is not Half.both or only is not None)
     study = make_study("scenes" if of_pairs else suite.value, chosen, _per_method(set_))
     if of_pairs:
         p.evaluate_pairs(
@@ -143,7 +161,9 @@ def evaluate(
     from adapedit.output import check_output
 
     check_output(out)
-    cases = scene_suite(None if half is Half.both else half.value, limit)
+    cases = scene_suite(None if half is Half.both else half.value, limit or LIMIT, only)
+    if only:
+        study = replace(study, name="-".join([study.name, *only]).replace(" ", "-"))
     with _progress() as progress:
         task = progress.add_task("Loading the model", total=None)
         pipe = _load(model, runner, device, dtype.value)
@@ -163,7 +183,11 @@ def evaluate(
     if json:
         show.print_json(report)
     else:
-        _print(report, out, suite.value)
+        _print(report, out, study.name)
+
+
+def _names(text: str | None) -> list[str] | None:
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _progress() -> Any:

@@ -10,6 +10,7 @@ import pytest
 from adapedit.evaluation.suite import CASES_PER_KIND, KINDS, STREAM, Case, digest, scene_suite
 from adapedit.scenes.captions import VOCABULARY
 from adapedit.training.data import HELD_OUT_SEED, TRAIN_SEED
+from adapedit_kernels.errors import AdapEditError
 
 ALL = scene_suite()
 
@@ -47,14 +48,23 @@ def test_both_figures_get_edited() -> None:
         assert edited[0] and edited[1]
 
 
-@pytest.mark.parametrize("case", ALL, ids=lambda case: case.name)
-def test_captions_differ_by_the_edit_alone(case: Case) -> None:
-    before, after = case.source_prompt.split(), case.target_prompt.split()
-    assert set(before + after) <= set(VOCABULARY)
-    steps = [op for op in SequenceMatcher(None, before, after, False).get_opcodes() if op[0] != "equal"]
-    new = [word for _, _, _, start, stop in steps for word in after[start:stop]]
-    assert sorted(new) == sorted(change.after for change in case.changes)
-    assert {op[0] for op in steps} == {"insert" if case.kind == "insertion" else "replace"}
+@pytest.mark.parametrize("kind", KINDS)
+def test_captions_differ_by_the_edit_alone(kind: str) -> None:
+    cases = scene_suite(kinds=[kind])
+    assert len(cases) == CASES_PER_KIND
+    for case in cases:
+        before, after = case.source_prompt.split(), case.target_prompt.split()
+        assert set(before + after) <= set(VOCABULARY)
+        steps = [op for op in SequenceMatcher(None, before, after, False).get_opcodes() if op[0] != "equal"]
+        new = [word for _, _, _, start, stop in steps for word in after[start:stop]]
+        assert sorted(new) == sorted(change.after for change in case.changes), case.name
+        assert {op[0] for op in steps} == {"insert" if kind == "insertion" else "replace"}, case.name
+
+
+def test_some_kinds_alone_and_none_that_there_is_not() -> None:
+    assert [case.kind for case in scene_suite("test", 4, ["pose", "size"])] == ["pose", "size"] * 2
+    with pytest.raises(AdapEditError, match="no kind of edit 'mood'; use some of: pose, size"):
+        scene_suite(kinds=["pose", "mood"])
 
 
 @pytest.mark.parametrize("case", ALL[:40], ids=lambda case: case.name)
