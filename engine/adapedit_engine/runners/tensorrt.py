@@ -17,6 +17,7 @@ from adapedit_engine.plan_files import PlanRecord, find_plan, has_plan, read_pla
 from adapedit_engine.runners import RunnerError
 from adapedit_engine.runners import tensorrt_library as library
 from adapedit_engine.runners.session import Buffers, Session, check_call
+from adapedit_engine.runners.tensorrt_engine import check_engine
 from adapedit_engine.runners.tensorrt_library import Messages, TensorRT
 
 RUNNERS = tuple(library.FLAVOURS)
@@ -68,11 +69,13 @@ class TensorRTSession:
     """One plan with a context for each of its profiles that was used."""
 
     def __init__(self, bundle: Bundle, record: PlanRecord, tensorrt: TensorRT) -> None:
-        """Raises `BundleError` for a plan that is not what its record says, `RunnerError` where it won't load."""
+        """Raises `BundleError` for a plan that is not what its record says, `RunnerError` where it won't load or has
+        other inputs, outputs or profiles than the manifest and the record."""
         self.graph, self.record = record.key.graph, record
         self.spec: GraphSpec = bundle.graph(self.graph)
         self._tensorrt = tensorrt
         self._engine: Any = deserialise(tensorrt, read_plan(bundle, record), record.file_name)
+        check_engine(self._engine, self.spec, record)
         self._cache_file = bundle.folder / PLANS_FOLDER / f"{record.key.name}.runtime-cache"
         self._cache: Any = None
         self._contexts: dict[int, Any] = {}

@@ -7,10 +7,9 @@ from typing import Any
 
 from adapedit_engine.manifest import GraphSpec
 from adapedit_engine.plan_files import Shapes
+from adapedit_engine.runners.tensorrt_engine import DTYPES
 from adapedit_engine.runners.tensorrt_library import Messages, TensorRT
 from adapedit_export.options import ExportError
-
-DTYPES = {"FLOAT": "float32", "HALF": "float16", "INT64": "int64"}
 
 
 def parse(tensorrt: TensorRT, builder: Any, path: Path, messages: Messages) -> tuple[Any, Any]:

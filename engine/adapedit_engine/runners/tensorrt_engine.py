@@ -1,0 +1,56 @@
+"""What a loaded engine says of itself, held against the manifest and the record of its plan.
+
+Loading takes an NVIDIA driver, so this has run on stand-ins alone; that the bindings have what is asked is tested.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from adapedit_engine.manifest import GraphSpec
+from adapedit_engine.plan_files import PlanRecord
+from adapedit_engine.runners import RunnerError
+
+DTYPES = {"FLOAT": "float32", "HALF": "float16", "INT64": "int64"}
+"""TensorRT's names to the manifest's."""
+
+
+def check_engine(engine: Any, spec: GraphSpec, record: PlanRecord) -> None:
+    """Raise `RunnerError` unless inputs, outputs and profiles are those of the manifest and of the record."""
+    seen = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+    for kind, mode in (("inputs", "INPUT"), ("outputs", "OUTPUT")):
+        there = {name for name in seen if engine.get_tensor_mode(name).name == mode}
+        wanted = {tensor.name: tensor for tensor in getattr(spec, kind)}
+        if there != set(wanted):
+            raise _other(record, f"has the {kind} {_named(there)}", _named(wanted))
+        for name, tensor in wanted.items():
+            dtype = engine.get_tensor_dtype(name).name
+            found = DTYPES.get(dtype, dtype), tuple(engine.get_tensor_shape(name))
+            shape = tuple(side if isinstance(side, int) else -1 for side in tensor.shape)
+            # Sides of outputs may be open to TensorRT where the exporter could tell their size.
+            fits = len(found[1]) == len(shape) and all(
+                got == side or (got == -1 and kind == "outputs")
+                for got, side in zip(found[1], shape, strict=True)
+            )
+            if found[0] != tensor.dtype or not fits:
+                raise _other(
+                    record, f"has {name} as {found[0]} {found[1]}", f"{tensor.dtype} {tuple(tensor.shape)}"
+                )
+    profiles = record.key.profiles
+    if engine.num_optimization_profiles != len(profiles):
+        raise _other(record, f"has {engine.num_optimization_profiles} profiles", str(len(profiles)))
+    for index, profile in enumerate(profiles):
+        for name, shapes in profile.items():
+            got = tuple(tuple(shape) for shape in engine.get_tensor_profile_shape(name, index))
+            if got != tuple(tuple(shape) for shape in shapes):
+                raise _other(record, f"takes {name} in profile {index} as {got}", str(shapes))
+
+
+def _named(names: Any) -> str:
+    return ", ".join(sorted(names)) or "none"
+
+
+def _other(record: PlanRecord, found: str, wanted: str) -> RunnerError:
+    return RunnerError(
+        f"plan {record.file_name} {found}, wanted {wanted}: it is of another graph; build it again: adapedit build"
+    )
