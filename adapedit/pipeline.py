@@ -14,7 +14,7 @@ from torch import Tensor
 
 from adapedit.approximations import split as split_approximations
 from adapedit.arguments import check_callback, check_count, check_seeding
-from adapedit.checked import CheckedEdit, inverted_edits
+from adapedit.checked import REPLAY_BYTES, CheckedEdit, inverted_edits
 from adapedit.images import Fit, ImageInput
 from adapedit.methods.settings import make_settings
 from adapedit.model import EditModel, load_model
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from adapedit.serving import EditServer, Finished
 
 MAX_ROWS = 32
-REPLAY_BYTES = 2**30
-"""For what second passes need of sources that first passes run: 6 MB for an edit of the built-in model."""
 
 
 class EditWarning(UserWarning):

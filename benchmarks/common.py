@@ -81,18 +81,6 @@ def unrelated(count: int, most_steps: int, first: int = 0) -> list[Any]:
     ]
 
 
-def row_steps(pipe: Any, asked: Any) -> int:
-    """Rows of the UNet that an edit takes, over all its steps: with the model's own settings an edit may take more."""
-    from adapedit.methods.registry import make_method
-    from adapedit.prepare import complete, make_context
-    from adapedit_engine.plan import plan_rows
-
-    asked = complete(asked, pipe.model)
-    context, method = make_context(asked, pipe.model), make_method(asked.method, pipe.model.facts)
-    plans = (method.observe(context), method.plan(context, None))
-    return sum(plan_rows(plan) * plan.steps for plan in plans if plan is not None)
-
-
 def grey_levels(one: Any, other: Any) -> int:
     """The largest difference between two results' pictures."""
     import numpy as np

@@ -10,6 +10,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from adapedit.checked import row_steps
 from adapedit.methods.settings import AdapEdit
 from benchmarks import common, overhead
 from benchmarks.baselines.edits import ROWS, OtherWays
@@ -35,7 +36,7 @@ def main() -> None:
     flops = overhead.unet_flops(pipe, plan) / 4
     ceiling = common.matrix_ceiling(options.device, options.dtype)
     rows = {
-        name: common.row_steps(pipe, common.request(0, options.steps, method=method)) // options.steps
+        name: row_steps(common.request(0, options.steps, method=method), pipe.model) // options.steps
         for name, method in OURS.items()
     } | {"plain (diffusers)": ROWS["plain"], "eager controller": ROWS["eager"]}
     for name, seconds in times.items():

@@ -6,7 +6,6 @@ diffusers, the plain loop through the same runner, and the eager controller way.
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from adapedit_engine import EditPlan, denoise
 from adapedit_engine.caches import CachedRunner
 from benchmarks import common
 from benchmarks.baselines.eager import Controller, controlled
-from benchmarks.baselines.plain import plain_loop
+from benchmarks.baselines.plain import as_loaded, plain_loop
 
 EDIT = PromptToPrompt(cross_replace_steps=0.8, self_replace_steps=0.4)
 """What the eager way does, too, whatever a model's own settings are."""
@@ -75,7 +74,7 @@ def plans(pipe: Any, steps: int) -> tuple[EditPlan, EditPlan]:
 def loops(pipe: Any, plan: EditPlan, steps: int) -> tuple[dict[str, Any], Any]:
     """The variants, and a function that gives the latents of each for the parity gate."""
     model = pipe.model
-    unet = copy.deepcopy(model.runner.controlled.unet)
+    unet = as_loaded(model.runner.controlled.unet)
     dtype, device = unet.dtype, unet.device
     context_text = plan.encoder_hidden_states.to(device, dtype).transpose(0, 1).flatten(0, 1)
     latents = plan.latents.to(device, dtype)

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from adapedit.checked import row_steps
 from adapedit_engine import Controls
 from benchmarks import common, overhead
 from benchmarks.baselines.edits import ROWS, OtherWays, one_by_one
@@ -46,7 +47,7 @@ def main() -> None:
     }
     ceiling = common.matrix_ceiling(options.device, options.dtype)
     flops = overhead.unet_flops(pipe, overhead.plans(pipe, 1)[0]) / 4
-    work = sum(common.row_steps(pipe, each) for each in requests)
+    work = sum(row_steps(each, pipe.model) for each in requests)
     runs: dict[str, dict[str, Any]] = {}
     for _ in range(options.repeats):
         for name, run in ways.items():

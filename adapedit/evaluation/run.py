@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from adapedit.checked import row_steps
 from adapedit.evaluation.page import make_page
 from adapedit.evaluation.report import make_report, paired
 from adapedit.evaluation.scores import (
@@ -28,13 +29,7 @@ from adapedit.evaluation.sources import Rendered
 from adapedit.evaluation.store import ScoreStore, fingerprint, model_fingerprint, write_whole
 from adapedit.evaluation.studies import Study
 from adapedit.evaluation.suite import Case, digest, scene_suite
-from adapedit.methods.registry import make_method
-from adapedit.pipeline import REPLAY_BYTES
-from adapedit.prepare import complete, make_context
 from adapedit.sheets import Cell, sheet
-from adapedit_engine.plan import EditPlan, plan_rows
-from adapedit_engine.runners import Runner
-from adapedit_engine.trajectories import Trajectories
 
 SCORES, SHOWN = "scores.jsonl", 3
 """File of the scores; cases of each contact sheet."""
@@ -117,19 +112,8 @@ def unet_rows(
     """
     costs = {}
     for label, settings in study.variants.items():
-        request = complete(request_of(case, settings, steps, sources=sources), pipe.model)
-        context, method = make_context(request, pipe.model), make_method(request.method, pipe.model.facts)
-        observe, plan = method.observe(context), method.plan(context, None)
-        passes = [plan] if observe is None else passes_of(observe, plan, pipe.model.runner)
-        costs[label] = sum(plan_rows(plan) * plan.steps for plan in passes) / steps
+        costs[label] = row_steps(request_of(case, settings, steps, sources=sources), pipe.model) / steps
     return costs
-
-
-def passes_of(observe: EditPlan, plan: EditPlan, runner: Runner) -> list[EditPlan]:
-    """Both passes of an edit: what the first has recorded of the source, the second replays."""
-    trajectories = Trajectories(REPLAY_BYTES, runner, records_all=False)
-    with trajectories.attached(observe, [plan]) as first:
-        return [first, trajectories.foreseen(plan)]
 
 
 def contact_sheets(

@@ -78,10 +78,12 @@ class Caches:
     trajectories: Trajectories | None
 
     @classmethod
-    def of(cls, runner: CachedRunner, max_bytes: int, trajectory_bytes: int) -> Caches:
-        """max_bytes: of each. trajectory_bytes: of trajectories, if not 0; then all sources are recorded."""
+    def of(cls, runner: CachedRunner, max_bytes: int, trajectory_bytes: int, replay_bytes: int) -> Caches:
+        """max_bytes: of each but the trajectories. trajectory_bytes: of those, if all sources are to be recorded; 0:
+        replay_bytes, of those that later passes of the same edit run again.
+        """
         records_all = trajectory_bytes > 0
-        trajectories = Trajectories(trajectory_bytes or max_bytes, runner, records_all=records_all)
+        trajectories = Trajectories(trajectory_bytes or replay_bytes, runner, records_all=records_all)
         return cls(
             observations=ByteCache(max_bytes, outcome_bytes),
             inversions=ByteCache(max_bytes, inverted_bytes),

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from adapedit.arguments import check_count
+from adapedit.checked import REPLAY_BYTES
 from adapedit.model import EditModel
 from adapedit.request import EditRequest
 from adapedit.result import EditResult
@@ -65,7 +66,7 @@ class EditServer:
     cache_bytes:  for prompts, for projected keys and values, first passes, inversions, and pictures of sources: each.
     trajectory_bytes: for recordings of sources, on the model's device: with one, a later edit of the same source
                   runs two rows less, and is the same within a grey level. 0: of sources that a first pass runs too
-                  alone, within `cache_bytes`. A runner that can't replay makes none.
+                  alone, within 1 GiB, or `cache_bytes` where a budget is set. A runner that can't replay makes none.
     share_sources: run the common source of edits that wait at the same time once.
     join_running: False is static batching, for comparison: a batch begins when the one before has ended.
     """
@@ -84,11 +85,12 @@ class EditServer:
     ) -> None:
         check_count("max_rows", max_rows)
         check_count("max_pending", max_pending)
-        for name, value in (("cache_bytes", cache_bytes), ("trajectory_bytes", trajectory_bytes)):
-            check_count(name, value, least=0)
+        check_count("cache_bytes", cache_bytes, least=0)
+        check_count("trajectory_bytes", trajectory_bytes, least=0)
         self.model = CachingModel.of(model, cache_bytes)
         self._runner = CachedRunner(in_slots(model.runner, max_rows), cache_bytes)
-        self._caches = Caches.of(self._runner, cache_bytes, trajectory_bytes)
+        replay_bytes = REPLAY_BYTES if budget_bytes is None else cache_bytes
+        self._caches = Caches.of(self._runner, cache_bytes, trajectory_bytes, replay_bytes)
         self._copies = HostCopies(model.device)
         self._painter = Painter(model=self.model, sources=self._caches.pictures, copies=self._copies)
         self._max_rows, self._share = max_rows, share_sources

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from adapedit.prepare import complete, make_context
 from benchmarks.baselines.eager import Controller, controlled
-from benchmarks.baselines.plain import plain_loop
+from benchmarks.baselines.plain import as_loaded, plain_loop
 
 ROWS = {"plain": 4, "eager": 6}
 """Rows of the UNet that an edit takes at every step."""
@@ -28,7 +27,7 @@ class OtherWays:
 
     def __init__(self, pipe: Any) -> None:
         self._model = pipe.model
-        self._unet = copy.deepcopy(pipe.model.runner.controlled.unet)
+        self._unet = as_loaded(pipe.model.runner.controlled.unet)
 
     def plain(self, request: Any) -> Tensor:
         """Pixels [2, 3, H, W]."""

@@ -9,6 +9,11 @@ import torch
 from torch import Tensor
 
 
+def as_loaded(unet: Any) -> Any:
+    """A copy of a UNet as diffusers loads it: this project lays convolution weights out channels last."""
+    return copy.deepcopy(unet).to(memory_format=torch.contiguous_format)
+
+
 @torch.inference_mode()
 def plain_loop(
     unet: Any, scheduler: Any, latents: Tensor, text: Tensor, guidance_scale: float, steps: int
