@@ -134,7 +134,9 @@ def take(folder: Path, results: Path) -> None:
     results.mkdir(parents=True, exist_ok=True)
     for path in sorted(folder.glob("*.json")):
         text = path.read_text(encoding="utf-8")
-        name = "rendered" if json.loads(text).get("sources") == "rendered" else path.stem
+        name = path.stem
+        if json.loads(text).get("sources") == "rendered":
+            name = name.replace("scenes", "rendered")
         if name in STUDIES:
             (results / f"{name}.json").write_text(text, encoding="utf-8")
 

@@ -65,8 +65,8 @@ class EditServer:
     budget_bytes: memory for edits in flight and one UNet call; None: no limit.
     cache_bytes:  for prompts, for projected keys and values, first passes, inversions, and pictures of sources: each.
     trajectory_bytes: for recordings of sources, on the model's device: with one, a later edit of the same source
-                  runs two rows less, and is the same within a grey level. 0: of sources that a first pass runs too
-                  alone, within 1 GiB, or `cache_bytes` where a budget is set. A runner that can't replay makes none.
+                  runs two rows less, and is the same within a grey level. 0: only while an edit
+                  runs whose passes share a source, within 1 GiB, or `cache_bytes` where a budget is set.
     share_sources: run the common source of edits that wait at the same time once.
     join_running: False is static batching, for comparison: a batch begins when the one before has ended.
     """

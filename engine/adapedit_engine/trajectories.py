@@ -30,7 +30,8 @@ class Trajectories:
     replaying. Where there is no room an edit runs as if this were not here. Thread-safe.
 
     runner:      of all edits; see `can_replay` for which can.
-    records_all: record every source. Otherwise those alone that a later pass of the same edit runs again.
+    records_all: record every source, and keep it. Otherwise those alone that a later pass of the same edit runs again,
+                 until it has.
     """
 
     def __init__(self, max_bytes: int, runner: Runner, *, records_all: bool = True) -> None:
@@ -48,7 +49,9 @@ class Trajectories:
         they look at in it is recorded as well. Leaving the block by an error (cancellation is one) drops what was
         recorded.
         """
-        key = source_key(plan) if can_replay(self._runner) else None
+        # The key is a digest of the plan's tensors: not made where it could find nothing.
+        useful = self._records_all or ahead or self._kept
+        key = source_key(plan) if useful and can_replay(self._runner) else None
         if key is None:
             yield plan
             return
@@ -68,11 +71,11 @@ class Trajectories:
             whole = trace.recording.whole
         finally:
             with self._lock:
-                self._close(key, trace, whole)
+                self._close(key, trace, whole, last=not (self._records_all or later))
 
     def foreseen(self, plan: EditPlan) -> EditPlan:
         """The plan as it will be attached when what is being recorded now is there: for its number of rows."""
-        key = source_key(plan)
+        key = source_key(plan) if self._coming else None
         with self._lock:
             coming = None if key is None else self._coming.get(key)
         if coming is None:
@@ -130,11 +133,14 @@ class Trajectories:
             self._evictions += 1
         return True
 
-    def _close(self, key: Hashable, trace: Trace, whole: bool) -> None:
+    def _close(self, key: Hashable, trace: Trace, whole: bool, last: bool) -> None:
+        """last: nobody is known who would replay it again."""
         if trace.replays:
-            for entry in self._kept.values():
+            for known, entry in list(self._kept.items()):
                 if entry.recording is trace.recording:
                     entry.users -= 1
+                    if last and not entry.users:
+                        del self._kept[known]
             return
         del self._coming[key]
         size = trace.recording.bytes

@@ -196,8 +196,10 @@ def test_the_second_pass_replays_the_source_that_the_first_has_run(pipe, rows, m
     rows.clear()
     with pipe.serve() as server:
         served = [server.submit(each).result() for each in wanted]
-    # The second edit finds what the first has left, in both of its passes.
-    assert rows == [4] * STEPS + [2] * STEPS * 3
+        kept = server.stats.trajectories
+    assert rows == ([4] * STEPS + [2] * STEPS) * 2
+    # Nothing asked for it to be kept longer.
+    assert kept is not None and (kept.hits, kept.entries, kept.bytes) == (2, 0, 0)
     rows.clear()
     monkeypatch.setattr("adapedit.pipeline.REPLAY_BYTES", 0)
     for each, alone, other in zip(wanted, results, served, strict=True):

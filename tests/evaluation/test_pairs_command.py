@@ -120,6 +120,9 @@ def test_methods_that_nobody_named_and_that_want_a_checkpoint_are_left_out(
         (["pairs", "--pairs", "{pairs}", "--metrics", "fid"], "--metrics 'fid' is none that there are"),
         (["pairs", "--pairs", "{pairs}", "--metrics", ","], "use clip, lpips or clip,lpips"),
         (["pairs", "--pairs", "{pairs}", "--half", "test"], "has no halves"),
+        (["pairs", "--pairs", "{pairs}", "--kinds", "pose"], "leave it out of pairs"),
+        (["inversion", "--kinds", "pose"], "leave it out of inversion"),
+        (["scenes", "--kinds", "pose,mood"], "there is no kind of edit 'mood'"),
         (["pairs", "--pairs", "{pairs}", "--methods", "p2p"], "no method 'p2p'"),
         (["pairs", "--pairs", "nowhere.jsonl", "--metrics", "lpips"], "nowhere.jsonl can't be read"),
         (

@@ -5,14 +5,28 @@ Loading takes an NVIDIA driver, so this has run on stand-ins alone; that the bin
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from adapedit_engine.manifest import GraphSpec
+from adapedit_engine.manifest import GraphSpec, TensorSpec
 from adapedit_engine.plan_files import PlanRecord
 from adapedit_engine.runners import RunnerError
 
 DTYPES = {"FLOAT": "float32", "HALF": "float16", "INT64": "int64"}
 """TensorRT's names to the manifest's."""
+
+
+def difference(wanted: TensorSpec, dtype: Any, shape: Sequence[int], is_output: bool) -> str | None:
+    """TensorRT's dtype and shape of a tensor in words, where they are not the manifest's; None where they are.
+
+    Sides that are open are -1 there. Those of outputs may be open where the exporter could tell their size.
+    """
+    name, sides = DTYPES.get(dtype.name, dtype.name), tuple(shape)
+    closed = tuple(side if isinstance(side, int) else -1 for side in wanted.shape)
+    fits = len(sides) == len(closed) and all(
+        got == side or (got == -1 and is_output) for got, side in zip(sides, closed, strict=True)
+    )
+    return None if name == wanted.dtype and fits else f"{name} {sides}"
 
 
 def check_engine(engine: Any, spec: GraphSpec, record: PlanRecord) -> None:
@@ -24,18 +38,11 @@ def check_engine(engine: Any, spec: GraphSpec, record: PlanRecord) -> None:
         if there != set(wanted):
             raise _other(record, f"has the {kind} {_named(there)}", _named(wanted))
         for name, tensor in wanted.items():
-            dtype = engine.get_tensor_dtype(name).name
-            found = DTYPES.get(dtype, dtype), tuple(engine.get_tensor_shape(name))
-            shape = tuple(side if isinstance(side, int) else -1 for side in tensor.shape)
-            # Sides of outputs may be open to TensorRT where the exporter could tell their size.
-            fits = len(found[1]) == len(shape) and all(
-                got == side or (got == -1 and kind == "outputs")
-                for got, side in zip(found[1], shape, strict=True)
+            found = difference(
+                tensor, engine.get_tensor_dtype(name), engine.get_tensor_shape(name), kind == "outputs"
             )
-            if found[0] != tensor.dtype or not fits:
-                raise _other(
-                    record, f"has {name} as {found[0]} {found[1]}", f"{tensor.dtype} {tuple(tensor.shape)}"
-                )
+            if found is not None:
+                raise _other(record, f"has {name} as {found}", f"{tensor.dtype} {tuple(tensor.shape)}")
     profiles = record.key.profiles
     if engine.num_optimization_profiles != len(profiles):
         raise _other(record, f"has {engine.num_optimization_profiles} profiles", str(len(profiles)))

@@ -7,7 +7,7 @@ from typing import Any
 
 from adapedit_engine.manifest import GraphSpec
 from adapedit_engine.plan_files import Shapes
-from adapedit_engine.runners.tensorrt_engine import DTYPES
+from adapedit_engine.runners.tensorrt_engine import difference
 from adapedit_engine.runners.tensorrt_library import Messages, TensorRT
 from adapedit_export.options import ExportError
 
@@ -41,15 +41,10 @@ def check_network(network: Any, spec: GraphSpec, name: str) -> None:
         by_name = {tensor.name: tensor for tensor in tensors}
         for tensor in wanted:
             got = by_name[tensor.name]
-            shape = tuple(side if isinstance(side, int) else -1 for side in tensor.shape)
-            dtype = DTYPES.get(got.dtype.name, got.dtype.name)
-            # Sides of outputs may be open to the parser where the exporter could tell their size.
-            fits = len(got.shape) == len(shape) and all(
-                g == w or (g == -1 and kind == "outputs") for g, w in zip(got.shape, shape, strict=True)
-            )
-            if dtype != tensor.dtype or not fits:
+            seen = difference(tensor, got.dtype, got.shape, kind == "outputs")
+            if seen is not None:
                 raise ExportError(
-                    f"{name}: TensorRT sees {tensor.name} as {dtype} {tuple(got.shape)}, "
+                    f"{name}: TensorRT sees {tensor.name} as {seen}, "
                     f"the manifest says {tensor.dtype} {tensor.shape}; export the model again"
                 )
 
