@@ -1,4 +1,4 @@
-"""Packed linear layers: the same numbers, faster, and gone when the block ends."""
+"""Packed layers: the same numbers, faster, and gone when the block ends."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ import torch
 from torch import nn
 
 from adapedit_engine import PyTorchRunner, denoise
-from adapedit_engine.packing import PackedLinears, can_pack
+from adapedit_engine.packing import PackedWeights, can_pack
 from tests.engine.tiny import edit_plan, largest, noise, tiny_unet
 
 needs_onednn = pytest.mark.skipif(not can_pack(nn.Linear(2, 2)), reason="this build of torch has no oneDNN")
 
 
 def test_an_edit_is_the_same_with_packed_weights():
-    with PyTorchRunner(tiny_unet(), pack=True) as packed, PyTorchRunner(tiny_unet(), pack=False) as plain:
+    unet = tiny_unet().to(memory_format=torch.channels_last)
+    with PyTorchRunner(unet, pack=True) as packed, PyTorchRunner(tiny_unet(), pack=False) as plain:
         (one,), (other,) = denoise([edit_plan(1, 2)], packed), denoise([edit_plan(1, 2)], plain)
     assert largest(one.latents, other.latents) < 1e-4
 
 
 @needs_onednn
 def test_layers_are_left_as_they_were():
-    unet = tiny_unet()
-    layers = [layer for layer in unet.modules() if type(layer) is nn.Linear]
+    unet = tiny_unet().to(memory_format=torch.channels_last)
+    layers = [layer for layer in unet.modules() if type(layer) in (nn.Linear, nn.Conv2d)]
     with PyTorchRunner(unet):
         assert all("forward" in vars(layer) for layer in layers)
     assert not any("forward" in vars(layer) for layer in layers)
@@ -30,9 +31,25 @@ def test_layers_are_left_as_they_were():
 
 @needs_onednn
 @torch.no_grad()
+@pytest.mark.parametrize(
+    "settings", [{}, {"stride": 2}, {"padding": 1, "dilation": 2}, {"groups": 4}, {"bias": False}]
+)
+def test_convolutions_of_every_size_after_the_first(settings):
+    layer = nn.Conv2d(16, 8, 3, **settings).to(memory_format=torch.channels_last)
+    pictures = [noise(rows, 16, side, side) for rows, side in ((2, 8), (5, 8), (1, 12))]
+    expected = [layer(picture) for picture in pictures]
+    with PackedWeights(layer).attached():
+        for picture, one in zip(pictures, expected, strict=True):
+            found = layer(picture)
+            assert torch.allclose(found, one, atol=1e-5)
+            assert found.stride() == one.stride()
+
+
+@needs_onednn
+@torch.no_grad()
 def test_a_changed_weight_is_packed_anew():
     layer, x = nn.Linear(8, 4), noise(3, 8)
-    packed = PackedLinears(layer)
+    packed = PackedWeights(layer)
     for change in (
         lambda: None,
         lambda: layer.weight.mul_(2),
@@ -47,7 +64,7 @@ def test_a_changed_weight_is_packed_anew():
 @needs_onednn
 def test_gradients_and_other_dtypes_go_the_plain_way():
     layer = nn.Linear(8, 4)
-    with PackedLinears(layer).attached():
+    with PackedWeights(layer).attached():
         layer(noise(3, 8)).sum().backward()
         assert layer.weight.grad is not None
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
@@ -61,3 +78,6 @@ def test_layers_that_compute_otherwise_are_left_alone():
 
     assert not can_pack(Doubled(2, 2))
     assert not can_pack(nn.Linear(2, 2).half())
+    assert not can_pack(nn.Conv2d(2, 2, 3))  # not channels last
+    for settings in ({"padding": 1, "padding_mode": "reflect"}, {"padding": "same"}):
+        assert not can_pack(nn.Conv2d(2, 2, 3, **settings).to(memory_format=torch.channels_last))

@@ -10,7 +10,7 @@ from adapedit import AdapEditPipeline
 from adapedit.bundle import load_any, load_bundle
 from adapedit_engine.manifest import GraphSpec, TensorSpec
 from adapedit_engine.runners import RunnerError
-from adapedit_engine.runners.compiled import CompiledRunner
+from adapedit_engine.runners.compiled import CompiledRunner, why_not
 from adapedit_engine.runners.registry import BUNDLE_RUNNERS, open_bundle_runner
 from adapedit_engine.runners.session import Buffers, check_call
 from tests.helpers.edits import LONGER, SOURCE, TARGET, grey_levels, request
@@ -128,10 +128,18 @@ def test_a_runner_that_needs_a_gpu_says_what_is_missing(bundle, name):
 
 
 @pytest.mark.slow
-def test_the_compiled_runner_edits_like_the_eager_one(tiny_folder, in_torch):
-    """Traced whole, without a break; the backend that runs the graph as it is takes no compiler."""
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "aot_eager",
+        pytest.param("inductor", marks=pytest.mark.skipif(why_not("cpu") is not None, reason="no g++")),
+    ],
+)
+def test_the_compiled_runner_edits_like_the_eager_one(tiny_folder, in_torch, backend):
+    """Traced whole, without a break; the first backend runs the graph as it is and takes no compiler."""
+    torch.compiler.reset()
     model = load_any(tiny_folder)
-    compiled = CompiledRunner(model.runner.controlled.unet, backend="aot_eager")  # type: ignore[attr-defined]
+    compiled = CompiledRunner(model.runner.controlled.unet, backend=backend)  # type: ignore[attr-defined]
     pipe = AdapEditPipeline(type(model)(**{**vars(model), "runner": compiled}))
     edit = request(steps=2)
     got, expected = pipe.edit_batch([edit])[0], in_torch.edit_batch([edit])[0]

@@ -40,7 +40,8 @@ class CompiledRunner(PyTorchRunner):
 
     def __init__(self, unet: nn.Module, *, map_divisor: int | None = None, backend: str = "inductor") -> None:
         """backend: of torch.compile. Raises `RunnerError` where it can't work on the UNet's device."""
-        super().__init__(unet, map_divisor=map_divisor)
+        # The compiler lays weights out itself, and can't take ones that are packed already.
+        super().__init__(unet, map_divisor=map_divisor, pack=False)
         reason = why_not(self.device) if backend == "inductor" else None
         if reason is not None:
             raise RunnerError(f"runner 'pytorch-compiled' was asked for and can't run here: it {reason}")

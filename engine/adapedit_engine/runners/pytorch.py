@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from adapedit_engine.controls import CONTROL_NAMES, Controls
 from adapedit_engine.exchange import Exchange
-from adapedit_engine.packing import PackedLinears, can_pack
+from adapedit_engine.packing import PackedWeights, can_pack
 from adapedit_engine.reuse import Reuse
 from adapedit_engine.runners import RunnerError
 from adapedit_engine.specs import ModelSpecs
@@ -36,12 +36,12 @@ class PyTorchRunner:
     ) -> None:
         """See `ControlledUNet`. `project_once=False` projects the prompt at every step, as diffusers does.
 
-        pack: on the CPU, keep linear weights packed for oneDNN as well, see `packing`.
+        pack: on the CPU, keep weights packed for oneDNN as well, see `packing`.
         Raises `UnsupportedModelError` for a UNet that can't be controlled.
         """
         self.controlled = ControlledUNet(unet, map_divisor=map_divisor)
         self._project_once = project_once
-        self._packed = PackedLinears(unet) if pack and can_pack(unet) else None
+        self._packed = PackedWeights(unet) if pack and can_pack(unet) else None
         self._open: list[ExitStack] = []
         self._opening = threading.Lock()
 
