@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -85,12 +85,15 @@ class _Packed:
 def _layers(module: nn.Module) -> Iterator[Layer]:
     """Plain layers of float32 weights on the CPU. Subclasses (LoRA, quantised) may compute otherwise."""
     for layer in module.modules():
-        if type(layer) is nn.Linear or (type(layer) is nn.Conv2d and _is_plain(layer)):
-            if layer.weight.device.type == "cpu" and layer.weight.dtype == torch.float32:
-                yield layer
+        if isinstance(layer, nn.Linear | nn.Conv2d) and _packs(layer):
+            yield layer
 
 
-def _is_plain(layer: nn.Conv2d) -> bool:
+def _packs(layer: Layer) -> bool:
+    if layer.weight.device.type != "cpu" or layer.weight.dtype != torch.float32:
+        return False
+    if type(layer) is not nn.Conv2d:
+        return type(layer) is nn.Linear
     # oneDNN answers in channels last, which the layers after it only want where the model lies so.
     last = layer.weight.is_contiguous(memory_format=torch.channels_last)
     return last and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
@@ -116,7 +119,7 @@ def _linear(layer: nn.Linear, packed: _Packed) -> Callable[[Tensor], Tensor]:
 
 def _convolution(layer: nn.Conv2d, packed: _Packed) -> Callable[[Tensor], Tensor]:
     convolve = getattr(torch.ops.mkldnn, _CONVOLUTION)
-    settings = (layer.padding, layer.stride, layer.dilation, layer.groups, "none", [], "")
+    settings: tuple[Any, ...] = (layer.padding, layer.stride, layer.dilation, layer.groups, "none", [], "")
 
     def compute(input: Tensor) -> Tensor:
         # As PyTorch does for weights that lie so: the answer then lies so, too.

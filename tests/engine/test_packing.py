@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -13,8 +15,12 @@ from tests.engine.tiny import edit_plan, largest, noise, tiny_unet
 needs_onednn = pytest.mark.skipif(not can_pack(nn.Linear(2, 2)), reason="this build of torch has no oneDNN")
 
 
+def channels_last(module: Any) -> Any:
+    return module.to(memory_format=torch.channels_last)
+
+
 def test_an_edit_is_the_same_with_packed_weights():
-    unet = tiny_unet().to(memory_format=torch.channels_last)
+    unet = channels_last(tiny_unet())
     with PyTorchRunner(unet, pack=True) as packed, PyTorchRunner(tiny_unet(), pack=False) as plain:
         (one,), (other,) = denoise([edit_plan(1, 2)], packed), denoise([edit_plan(1, 2)], plain)
     assert largest(one.latents, other.latents) < 1e-4
@@ -22,7 +28,7 @@ def test_an_edit_is_the_same_with_packed_weights():
 
 @needs_onednn
 def test_layers_are_left_as_they_were():
-    unet = tiny_unet().to(memory_format=torch.channels_last)
+    unet = channels_last(tiny_unet())
     layers = [layer for layer in unet.modules() if type(layer) in (nn.Linear, nn.Conv2d)]
     with PyTorchRunner(unet):
         assert all("forward" in vars(layer) for layer in layers)
@@ -35,7 +41,7 @@ def test_layers_are_left_as_they_were():
     "settings", [{}, {"stride": 2}, {"padding": 1, "dilation": 2}, {"groups": 4}, {"bias": False}]
 )
 def test_convolutions_of_every_size_after_the_first(settings):
-    layer = nn.Conv2d(16, 8, 3, **settings).to(memory_format=torch.channels_last)
+    layer = channels_last(nn.Conv2d(16, 8, 3, **settings))
     pictures = [noise(rows, 16, side, side) for rows, side in ((2, 8), (5, 8), (1, 12))]
     expected = [layer(picture) for picture in pictures]
     with PackedWeights(layer).attached():
@@ -80,4 +86,4 @@ def test_layers_that_compute_otherwise_are_left_alone():
     assert not can_pack(nn.Linear(2, 2).half())
     assert not can_pack(nn.Conv2d(2, 2, 3))  # not channels last
     for settings in ({"padding": 1, "padding_mode": "reflect"}, {"padding": "same"}):
-        assert not can_pack(nn.Conv2d(2, 2, 3, **settings).to(memory_format=torch.channels_last))
+        assert not can_pack(channels_last(nn.Conv2d(2, 2, 3, **settings)))
