@@ -10,6 +10,8 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Any
 
+from adapedit_engine.openmp import release_threads
+
 Passes = Sequence[tuple[int, int]]
 """An edit on paper: (rows, steps) of each of its passes."""
 
@@ -40,6 +42,7 @@ class StaticServer:
         return future
 
     def __enter__(self) -> StaticServer:
+        release_threads()  # as the scheduler's server does
         self._worker.start()
         return self
 

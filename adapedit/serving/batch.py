@@ -16,7 +16,8 @@ from adapedit.model import EditModel
 from adapedit.prepare import complete
 from adapedit.request import EditRequest
 from adapedit.result import EditResult
-from adapedit.serving.server import EditServer, Finished
+from adapedit.serving.outcomes import Finished
+from adapedit.serving.server import EditServer
 from adapedit_kernels.errors import AdapEditError
 
 IDS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
@@ -64,3 +66,17 @@ class Painter:
     def _decode(self, latents: Tensor) -> Image.Image:
         pixels = self.model.decode(latents[None])[0].permute(1, 2, 0).mul(255).round()
         return Image.fromarray(pixels.to(torch.uint8).numpy())
+
+
+def painting_executor(on_cpu: bool) -> Executor:
+    """Where pictures are painted: beside the next steps, or on the CPU between them, which has no other cores."""
+    return _Inline() if on_cpu else ThreadPoolExecutor(1, "adapedit-decode")
+
+
+class _Inline(Executor):
+    """Runs what is submitted at once, in the thread that submits it."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future

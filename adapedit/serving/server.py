@@ -1,13 +1,16 @@
-"""EditServer: a queue, a thread that steps the scheduler, and one that decodes while the next steps run."""
+"""EditServer: a queue, a thread that steps the scheduler, and one that decodes while the next steps run.
+
+On the CPU the stepping thread decodes as well: the cores are those of the next steps, and two threads that compute at
+the same time are slower than one, see `adapedit_engine.openmp`.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from contextlib import ExitStack
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -18,41 +21,17 @@ from adapedit.request import EditRequest
 from adapedit.result import EditResult
 from adapedit.serving.caching import Caches, CachingModel
 from adapedit.serving.edits import EditedPart, PreparedEdit, edit_passes
-from adapedit.serving.painting import Painter
+from adapedit.serving.outcomes import Finished, ServerStats, finished
+from adapedit.serving.painting import Painter, painting_executor
 from adapedit.serving.scheduling import in_slots, make_scheduler
 from adapedit.sharing import share
-from adapedit_engine.caches import CachedRunner, CacheStats
+from adapedit_engine.caches import CachedRunner
 from adapedit_engine.host_copies import HostCopies
+from adapedit_engine.openmp import release_threads
 from adapedit_engine.scheduler import Scheduler, SchedulerStats, Ticket
 from adapedit_kernels.errors import AdapEditError
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finished:
-    """An edit of a stream that has ended, well or not. place: of its request, from 0."""
-
-    place: int
-    request: EditRequest
-    result: EditResult | None = None
-    error: BaseException | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServerStats:
-    """Counts of the scheduler, and of what was found in the caches.
-
-    trajectories: None where sources are not kept, since nobody asked for it or the runner can't replay them.
-    """
-
-    scheduler: SchedulerStats
-    embeddings: CacheStats
-    projections: CacheStats
-    observations: CacheStats
-    inversions: CacheStats
-    pictures: CacheStats
-    trajectories: CacheStats | None
 
 
 class EditServer:
@@ -93,6 +72,7 @@ class EditServer:
         self._caches = Caches.of(self._runner, cache_bytes, trajectory_bytes, replay_bytes)
         self._copies = HostCopies(model.device)
         self._painter = Painter(model=self.model, sources=self._caches.pictures, copies=self._copies)
+        self._on_cpu = model.device.type == "cpu"
         self._max_rows, self._share = max_rows, share_sources
         self._join_running = join_running
         self._options: dict[str, Any] = {"max_rows": max_rows, "budget_bytes": budget_bytes}
@@ -120,6 +100,7 @@ class EditServer:
         until = None if deadline is None else time.monotonic() + deadline
         with self._preparing:
             edit = self._prepare(request, until)
+            self._leave_cores()
         self._room.acquire()
         edit.future.add_done_callback(lambda _: self._room.release())
         with self._wake:
@@ -166,7 +147,7 @@ class EditServer:
                     done += 1
                     if callback is not None:
                         callback(done, taken)
-                    yield _finished(place, request, future)
+                    yield finished(place, request, future)
         finally:
             for future in flying:
                 future.cancel()
@@ -189,6 +170,7 @@ class EditServer:
         if self._worker is not None:
             raise AdapEditError("this server has been used before: make a new one")
         self._open = True
+        self._leave_cores()
         self._worker = threading.Thread(target=self._run, name="adapedit-scheduler", daemon=True)
         self._worker.start()
         return self
@@ -207,6 +189,11 @@ class EditServer:
         if self._failure is not None and kind is None:
             raise self._failure
 
+    def _leave_cores(self) -> None:
+        """Whoever has computed in the calling thread leaves the cores to the worker."""
+        if self._on_cpu:
+            release_threads()
+
     def _prepare(self, request: EditRequest, deadline: float | None) -> PreparedEdit:
         return PreparedEdit.of(request, self.model, self._max_rows, deadline)
 
@@ -217,7 +204,7 @@ class EditServer:
             with (
                 ExitStack() as others,
                 self._runner as runner,
-                ThreadPoolExecutor(1, "adapedit-decode") as painter,
+                painting_executor(self._on_cpu) as painter,
             ):
                 scheduler = self._scheduler = make_scheduler(runner, others, self.model, **self._options)
                 while self._feed(scheduler):
@@ -289,12 +276,3 @@ def _alike(one: PreparedEdit, other: PreparedEdit) -> bool:
 
 def _as_error(error: BaseException) -> Exception:
     return error if isinstance(error, Exception) else RuntimeError(f"the server stopped: {error!r}")
-
-
-def _finished(place: int, request: EditRequest, future: Future[EditResult]) -> Finished:
-    if future.cancelled():
-        return Finished(place=place, request=request, error=AdapEditError("the edit was cancelled"))
-    error = future.exception()
-    if error is not None:
-        return Finished(place=place, request=request, error=error)
-    return Finished(place=place, request=request, result=future.result())
