@@ -9,11 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from adapedit.scenes.captions import VOCABULARY, Caption, random_caption
 from adapedit.training.checkpoint import Trainee
@@ -25,6 +24,9 @@ from adapedit_engine.unet import ControlledUNet
 
 MAP_WEIGHT = 0.01
 """Weight of the map loss beside the noise loss."""
+
+FIGURE_WEIGHT = 32.0
+"""Weight of a whole figure beside the 256 cells of the latents, each of which weighs 1."""
 
 
 def make_unet() -> UNet2DConditionModel:
@@ -108,6 +110,18 @@ def map_loss(maps: Tensor, targets: Tensor, valid: Tensor, weight: Tensor) -> Te
     return loss.sum() / (valid * weight[:, None]).sum().clamp_min(1e-6)
 
 
+def cell_weights(masks: Tensor) -> Tensor:
+    """Weights [B, 1, GRID, GRID] of mean 1 for the noise loss, from the figures' masks [B, 2, GRID, GRID] in 0..1.
+
+    What tells a boy from a girl, or a cat from a dog, is two or three cells of a small figure: by area alone they
+    count for nothing. A figure weighs the same whatever its size. What minimises a squared error does not depend on
+    its weights.
+    """
+    figures = masks / masks.sum((2, 3), keepdim=True).clamp_min(1)
+    weights = 1 + FIGURE_WEIGHT * figures.sum(1, keepdim=True)
+    return weights / weights.mean((2, 3), keepdim=True)
+
+
 class Batches:
     """Batches of latents, captions, masks; a tenth of the captions is dropped for classifier-free guidance."""
 
@@ -120,23 +134,22 @@ class Batches:
         self.items = [scene_at(index, scenes.seed) for index in range(len(latents))]
         self.allowed = np.array([index for index, scene in enumerate(self.items) if not held_out(scene)])
 
-    def draw(self, rng: np.random.Generator, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """latents [B, C, G, G] scaled, token ids [B, N], targets [B, P, N], valid [B, N]."""
+    def draw(self, rng: np.random.Generator, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """latents [B, C, G, G] scaled, token ids [B, N], targets [B, P, N], valid [B, N], masks [B, 2, G, G]."""
         chosen = rng.choice(self.allowed, size)
+        masks = torch.from_numpy(self.scenes.masks[chosen] / np.float32(255))
         texts, targets, valid = [], [], []
         length = self.tokenizer.model_max_length
-        for index in chosen:
+        for index, areas in zip(chosen, masks, strict=True):
             words = random_caption(self.items[index], rng)
             dropped = rng.random() < 0.1
-            target, known = word_targets(
-                words, torch.from_numpy(self.scenes.masks[index] / np.float32(255)), length
-            )
+            target, known = word_targets(words, areas, length)
             texts.append("" if dropped else words.text)
             targets.append(target)
             valid.append(known & (not dropped))
         ids = self.tokenizer(texts, padding="max_length", return_tensors="pt").input_ids
         latents = self.latents[chosen].float() * self.scale
-        return latents, ids, torch.stack(targets), torch.stack(valid)
+        return latents, ids, torch.stack(targets), torch.stack(valid), masks
 
 
 def main() -> None:
@@ -144,20 +157,37 @@ def main() -> None:
     parser.add_argument("--scenes", type=Path, default=Path("out/training/scenes"))
     parser.add_argument("--vae", type=Path, default=Path("out/training/vae"))
     parser.add_argument("--out", type=Path, default=Path("out/training/generator"))
+    parser.add_argument(
+        "--from",
+        dest="start",
+        type=Path,
+        help="a trained model to go on from; its text encoder stays as it is",
+    )
     parser.add_argument("--count", type=int, default=24000, help="scenes to train on")
     parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--save-every", type=int, default=200)
+    parser.add_argument("--threads", type=int)
     args = parser.parse_args()
 
     torch.manual_seed(0)
+    if args.threads:
+        torch.set_num_threads(args.threads)
     tokenizer = make_tokenizer(VOCABULARY)
-    text_encoder, unet = make_text_encoder(tokenizer), make_unet().to(memory_format=torch.channels_last)
+    if args.start is None:
+        text_encoder, unet = make_text_encoder(tokenizer), make_unet()
+    else:
+        text_encoder = CLIPTextModel.from_pretrained(args.start / "text_encoder", dtype=torch.float32)
+        unet = UNet2DConditionModel.from_pretrained(args.start / "unet", torch_dtype=torch.float32)
+        text_encoder.requires_grad_(False)  # editors of its pictures know its text encoder
+    unet = unet.to(memory_format=torch.channels_last).train()
     vae = AutoencoderKL.from_pretrained(args.vae, torch_dtype=torch.float32).eval()
     scheduler = make_scheduler()
     scenes = RenderedScenes.open(args.scenes)
     batches = Batches(encode_scenes(vae, scenes, args.out / "latents.npy", args.count), scenes, tokenizer)
+    if args.start is not None:  # what it was trained with
+        batches.scale = float(vae.config.scaling_factor)
     vae.register_to_config(scaling_factor=batches.scale)
     trainee = Trainee(
         {"unet": unet, "text_encoder": text_encoder},
@@ -172,14 +202,14 @@ def main() -> None:
     torch.manual_seed(trainee.step)
     start, first, shown = time.perf_counter(), trainee.step, [0.0, 0.0]
     while trainee.step < args.steps:
-        latents, ids, targets, valid = batches.draw(rng, args.batch)
+        latents, ids, targets, valid, masks = batches.draw(rng, args.batch)
         noise, times = torch.randn_like(latents), torch.randint(0, 1000, (args.batch,))
         noisy = scheduler.add_noise(latents, noise, times).contiguous(memory_format=torch.channels_last)
         with fast_products():
             text = text_encoder(ids).last_hidden_state
             output = controlled(noisy, times, text)
         goal = scheduler.get_velocity(latents, noise, times)
-        noise_loss = F.mse_loss(output.noise_pred.float(), goal)
+        noise_loss = (cell_weights(masks) * (output.noise_pred.float() - goal) ** 2).mean()
         looking = map_loss(output.cross_attention_maps.float(), targets, valid, signal[times].sqrt())
         (noise_loss + MAP_WEIGHT * looking).backward()
         trainee.update()

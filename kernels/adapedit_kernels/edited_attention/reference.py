@@ -84,4 +84,5 @@ def edited_attention_with_maps(
         assert spatial_weight is not None and spatial_map is not None
         blended = blend_maps(own, source_row, token_map, own_weight, spatial_weight, spatial_map)
     out = to_dtype(blended @ to_dtype(value, wide), query.dtype)
-    return out, (own.mean(dim=1) if maps else None)
+    # Under autocast the products before it are in half precision, and so is their softmax.
+    return out, (to_dtype(own, wide).mean(dim=1) if maps else None)
