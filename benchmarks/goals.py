@@ -25,7 +25,14 @@ class Goal(NamedTuple):
 GOALS = (
     Goal("edit loop / plain loop", "overhead", lambda d: d["edit_over_plain_diffusers"], 1.05, 1.03),
     Goal("eager controller / edit loop", "overhead", lambda d: d["eager_over_edit"], None, 8, least=True),
-    Goal("whole edit, faithful, s", "latency", lambda d: d["times"]["faithful"]["least_s"], None, 0.9),
+    Goal("whole edit, faithful, s", "latency", lambda d: d["times"]["faithful"]["least_s"], 5, 0.9),
+    Goal(
+        "whole edit, the model's own knobs, s",
+        "latency",
+        lambda d: d["times"]["as the model is set"]["least_s"],
+        5,
+        None,
+    ),
     Goal("whole edit, single pass, s", "latency", lambda d: d["times"]["single pass"]["least_s"], None, 0.6),
     Goal(
         "edits/s in batches",

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-MODULES = ("kernels", "trace", "overhead", "latency", "throughput", "scaling")
+MODULES = ("kernels", "trace", "overhead", "latency", "throughput", "scaling", "neighbours")
 
 
 def commands(options: Sequence[str]) -> list[list[str]]:

@@ -159,6 +159,18 @@ def replay(data: Data, _: Path) -> list[str]:
     return [table(head, rows)]
 
 
+def neighbours(data: Data, _: Path) -> list[str]:
+    rows = [
+        (dtype, found["largest"], found["mean"], f"{found['share_over_one']:.2%}")
+        for dtype, found in data["dtypes"].items()
+    ]
+    head = ("weights", "largest, grey levels", "mean", "values more than one apart")
+    return [
+        f"{data['edits']} unrelated edits of up to {data['steps']} steps, alone and in one batch:\n",
+        table(head, rows),
+    ]
+
+
 SERVING: dict[str, Callable[[Data, Path], list[str]]] = {
     "throughput": throughput,
     "scaling": scaling,
@@ -166,4 +178,5 @@ SERVING: dict[str, Callable[[Data, Path], list[str]]] = {
     "memory": memory,
     "soak": soak,
     "replay": replay,
+    "neighbours": neighbours,
 }
