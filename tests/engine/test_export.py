@@ -102,7 +102,8 @@ def test_whole_edits_through_the_graph_equal_those_in_pytorch(unet, graph):
     runner = GraphRunner(unet, graph)
     for max_rows in (None, 6):
         for got, wanted in zip(denoise(plans, runner, max_rows=max_rows), expected, strict=True):
-            assert largest(got.latents, wanted.latents) < 1e-4
+            # An untrained model's latents grow to 40: what is rounded otherwise grows with them.
+            assert largest(got.latents, wanted.latents) < 1e-5 * float(wanted.latents.abs().max())
     assert all(names == set(INPUT_NAMES) for names in runner.calls)
 
 

@@ -19,8 +19,8 @@ from adapedit_kernels.edited_attention.triton import edited_attention_kernel
 POINTERS = "query key value source_row token_map own_weight spatial_weight spatial_map".split()
 SIZES = "batch pixels tokens".split()
 OUTPUTS = "out maps".split()
-# Triton's assembler for newer GPUs writes newer PTX than a driver of CUDA 13.0 reads; that for older ones does not.
-PTX_VERSION = {"ptx_version": 90}
+# Triton's assembler for newer GPUs writes newer PTX than a driver of CUDA 13.0, or its own other assembler, reads.
+PTX_VERSION = {"ptx_version": 87}
 _LOG2_E = 1.4426950408889634
 
 

@@ -49,8 +49,9 @@ def embed_kernel(
     row = tl.program_id(1).to(tl.int64)
     channel = tl.program_id(0) * BLOCK_V + tl.arange(0, BLOCK_V)
     token = tl.arange(0, BLOCK_N)
-    peak = tl.full([BLOCK_N], float("-inf"), dtype=tl.float32)
-    least = tl.full([BLOCK_N], float("inf"), dtype=tl.float32)
+    # Reduced after the loop: Triton up to 3.7 fails to compile a reduction in it whose result is used more than once.
+    peaks = tl.full([BLOCK_N, BLOCK_P], float("-inf"), dtype=tl.float32)
+    leasts = tl.full([BLOCK_N, BLOCK_P], float("inf"), dtype=tl.float32)
     centre = tl.zeros([BLOCK_V], dtype=tl.float32)
     for start in range(0, pixels, BLOCK_P):
         pixel = start + tl.arange(0, BLOCK_P)
@@ -60,8 +61,8 @@ def embed_kernel(
             mask=inside,
             other=float("-inf"),
         ).to(tl.float32)
-        peak = tl.maximum(peak, tl.max(columns, axis=1))
-        least = tl.minimum(least, tl.min(tl.where(inside, columns, float("inf")), axis=1))
+        peaks = tl.maximum(peaks, columns)
+        leasts = tl.minimum(leasts, tl.where(inside, columns, float("inf")))
         if CENTRE:
             tile = tl.load(
                 features
@@ -72,6 +73,7 @@ def embed_kernel(
                 other=0.0,
             )
             centre += tl.sum(tile.to(tl.float32), axis=0)
+    peak, least = tl.max(peaks, axis=1), tl.min(leasts, axis=1)
     centre = centre / pixels
     limit = tl.zeros([BLOCK_N], dtype=tl.float32) + threshold
     if RELATIVE:
@@ -202,7 +204,9 @@ def finish_kernel(
     early = tl.sum(tl.where(steps < _FREED_EARLY, share, 0.0), axis=0) / tl.maximum(
         tl.sum(share, axis=0), _TINY
     )
-    default = tl.maximum(_HELD_BASE - early, 0.0)
+    default = tl.maximum(
+        -early + _HELD_BASE, 0.0
+    )  # the interpreter of Triton 3.7 takes no constant from the left
     tl.store(default_steps + row, default)
     word = tl.load(word_of_token + row * tokens + token, mask=real, other=0)
     is_key = tl.load(key_tokens + row * tokens + token, mask=real, other=1)
