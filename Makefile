@@ -14,7 +14,7 @@ INSTALLED := $(BIN)/adapedit
 .PHONY: demo test test-slow lint format bench gpu train clean $(VENV)
 
 demo: $(INSTALLED)
-	$(BIN)/adapedit edit "a red dog standing on the grass" "a red dog sitting on the grass" --out $(OUT)
+	$(BIN)/adapedit edit "a red dog standing on the grass" "a red dog sitting on the grass" --seed 3 --out $(OUT)
 	@echo "The pictures are in $(OUT): source.png, target.png and the attention maps in maps.png"
 
 test: $(INSTALLED)
