@@ -40,6 +40,13 @@ def test_without_controls_it_is_the_diffusers_unet():
     assert largest(output.noise_pred, unet(sample, timestep, text).sample) < 1e-5
 
 
+def test_maps_are_float32_under_autocast():
+    sample, timestep, text = call()
+    with torch.autocast("cpu", torch.bfloat16):
+        output = ControlledUNet(tiny_unet())(sample, timestep, text)
+    assert there(output.cross_attention_maps).dtype == torch.float32
+
+
 @pytest.mark.parametrize("map_divisor", [1, 2])
 def test_edited_maps_are_those_of_the_formula(map_divisor: int):
     unet = tiny_unet()

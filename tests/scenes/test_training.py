@@ -17,7 +17,7 @@ from adapedit.scenes.reader import HEADS, Reader, labels
 from adapedit.training.__main__ import STAGES
 from adapedit.training.checkpoint import Trainee
 from adapedit.training.data import GRID, RenderedScenes, build, scene_at
-from adapedit.training.generator import encode_scenes, map_loss, word_targets
+from adapedit.training.generator import FIGURE_WEIGHT, cell_weights, encode_scenes, map_loss, word_targets
 from adapedit.training.reader import jitter, loss_of, to_pixels
 from adapedit.training.text import MAX_TOKENS, make_tokenizer
 from adapedit.training.vae import make_vae
@@ -28,6 +28,17 @@ def test_every_known_word_is_one_token() -> None:
     assert all(tokenizer.tokenize(word) == [word + "</w>"] for word in VOCABULARY)
     ids = tokenizer("A small RED dog", padding="max_length").input_ids
     assert len(ids) == MAX_TOKENS and ids[0] == tokenizer.bos_token_id and ids[5] == tokenizer.eos_token_id
+
+
+def test_figures_weigh_alike_whatever_their_size() -> None:
+    masks = torch.zeros(2, 2, GRID, GRID)
+    masks[0, 0, :2, :2], masks[0, 1, 4:12, 4:12] = 1, 1  # the second scene has no figure
+    weights = cell_weights(masks)
+    assert torch.allclose(weights.mean((1, 2, 3)), torch.ones(2))
+    background = weights[0, 0, -1, -1]
+    extra = [float(((weights[0, 0] - background) * masks[0, figure]).sum()) for figure in (0, 1)]
+    assert extra == pytest.approx([FIGURE_WEIGHT * float(background)] * 2, rel=1e-4)
+    assert torch.equal(weights[1], torch.ones(1, GRID, GRID))
 
 
 def test_tokens_are_told_where_to_look() -> None:

@@ -13,14 +13,13 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from adapedit_kernels.aot.compiling import PTX_VERSION
 from adapedit_kernels.edited_attention.tiles import Tile, choose_tile, padded_tokens
 from adapedit_kernels.edited_attention.triton import edited_attention_kernel
 
 POINTERS = "query key value source_row token_map own_weight spatial_weight spatial_map".split()
 SIZES = "batch pixels tokens".split()
 OUTPUTS = "out maps".split()
-# Triton's assembler for newer GPUs writes newer PTX than a driver of CUDA 13.0, or its own other assembler, reads.
-PTX_VERSION = {"ptx_version": 87}
 _LOG2_E = 1.4426950408889634
 
 
@@ -138,7 +137,11 @@ def compile_kernel(
     compiled = triton.compile(
         ASTSource(fn=plugin_kernel, signature=ordered, constexprs=constants),
         target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": tile.num_warps, **(PTX_VERSION if capability >= 90 else {})},
+        # Triton's assembler for newer GPUs writes newer PTX than a driver of CUDA 13.0 reads.
+        options={
+            "num_warps": tile.num_warps,
+            **({"ptx_version": PTX_VERSION} if capability >= 90 else {}),
+        },
     )
     metadata = compiled.metadata
     ptx = without_unused_parameters(compiled.asm["ptx"])

@@ -204,9 +204,8 @@ def finish_kernel(
     early = tl.sum(tl.where(steps < _FREED_EARLY, share, 0.0), axis=0) / tl.maximum(
         tl.sum(share, axis=0), _TINY
     )
-    default = tl.maximum(
-        -early + _HELD_BASE, 0.0
-    )  # the interpreter of Triton 3.7 takes no constant from the left
+    # This way round: the interpreter of Triton 3.7 takes no constant on the left.
+    default = tl.maximum(-early + _HELD_BASE, 0.0)
     tl.store(default_steps + row, default)
     word = tl.load(word_of_token + row * tokens + token, mask=real, other=0)
     is_key = tl.load(key_tokens + row * tokens + token, mask=real, other=1)
