@@ -121,9 +121,12 @@ def test_latents_that_were_cut_short_are_made_again(tmp_path: Path, monkeypatch:
     two = encode_scenes(vae, scenes, path, 2)
     assert two.shape == (2, 8, GRID, GRID)
     # Those of another number of scenes are no use, those of the same are read.
-    assert len(encode_scenes(vae, scenes, path, 3)) == 3
+    three = encode_scenes(vae, scenes, path, 3)
+    assert len(three) == 3
+    # In bfloat16, where the processor has it, batches of two and of three round differently.
+    assert np.allclose(three[:2], two, atol=0.02)
     monkeypatch.setattr(type(vae), "encode", lambda *args: pytest.fail("encoded again"))
-    assert np.array_equal(encode_scenes(vae, scenes, path, 9)[:2], two)
+    assert np.array_equal(encode_scenes(vae, scenes, path, 9), three)
 
 
 @pytest.mark.parametrize(("stage", "arguments"), STAGES)
