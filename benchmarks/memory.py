@@ -1,13 +1,15 @@
 """Memory over a thousand edits, and the peak that is known before they run: `python -m benchmarks.memory`.
 
 Unrelated edits go through one server with a budget and small caches, so that the caches fill and evict. The resident
-memory is read on the way; a line through the second half says whether it grows. Beside it, what the server knew
+memory is read on the way, as it is and once the C library has given back what nobody uses; a line through the second
+half of the latter says whether what is in use grows, the former also shows what the library keeps in stock. Beside it, what the server knew
 beforehand: the most that edits in flight and one call take. Then a budget that is too small for one edit, and one that
 is enough for one at a time: the first has to refuse, the second to let the others wait.
 """
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import resource
 from pathlib import Path
@@ -37,25 +39,26 @@ def growth(pipe: Any, options: Any) -> dict[str, Any]:
     for each in requests[:4]:  # what is made once, such as packed weights and buffers of libraries
         pipe.edit_batch([each])
     budget, before = options.budget_mib * 2**20, resident()
-    readings: list[tuple[int, float]] = []
+    readings: list[tuple[int, float, float]] = []
     with EditServer(pipe.model, max_rows=options.max_rows, budget_bytes=budget, cache_bytes=CACHE) as server:
         for done, item in enumerate(server.stream(requests), start=1):
             if item.error is not None:
                 raise item.error
             if done % max(1, options.edits // READINGS) == 0:
-                readings.append((done, resident()))
+                readings.append((done, resident(), in_use()))
         stats = server.stats
     second = readings[len(readings) // 2 :]
-    fit = common.line([done for done, _ in second], [mib for _, mib in second])
+    fit = common.line([done for done, _, _ in second], [mib for *_, mib in second])
     caches = {
         name: getattr(stats, name) for name in ("embeddings", "projections", "observations", "pictures")
     }
     return {
         "edits": options.edits,
-        "done": [done for done, _ in readings],
-        "resident_mib": [mib for _, mib in readings],
+        "done": [done for done, _, _ in readings],
+        "resident_mib": [mib for _, mib, _ in readings],
+        "in_use_mib": [mib for *_, mib in readings],
         "growth_mib_per_1000_edits": round(1000 * fit["slope"], 2),
-        "largest_over_before_mib": round(max(mib for _, mib in readings) - before, 1),
+        "largest_over_before_mib": round(max(mib for _, mib, _ in readings) - before, 1),
         "known_beforehand_mib": round(stats.scheduler.most_bytes / 2**20, 2),
         "budget_mib": options.budget_mib,
         "caches": {
@@ -86,6 +89,14 @@ def limits(pipe: Any, steps: int, budget_mib: int) -> dict[str, Any]:
     if any(ended) or most > alone:
         raise SystemExit(f"a budget for one edit at a time did not hold: {ended}, {most} of {alone} bytes")
     return {"refused": str(found.error), "bytes_of_one": alone, "most_rows_with_that_budget": rows}
+
+
+def in_use() -> float:
+    """The same after the C library has given back what it keeps in stock; glibc alone can be asked to."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+    return resident()
 
 
 def resident() -> float:

@@ -113,14 +113,15 @@ def simulate(data: Data, results: Path) -> list[str]:
 
 
 def memory(data: Data, results: Path) -> list[str]:
-    line = Series("resident", data["done"], data["resident_mib"])
-    chart(results / "memory.svg", "Memory", "edits done", "resident, MiB", [line])
+    lines = [Series(name, data["done"], data[key]) for name, key in
+             (("resident", "resident_mib"), ("in use", "in_use_mib"))]  # fmt: skip
+    chart(results / "memory.svg", "Memory", "edits done", "MiB", lines)
     rows = [
         (name, cache["bytes"], cache["bound"], cache["evictions"], f"{cache['hit_rate']:.0%}")
         for name, cache in data["caches"].items()
     ]
     return [
-        f"Over the second half of {data['edits']} edits the process grows by {data['growth_mib_per_1000_edits']} MiB "
+        f"Over the second half of {data['edits']} edits what is in use grows by {data['growth_mib_per_1000_edits']} MiB "
         f"in 1,000. It was known beforehand that edits in flight and a call take "
         f"{data['known_beforehand_mib']} MiB at most; the process was never more than "
         f"{data['largest_over_before_mib']} MiB above what it was before the first.",

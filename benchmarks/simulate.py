@@ -3,8 +3,8 @@
 The same code that serves edits, against static batching, at the size of Stable Diffusion v1.4 in slots. There a call
 costs `--call-seconds` and `--row-seconds` a row, padding included. The defaults are stated, not measured: 0.68 TFLOP a
 row at a quarter of the 788 TFLOP/s that a matrix product reaches on an H200, and 4 ms for what does not grow with rows.
-Where `benchmarks.throughput` has left its times of this machine's rows, the same is simulated with those, too, and
-without slots.
+Where `benchmarks.throughput` has left its times of this machine's rows, the same is simulated with those, too, with its
+rows in flight and without slots.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from benchmarks.static_batching import burst_times, on_paper
 from benchmarks.virtual_device import VirtualClock, VirtualExecutor, VirtualPlan
 
 LOADS = (0.5, 0.7, 0.8, 0.9)
-STATIC = (2, 4, 8)
+STATIC = (2, 4, 8, 16)
 Cost = Callable[[int], float]
 
 
@@ -34,10 +34,11 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.arrivals = 300
-    devices: dict[str, tuple[Cost, Sequence[int] | None, int]] = {
+    devices: dict[str, tuple[Cost, Sequence[int] | None, int, int]] = {
         "SD v1.4, stated": (
             lambda rows: options.call_seconds + options.row_seconds * rows,
             SLOT_SIZES,
+            options.max_rows,
             options.steps,
         )
     }
@@ -47,6 +48,7 @@ def main() -> None:
         devices["built-in model, measured"] = (
             between(found["row_times"]),
             None,
+            int(found["options"]["max_rows"]),
             int(found["options"]["steps"]),
         )
     start = time.perf_counter()
@@ -68,10 +70,12 @@ def between(row_times: Mapping[str, Mapping[str, float]]) -> Cost:
     return cost
 
 
-def simulated(options: Any, cost: Cost, slots: Sequence[int] | None, steps: int) -> dict[str, Any]:
+def simulated(
+    options: Any, cost: Cost, slots: Sequence[int] | None, max_rows: int, steps: int
+) -> dict[str, Any]:
     """Capacity of both ways, and their latencies at shares of the scheduler's."""
     at_once = arrivals(min(options.arrivals, 1000), steps, None)
-    capacity = {"scheduler": ours(at_once, cost, slots, options.max_rows)["edits_per_s"]}
+    capacity = {"scheduler": ours(at_once, cost, slots, max_rows)["edits_per_s"]}
     for size in STATIC:
         capacity[f"static {size}"] = theirs(at_once, cost, slots, size)["edits_per_s"]
     size = max(STATIC, key=lambda size: capacity[f"static {size}"])
@@ -80,7 +84,7 @@ def simulated(options: Any, cost: Cost, slots: Sequence[int] | None, steps: int)
         rate = share * capacity["scheduler"]
         coming = arrivals(options.arrivals, steps, rate)
         both = {
-            "scheduler": ours(coming, cost, slots, options.max_rows),
+            "scheduler": ours(coming, cost, slots, max_rows),
             "static": theirs(coming, cost, slots, size),
         }
         ratios = {

@@ -29,17 +29,17 @@ BURST = 8
 
 def main() -> None:
     parser = common.arguments(
-        __doc__, steps=16, edits=64, others=12, arrivals=96, max_rows=32, repeats=1, load=0.8
+        __doc__, steps=16, edits=64, others=12, arrivals=600, bursts=12, max_rows=24, repeats=1, load=0.8
     )
     options = parser.parse_args()
     if options.quick:
-        options.steps, options.edits, options.others, options.arrivals = 8, 6, 2, 6
+        options.steps, options.edits, options.others, options.arrivals, options.bursts = 8, 6, 2, 6, 1
     pipe = common.pipeline(options)
     requests = common.unrelated(options.edits, options.steps)
     gate = parity(pipe, requests[:6], options.max_rows)
     loops = overhead.check(overhead.loops(pipe, overhead.plans(pipe, 3)[0], 3)[1]())
     rows = row_times(pipe, (2, 4, 8, 16) if options.quick else (1, 2, 4, 6, 8, 12, 16, 24, 32), repeats=3)
-    sizes = (4,) if options.quick else (2, 4, 8)
+    sizes = (4,) if options.quick else (2, 4, 8, 16)
     ways: dict[str, Callable[[], Any]] = {
         "one by one": lambda: [pipe.edit_batch([each]) for each in requests],
         "scheduler": lambda: list(pipe.stream(requests, ahead=options.edits, max_rows=options.max_rows)),
@@ -60,10 +60,10 @@ def main() -> None:
     rates = {name: found["edits_per_s"] for name, found in runs.items()}
     best = max((name for name in rates if "static" in name), key=lambda name: rates[name])
     rate = options.load * rates["scheduler"]
-    patterns = {"singly": 1, f"in bursts of {BURST}": BURST}
+    patterns = {"singly": (options.arrivals, 1), f"in bursts of {BURST}": (options.bursts * BURST, BURST)}
     arrivals = {
-        name: both(pipe, options, rate, int(best.rpartition(" ")[2]), burst)
-        for name, burst in patterns.items()
+        name: both(pipe, options, rate, int(best.rpartition(" ")[2]), *pattern)
+        for name, pattern in patterns.items()
     }
     common.write(
         "throughput",
@@ -150,16 +150,22 @@ def row_times(pipe: Any, sizes: Sequence[int], repeats: int) -> dict[str, Any]:
     }
 
 
-def both(pipe: Any, options: Any, rate: float, size: int, burst: int) -> dict[str, Any]:
+def both(pipe: Any, options: Any, rate: float, size: int, count: int, burst: int) -> dict[str, Any]:
     """The same arrivals through the scheduler and through static batching, one after the other."""
-    ours = arrive(pipe.serve(max_rows=options.max_rows), options, rate, burst)
-    static = arrive(StaticServer(pipe, size), options, rate, burst)
+    ours = arrive(pipe.serve(max_rows=options.max_rows), options, rate, count, burst)
+    static = arrive(StaticServer(pipe, size), options, rate, count, burst)
     ratio = round(ours["latency_s"]["p95"] / static["latency_s"]["p95"], 3)
     mean = round(ours["latency_s"]["mean"] / static["latency_s"]["mean"], 3)
-    return {"scheduler": ours, "static": static, "p95_over_static": ratio, "mean_over_static": mean}
+    return {
+        "edits": count,
+        "scheduler": ours,
+        "static": static,
+        "p95_over_static": ratio,
+        "mean_over_static": mean,
+    }
 
 
-def arrive(server: Any, options: Any, rate: float, burst: int) -> dict[str, Any]:
+def arrive(server: Any, options: Any, rate: float, count: int, burst: int) -> dict[str, Any]:
     """Edits at random times, `rate` a second on average; the same times whatever the server."""
     latencies: list[float] = []
     lock = threading.Lock()
@@ -168,8 +174,8 @@ def arrive(server: Any, options: Any, rate: float, burst: int) -> dict[str, Any]
         with lock:
             latencies.append(time.perf_counter() - arrived)
 
-    edits = common.unrelated(options.arrivals, options.steps, first=1000)
-    times = burst_times(options.arrivals, rate, burst, random.Random(5))
+    edits = common.unrelated(count, options.steps, first=1000)
+    times = burst_times(count, rate, burst, random.Random(5))
     with server as running:
         start = time.perf_counter()
         for each, moment in zip(edits, times, strict=True):

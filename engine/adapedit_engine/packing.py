@@ -7,9 +7,10 @@ turned into oneDNN's own layout at every call: with the few rows of one edit tha
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,55 +32,63 @@ def can_pack(module: nn.Module) -> bool:
 class PackedWeights:
     """Packed copies of a module's float32 CPU weights, made when they are first needed.
 
-    `attached()` sets them in place of the layers' own `forward` for the length of a block. A weight that was
-    changed since (loaded, merged with an adapter) is packed anew on the next entry. Costs a second copy of
-    these weights in memory.
+    `attached()` sets them in place of the layers' own `forward` for the length of a block, or of the last one where
+    threads overlap. A weight that was changed since (loaded, merged with an adapter) is packed anew. Costs a second
+    copy of these weights in memory.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
         self._packed: dict[Layer, _Packed] = {}
+        self._lock = threading.Lock()
+        self._blocks, self._changed = 0, list[Layer]()
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Nested entries are harmless: the inner one changes nothing."""
-        changed = [layer for layer in _layers(self._module) if "forward" not in vars(layer)]
-        for layer in changed:
-            vars(layer)["forward"] = _forward(layer, self._weight(layer))
+        """Blocks may nest and overlap; where another `PackedWeights` holds the layers, nothing changes."""
+        with self._lock:
+            self._blocks += 1
+            if self._blocks == 1:
+                self._changed = self._attach()
         try:
             yield
         finally:
-            for layer in changed:
-                del vars(layer)["forward"]
+            with self._lock:
+                self._blocks -= 1
+                if not self._blocks:
+                    for layer in self._changed:
+                        del vars(layer)["forward"]
 
-    def _weight(self, layer: Layer) -> _Packed:
-        weight = layer.weight.detach()
-        version = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
-        known = self._packed.get(layer)
-        if known is None or known.version != version:
-            known = self._packed[layer] = _Packed(layer, version)
-        return known
+    def _attach(self) -> list[Layer]:
+        changed = [layer for layer in _layers(self._module) if "forward" not in vars(layer)]
+        for layer in changed:
+            packed = self._packed.setdefault(layer, _Packed(layer))
+            vars(layer)["forward"] = _forward(layer, packed)
+        return changed
 
 
 class _Packed:
     """One layer's weight in oneDNN's layout, made at the first call: a convolution's depends on the picture's size."""
 
-    def __init__(self, layer: Layer, version: tuple[int, int]) -> None:
-        self.version = version
+    def __init__(self, layer: Layer) -> None:
         self._layer = layer
-        self._weight: Tensor | None = None
+        self._known: tuple[tuple[int, int], Tensor] | None = None
 
     def of(self, input: Tensor) -> Tensor:
-        if self._weight is None:
-            layer, weight = self._layer, self._layer.weight.detach()
-            if isinstance(layer, nn.Linear):
-                self._weight = getattr(torch.ops.mkldnn, _PACK_LINEAR)(weight)
-            else:
-                pack = getattr(torch.ops.mkldnn, _PACK_CONVOLUTION)
-                self._weight = pack(
-                    weight, layer.padding, layer.stride, layer.dilation, layer.groups, list(input.shape)
-                )
-        return self._weight
+        weight = self._layer.weight
+        version = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
+        known = self._known
+        if known is None or known[0] != version:
+            known = self._known = version, self._pack(weight.detach(), input)
+        return known[1]
+
+    def _pack(self, weight: Tensor, input: Tensor) -> Tensor:
+        layer = self._layer
+        if isinstance(layer, nn.Linear):
+            return cast(Tensor, getattr(torch.ops.mkldnn, _PACK_LINEAR)(weight))
+        pack = getattr(torch.ops.mkldnn, _PACK_CONVOLUTION)
+        settings = (layer.padding, layer.stride, layer.dilation, layer.groups)
+        return cast(Tensor, pack(weight, *settings, list(input.shape)))
 
 
 def _layers(module: nn.Module) -> Iterator[Layer]:
@@ -104,8 +113,8 @@ def _forward(layer: Layer, packed: _Packed) -> Callable[[Tensor], Tensor]:
     compute = _linear(layer, packed) if isinstance(layer, nn.Linear) else _convolution(layer, packed)
 
     def forward(input: Tensor) -> Tensor:
-        cast = torch.is_autocast_enabled("cpu")
-        if input.dtype != torch.float32 or cast or torch.is_grad_enabled() or not input.numel():
+        usual = input.is_cpu and input.dtype == torch.float32 and input.numel()
+        if not usual or torch.is_autocast_enabled("cpu") or torch.is_grad_enabled():
             return plain(input)
         return compute(input)
 

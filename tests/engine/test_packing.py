@@ -68,6 +68,19 @@ def test_a_changed_weight_is_packed_anew():
 
 
 @needs_onednn
+def test_blocks_may_overlap():
+    layer = nn.Linear(8, 4)
+    packed = PackedWeights(layer)
+    first, second = packed.attached(), packed.attached()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert "forward" in vars(layer)  # another thread is still in its block
+    second.__exit__(None, None, None)
+    assert "forward" not in vars(layer)
+
+
+@needs_onednn
 def test_gradients_and_other_dtypes_go_the_plain_way():
     layer = nn.Linear(8, 4)
     with PackedWeights(layer).attached():
