@@ -2,9 +2,9 @@
 
 Unrelated edits go through one server with a budget and small caches, so that the caches fill and evict. The resident
 memory is read on the way, as it is and once the C library has given back what nobody uses; a line through the second
-half of the latter says whether what is in use grows, the former also shows what the library keeps in stock. Beside it, what the server knew
-beforehand: the most that edits in flight and one call take. Then a budget that is too small for one edit, and one that
-is enough for one at a time: the first has to refuse, the second to let the others wait.
+half of the latter says whether what is in use grows, the former also shows what the library keeps in stock. Beside it,
+what the server knew beforehand: the most that edits in flight and one call take. Then a budget that is too small for
+one edit, and one that is enough for one at a time: the first has to refuse, the second to let the others wait.
 """
 
 from __future__ import annotations

@@ -121,8 +121,8 @@ def memory(data: Data, results: Path) -> list[str]:
         for name, cache in data["caches"].items()
     ]
     return [
-        f"Over the second half of {data['edits']} edits what is in use grows by {data['growth_mib_per_1000_edits']} MiB "
-        f"in 1,000. It was known beforehand that edits in flight and a call take "
+        f"Over the second half of {data['edits']} edits the memory in use grows by {data['growth_mib_per_1000_edits']} "
+        f"MiB in 1,000. It was known beforehand that edits in flight and a call take "
         f"{data['known_beforehand_mib']} MiB at most; the process was never more than "
         f"{data['largest_over_before_mib']} MiB above what it was before the first.",
         "",
