@@ -17,15 +17,16 @@ from adapedit.training.generator import make_scheduler
 LIMIT = 40 * 2**20
 """Bytes that the built-in model may take in the tree."""
 
-DEFAULTS: dict[str, dict[str, object]] = {}
-"""Knobs that a study on the development half of the scene suite found better than the paper's for this model."""
-
 
 def publish(trained: Path, out: Path, vae: Path | None = None, guidance_scale: float = 2.0) -> int:
     """Write the model folder `out` from `trained` (diffusers layout, float32) and return its size in bytes.
 
-    vae: another autoencoder with the same latents (a refined decoder) in place of the trained folder's own.
+    vae: another autoencoder with the same latents (a refined decoder) in place of the trained folder's own. Knobs that
+    studies found for a model that is there already stay; for other weights the studies are to be run anew. Raises
+    `ValueError`, and leaves `out` as it was, where the folder would be too large.
     """
+    facts_file = out / FACTS_FILE
+    known = json.loads(facts_file.read_text()) if facts_file.exists() else {}
     part = out.with_name(out.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     scale = AutoencoderKL.load_config(trained, subfolder="vae")["scaling_factor"]
@@ -49,14 +50,14 @@ def publish(trained: Path, out: Path, vae: Path | None = None, guidance_scale: f
         "self_divisor": 2,
         "guidance_scale": guidance_scale,
         "known_words": list(VOCABULARY),
-        "defaults": DEFAULTS,
+        "defaults": known.get("defaults", {}),
     }
     (part / FACTS_FILE).write_text(json.dumps(facts, indent=2) + "\n")
+    size = sum(path.stat().st_size for path in part.rglob("*") if path.is_file())
+    if size > LIMIT:
+        raise ValueError(f"{part} has {size / 2**20:.1f} MiB, at most {LIMIT / 2**20:.0f} are wanted")
     shutil.rmtree(out, ignore_errors=True)
     part.rename(out)
-    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-    if size > LIMIT:
-        raise ValueError(f"{out} has {size / 2**20:.1f} MiB, at most {LIMIT / 2**20:.0f} are wanted")
     return size
 
 
