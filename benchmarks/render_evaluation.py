@@ -120,6 +120,7 @@ Section = Callable[[Mapping[str, Any], Path], list[str]]
 STUDIES: dict[str, tuple[str, Section]] = {
     "scenes": ("Methods", study),
     "scenes-pose": ("Methods, more edits of the pose", study),
+    "scenes-size": ("Methods, more edits of the size", study),
     "rendered": ("Methods on drawn sources", study),
     "ablation": ("AdapEdit without its parts (Figure 6 of the paper)", study),
     "knobs": ("AdapEdit's knobs (Figure 7 of the paper)", study),

@@ -41,7 +41,7 @@ class Study:
 
 
 SWEEPS = (
-    Sweep(knob="lambda_tau", values=(0.0, 0.25, 0.5, 0.75, 1.0, 1.5), expected=-1),
+    Sweep(knob="lambda_tau", values=(0.0, 0.5, 1.0, 1.5, 2.0, 3.0), expected=-1),
     Sweep(knob="lambda_s", values=(0.0, 0.25, 0.5, 0.75, 0.9, 1.0), expected=+1),
     Sweep(
         knob="lambda_spatial", values=(0.0, 0.25, 0.5, 0.75, 1.0, 2.0), expected=+1, fixed={"lambda_s": 0.9}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from adapedit.alignment import Alignment
@@ -100,9 +101,11 @@ class AdapEditMethod(Method):
         # figures that have to stay.
         if self._spatial and (by == "spatial-map" or (by == "auto" and float(spatial[-1].mean()) > 0.5)):
             places, cut, grow = spatial, SPATIAL_CUT, 0
-        mask = blend_mask(places, sources, map_size=size, latent_size=size, threshold=cut, grow=grow)
+        mask = blend_mask(places, sources, map_size=size, latent_size=size, threshold=cut, grow=grow)[1, 0]
+        if settings.blend_difference is not None and float(mask.mean()) <= 0.5:
+            mask = with_difference(mask, observed.latents.cpu(), settings.blend_difference)
         # The source's places are in the target's by now. Its own are left empty: edits that share it may see others.
-        return replace(blend, places=context.on_target(mask[1].flatten()))
+        return replace(blend, places=context.on_target(mask.flatten()))
 
     def findings(self, context: EditContext, observed: EditOutcome | None, edited: EditOutcome) -> Findings:
         word_steps = None if edited.word_steps is None else edited.word_steps[1].cpu()
@@ -171,6 +174,19 @@ class AdapEditMethod(Method):
             joined=settings.observed_prompts == "both",
             self_layers=layers if from_relation else None,
         )
+
+
+def with_difference(mask: Tensor, latents: Tensor, least: float) -> Tensor:
+    """Widen a mask [h, w] of 0 and 1 by the cells that touch it and in which two latents [2, C, H, W] differ.
+
+    least: root mean square over the channels above which they do.
+    """
+    from skimage.morphology import reconstruction
+
+    apart = (latents[0] - latents[1]).float().square().mean(0)
+    apart = F.adaptive_avg_pool2d(apart[None], (len(mask), mask.shape[1]))[0].sqrt()
+    may = torch.maximum(mask, (apart > least).to(mask.dtype))
+    return torch.from_numpy(reconstruction(mask.numpy(), may.numpy())).to(mask.dtype)
 
 
 def key_tokens(alignment: Alignment) -> Tensor:

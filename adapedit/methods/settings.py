@@ -80,6 +80,9 @@ class AdapEdit(_Settings):
                     source, where otherwise that would stay; the local blend takes its places from that pass.
     blend_by:       of both: what says where the blend lets the target be: the maps of `local_blend`'s words, or S;
                     "auto": S where it covers more than half of the picture (a place), else the words.
+    blend_difference: of both: cells in which the two prompts' latents differ by more than this (root mean square over
+                    channels) belong to the words' places that they touch, unless those are half of the picture: a foot
+                    of the source's figure that no word looks at would stay. None: no cell does.
     fwt, dps, mask: switches for the ablations; without FWT every word has `cross_replace_steps`.
     self_replace_steps: share for self-attention; None: what FWT gives to tokens without a word.
     local_blend:    words outside whose places the source's latents are kept, as in Prompt-to-Prompt; true: those that
@@ -106,6 +109,7 @@ class AdapEdit(_Settings):
     self_replace_steps: Share | None = None
     local_blend: Words = ()
     blend_by: Literal["auto", "words", "spatial-map"] = "auto"
+    blend_difference: Knob | None = None
     blend_threshold: Share = 0.3
     blend_start: Share = 0.2
     blend_grow: Cells = 1

@@ -8,6 +8,7 @@ import torch
 
 from adapedit.alignment import align
 from adapedit.cli import knobs
+from adapedit.methods.adapedit import with_difference
 from adapedit.methods.prompt_to_prompt import blend_tokens
 from adapedit.pipeline import AdapEditPipeline
 from tests.helpers.tiny_model import save_tiny_model
@@ -61,7 +62,32 @@ def test_words_of_the_edit(source, target, lost, gained):
         assert int(weights[row].sum()) == sum(len(word.tokens) for word in words if word.text in expected)
 
 
+def test_cells_that_differ_belong_to_the_places_that_they_touch():
+    mask = torch.zeros(6, 6)
+    mask[1, 1] = 1
+    latents = torch.zeros(2, 4, 12, 12)  # two cells of the latents to one of the mask
+    latents[1, :, 4:8, 4:6] = 2.0  # two cells in a row below, the first touching the place by a corner
+    latents[1, :, 10:, 10:] = 2.0  # apart
+    latents[1, :, 2:4, 4:6] = 0.5  # touching, and hardly different
+    found = with_difference(mask, latents, 1.0)
+    assert found.dtype == mask.dtype
+    assert found.nonzero().tolist() == [[1, 1], [2, 2], [3, 2]]
+    assert torch.equal(with_difference(mask, latents, 3.0), mask)
+    assert torch.equal(with_difference(torch.zeros(6, 6), latents, 0.0), torch.zeros(6, 6))
+
+
+def test_the_blend_lets_go_of_what_differs(pipe):
+    options = {"method": "adapedit", "observed_prompts": "both", "local_blend": True, "blend_threshold": 0.9}
+    options |= {"blend_start": 0.0, "blend_grow": 0}
+    source, narrow = edited(pipe, **options)
+    _, wide = edited(pipe, **options, blend_difference=0.0)
+    _, as_before = edited(pipe, **options, blend_difference=100.0)
+    assert np.array_equal(narrow, as_before)
+    assert (wide != source).sum() > (narrow != source).sum()
+
+
 def test_the_command_line_takes_words_and_true():
     assert knobs.make("adapedit", knobs.parse(["local_blend=true"])).local_blend is True
     assert knobs.make("adapedit", knobs.parse(["local_blend=dog"])).local_blend == ("dog",)
+    assert knobs.make("adapedit", knobs.parse(["blend_difference=1.5"])).blend_difference == 1.5
     assert knobs.make("prompt-to-prompt", knobs.parse(["local_blend=dog,cat"])).local_blend == ("dog", "cat")

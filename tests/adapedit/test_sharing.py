@@ -24,6 +24,9 @@ EDITS = (
         SOURCE, TARGET, observed_prompts="both", local_blend=True, blend_by="spatial-map", lambda_spatial=0.6
     ),
     request(SOURCE, TARGET, observed_prompts="both", local_blend=True, blend_by="words", blend_threshold=0.6),
+    request(
+        SOURCE, TARGET, observed_prompts="both", local_blend=True, blend_by="words", blend_difference=0.1
+    ),
     request(SOURCE, LONGER, observed_prompts="both", lambda_tau=0.4),
     request(SOURCE, LONGER, single_pass=True, observed_prompts="both"),
 )
