@@ -76,9 +76,11 @@ def simulated(
     """Capacity of both ways, and their latencies at shares of the scheduler's."""
     at_once = arrivals(min(options.arrivals, 1000), steps, None)
     capacity = {"scheduler": ours(at_once, cost, slots, max_rows)["edits_per_s"]}
-    for size in STATIC:
+    # Edits take four rows each, and batches of them have to fit the largest slot.
+    sizes = [size for size in STATIC if slots is None or 4 * size <= max(slots)]
+    for size in sizes:
         capacity[f"static {size}"] = theirs(at_once, cost, slots, size)["edits_per_s"]
-    size = max(STATIC, key=lambda size: capacity[f"static {size}"])
+    size = max(sizes, key=lambda size: capacity[f"static {size}"])
     loads = []
     for share in LOADS:
         rate = share * capacity["scheduler"]
