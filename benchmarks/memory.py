@@ -1,10 +1,11 @@
 """Memory over a thousand edits, and the peak that is known before they run: `python -m benchmarks.memory`.
 
 Unrelated edits go through one server with a budget and small caches, so that the caches fill and evict. The resident
-memory is read on the way, as it is and once the C library has given back what nobody uses; a line through the second
-half of the latter says whether what is in use grows, the former also shows what the library keeps in stock. Beside it,
-what the server knew beforehand: the most that edits in flight and one call take. Then a budget that is too small for
-one edit, and one that is enough for one at a time: the first has to refuse, the second to let the others wait.
+memory is read on the way, whenever nothing is in flight: as it is, and once the C library has given back what nobody
+uses. A line through the second half of the latter says whether what is in use grows; the former also shows what the
+library keeps in stock. Beside it, what the server knew beforehand: the most that edits in flight and one call take.
+Then a budget that is too small for one edit, and one that is enough for one at a time: the first has to refuse, the
+second to let the others wait.
 """
 
 from __future__ import annotations
@@ -41,11 +42,13 @@ def growth(pipe: Any, options: Any) -> dict[str, Any]:
     budget, before = options.budget_mib * 2**20, resident()
     readings: list[tuple[int, float, float]] = []
     with EditServer(pipe.model, max_rows=options.max_rows, budget_bytes=budget, cache_bytes=CACHE) as server:
-        for done, item in enumerate(server.stream(requests), start=1):
-            if item.error is not None:
-                raise item.error
-            if done % max(1, options.edits // READINGS) == 0:
-                readings.append((done, resident(), in_use()))
+        for start in range(0, options.edits, part := max(1, options.edits // READINGS)):
+            some = requests[start : start + part]
+            for item in server.stream(some):
+                if item.error is not None:
+                    raise item.error
+            del item
+            readings.append((start + len(some), resident(), in_use()))
         stats = server.stats
     second = readings[len(readings) // 2 :]
     fit = common.line([done for done, _, _ in second], [mib for *_, mib in second])
