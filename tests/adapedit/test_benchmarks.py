@@ -66,9 +66,11 @@ def test_costs_between_what_was_measured():
     assert [cost(rows) for rows in (2, 3, 4, 8, 12)] == pytest.approx([0.020, 0.026, 0.032, 0.056, 0.080])
 
 
-def test_the_scheduler_is_simulated_beside_static_batching():
-    options = SimpleNamespace(arrivals=60, max_rows=32)
-    found = simulate.simulated(options, lambda rows: 0.01 + 0.004 * rows, None, 16)
+@pytest.mark.parametrize(("slots", "largest"), [(None, "static 16"), ((1, 2, 4, 8, 16, 32), "static 8")])
+def test_the_scheduler_is_simulated_beside_static_batching(slots, largest):
+    options = SimpleNamespace(arrivals=60)
+    found = simulate.simulated(options, lambda rows: 0.01 + 0.004 * rows, slots, 32, 16)
+    assert list(found["capacity_edits_per_s"])[-1] == largest
     assert found["capacity_edits_per_s"]["scheduler"] > found["capacity_edits_per_s"]["static 2"]
     for load in found["loads"]:
         assert 0 < load["scheduler"]["device_busy"] <= 1 and 0 < load["static"]["device_busy"] <= 1
