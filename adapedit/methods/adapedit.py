@@ -177,9 +177,11 @@ class AdapEditMethod(Method):
 
 
 def with_difference(mask: Tensor, latents: Tensor, least: float) -> Tensor:
-    """Widen a mask [h, w] of 0 and 1 by the cells that touch it and in which two latents [2, C, H, W] differ.
+    """Widen a mask by the cells that touch it, themselves or through others, and in which two latents differ.
 
-    least: root mean square over the channels above which they do.
+    mask [h, w], 0 and 1, float, on the CPU; latents [2, C, H, W], any float dtype, on the CPU; least: in the latents'
+    units, root mean square over the channels and a cell's latents above which they do. Returns [h, w] in the mask's
+    dtype. That two prompts' predictions differ where an edit acts is what DiffEdit goes by (Couairon et al. 2022).
     """
     from skimage.morphology import reconstruction
 

@@ -47,9 +47,9 @@ class PackedWeights:
     def attached(self) -> Iterator[None]:
         """Blocks may nest and overlap; where another `PackedWeights` holds the layers, nothing changes."""
         with self._lock:
-            self._blocks += 1
-            if self._blocks == 1:
+            if not self._blocks:
                 self._changed = self._attach()
+            self._blocks += 1
         try:
             yield
         finally:
