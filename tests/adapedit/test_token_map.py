@@ -21,10 +21,10 @@ def aligned(source: str, target: str, max_length: int = 77):
 @settings(max_examples=100, deadline=None)
 @given(PROMPTS, PROMPTS)
 def test_remapped_attention_is_a_distribution(source, target):
-    result = aligned(source, target, max_length=48)
+    result = aligned(source, target)
     assert result.token_map.dtype == torch.float32
     assert (result.token_map >= 0).all()
-    torch.testing.assert_close(result.token_map.sum(dim=1), torch.ones(48))
+    torch.testing.assert_close(result.token_map.sum(dim=1), torch.ones(77))
     has_counterpart = result.token_map.sum(dim=0) > 0
     assert torch.equal(has_counterpart, result.own_weight == 0)
 
@@ -32,8 +32,8 @@ def test_remapped_attention_is_a_distribution(source, target):
 @settings(max_examples=50, deadline=None)
 @given(PROMPTS)
 def test_identical_prompts_give_the_identity(prompt):
-    result = aligned(prompt, prompt, max_length=48)
-    assert torch.equal(result.token_map, torch.eye(48))
+    result = aligned(prompt, prompt)
+    assert torch.equal(result.token_map, torch.eye(77))
     assert not result.own_weight.any()
     assert not result.key_tokens.any()
     assert not result.anchor_tokens.any()
@@ -42,8 +42,8 @@ def test_identical_prompts_give_the_identity(prompt):
 @settings(max_examples=50, deadline=None)
 @given(PROMPTS, PROMPTS)
 def test_a_kept_word_of_as_many_tokens_keeps_its_attention(source, target):
-    result = aligned(source, target, max_length=48)
-    attention = torch.rand(3, 48)
+    result = aligned(source, target)
+    attention = torch.rand(3, 77)
     remapped = attention @ result.token_map
     for word in result.target_words:
         if word.kind == "kept":
