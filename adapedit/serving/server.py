@@ -1,7 +1,8 @@
 """EditServer: a queue, a thread that steps the scheduler, and one that decodes while the next steps run.
 
-On the CPU the stepping thread decodes as well: the cores are those of the next steps, and two threads that compute at
-the same time are slower than one, see `adapedit_engine.openmp`.
+On the CPU the stepping thread decodes as well, and waits for edits that are being prepared while there is room for
+them: the cores are those of the next steps, and two threads that compute at the same time are slower than one, see
+`adapedit_engine.openmp`.
 """
 
 from __future__ import annotations
@@ -19,14 +20,16 @@ from adapedit.checked import REPLAY_BYTES
 from adapedit.model import EditModel
 from adapedit.request import EditRequest
 from adapedit.result import EditResult
+from adapedit.serving.arrivals import GRACE_SECONDS, Arrivals
 from adapedit.serving.caching import Caches, CachingModel
 from adapedit.serving.edits import EditedPart, PreparedEdit, edit_passes
+from adapedit.serving.inbox import first_rows, most_urgent
 from adapedit.serving.outcomes import Finished, ServerStats, finished
 from adapedit.serving.painting import Painter, painting_executor
 from adapedit.serving.scheduling import in_slots, make_scheduler
-from adapedit.sharing import share
 from adapedit_engine.caches import CachedRunner
 from adapedit_engine.host_copies import HostCopies
+from adapedit_engine.host_memory import keep_freed_memory
 from adapedit_engine.openmp import release_threads
 from adapedit_engine.scheduler import Scheduler, SchedulerStats, Ticket
 from adapedit_kernels.errors import AdapEditError
@@ -73,15 +76,13 @@ class EditServer:
         self._copies = HostCopies(model.device)
         self._painter = Painter(model=self.model, sources=self._caches.pictures, copies=self._copies)
         self._on_cpu = model.device.type == "cpu"
-        self._max_rows, self._share = max_rows, share_sources
-        self._join_running = join_running
-        self._options: dict[str, Any] = {"max_rows": max_rows, "budget_bytes": budget_bytes}
-        self._options["join_running"] = join_running
+        self._max_rows, self._share, self._join_running = max_rows, share_sources, join_running
+        self._options: dict[str, Any] = {"budget_bytes": budget_bytes, "join_running": join_running}
         self._room = threading.BoundedSemaphore(max_pending)
-        self._preparing = threading.Lock()
+        self._preparing, self._wake = threading.Lock(), threading.Condition()
+        self._arrivals = Arrivals(self._wake)
         self._inbox: list[PreparedEdit] = []
-        self._wake = threading.Condition()
-        self._open = False
+        self._open = self._ended = False
         self._worker: threading.Thread | None = None
         self._scheduler: Scheduler | None = None
         self._jobs: dict[Ticket, list[PreparedEdit]] = {}
@@ -98,14 +99,23 @@ class EditServer:
         if not self._open:
             raise AdapEditError("this server is not running: submit inside `with pipe.serve() as server:`")
         until = None if deadline is None else time.monotonic() + deadline
-        with self._preparing:
-            edit = self._prepare(request, until)
-            self._leave_cores()
+        with self._arrivals.announced():
+            with self._preparing:
+                edit = self._prepare(request, until)
+                self._leave_cores()
+            if self._room.acquire(blocking=False):
+                return self._queue(edit)
         self._room.acquire()
+        return self._queue(edit)
+
+    def _queue(self, edit: PreparedEdit) -> Future[EditResult]:
+        """Hand over an edit that there is room for."""
         edit.future.add_done_callback(lambda _: self._room.release())
         with self._wake:
             if self._failure is not None:
                 raise AdapEditError("the server has stopped after an error") from self._failure
+            if self._ended:
+                raise AdapEditError("the server has ended while the edit waited: submit before that")
             self._inbox.append(edit)
             self._wake.notify()
         return edit.future
@@ -171,6 +181,8 @@ class EditServer:
             raise AdapEditError("this server has been used before: make a new one")
         self._open = True
         self._leave_cores()
+        if self._on_cpu:
+            keep_freed_memory()
         self._worker = threading.Thread(target=self._run, name="adapedit-scheduler", daemon=True)
         self._worker.start()
         return self
@@ -206,7 +218,9 @@ class EditServer:
                 self._runner as runner,
                 painting_executor(self._on_cpu) as painter,
             ):
-                scheduler = self._scheduler = make_scheduler(runner, others, self.model, **self._options)
+                scheduler = self._scheduler = make_scheduler(
+                    runner, others, self.model, max_rows=self._max_rows, **self._options
+                )
                 while self._feed(scheduler):
                     for ticket in scheduler.step():
                         painter.submit(self._deliver, self._jobs.pop(ticket), ticket)
@@ -215,39 +229,45 @@ class EditServer:
             self._abandon(error)
 
     def _feed(self, scheduler: Scheduler) -> bool:
-        """Move edits into the scheduler while it wants some, wait while there is nothing to do; False at the end.
+        """Wait until the scheduler may step, and move edits into it; False at the end.
 
         No more than it can begin: what waits out here can still find others with the same source.
         """
         with self._wake:
-            while scheduler.idle and not self._inbox:
-                if not self._open:
+            while not self._may_step(scheduler):
+                if not (self._open or self._arrivals.likely):
+                    self._ended = True
                     return False
-                self._wake.wait()
+                nothing = self._open and scheduler.idle and not self._inbox
+                self._wake.wait(None if nothing else GRACE_SECONDS)
             for edit in [edit for edit in self._inbox if edit.future.cancelled()]:
                 edit.future.set_running_or_notify_cancel()
                 self._inbox.remove(edit)
             for ticket, edits in self._jobs.items():
                 if all(edit.future.cancelled() for edit in edits):
                     ticket.future.cancel()
-            while self._inbox and not (scheduler.waiting and self._join_running):
-                edits = self._next()
+            room = 0 if scheduler.waiting else self._room_in(scheduler)
+            while self._inbox and room > 0:
+                edits = most_urgent(self._inbox, share_sources=self._share, max_rows=self._max_rows)
+                self._inbox = [edit for edit in self._inbox if edit not in edits]
+                room -= first_rows(edits)
                 deadlines = [edit.deadline for edit in edits if edit.deadline is not None]
                 passes = edit_passes(edits, self._caches, self._copies)
                 ticket = scheduler.submit(passes, deadline=min(deadlines, default=None))
                 self._jobs[ticket] = edits
         return True
 
-    def _next(self) -> list[PreparedEdit]:
-        """The most urgent edit, and those that wait with the same source."""
-        first = min(self._inbox, key=lambda edit: float("inf") if edit.deadline is None else edit.deadline)
-        edits = [first]
-        if self._share:
-            others = [edit for edit in self._inbox if edit is not first and _alike(edit, first)]
-            group = share([edit.draft for edit in (first, *others)], max_rows=self._max_rows)[0]
-            edits = [(first, *others)[place] for place in group]
-        self._inbox = [edit for edit in self._inbox if edit not in edits]
-        return edits
+    def _may_step(self, scheduler: Scheduler) -> bool:
+        """Whether there is something to do, and nobody on the way who would compute beside it and could join it."""
+        if scheduler.idle and not self._inbox:
+            return False
+        if not self._on_cpu or scheduler.waiting or not self._arrivals.likely:
+            return True
+        return first_rows(self._inbox) >= self._room_in(scheduler)
+
+    def _room_in(self, scheduler: Scheduler) -> int:
+        """Rows that the next step has room for."""
+        return scheduler.free_rows if self._join_running or scheduler.idle else 0
 
     def _deliver(self, edits: Sequence[PreparedEdit], ticket: Ticket) -> None:
         error = CancelledError() if ticket.future.cancelled() else ticket.future.exception()
@@ -266,12 +286,6 @@ class EditServer:
         for edit in edits:
             if not edit.future.done() and edit.future.set_running_or_notify_cancel():
                 edit.future.set_exception(_as_error(error))
-
-
-def _alike(one: PreparedEdit, other: PreparedEdit) -> bool:
-    a, b = one.request, other.request
-    names = ("source_prompt", "seed", "num_inference_steps", "image", "inversion")
-    return all(getattr(a, name) == getattr(b, name) for name in names)
 
 
 def _as_error(error: BaseException) -> Exception:

@@ -67,6 +67,11 @@ class Scheduler:
         """Jobs that have not begun."""
         return len(self._waiting) + sum(not job.begun for job in self._jobs.values())
 
+    @property
+    def free_rows(self) -> int:
+        """Rows that could be in flight beside those that are."""
+        return self.max_rows - sum(run.rows for run in self._running)
+
     def submit(self, passes: Passes, *, deadline: float | None = None) -> Ticket:
         """Queue a job. It is begun by a later `step`."""
         ticket = Ticket(number=self._arrivals, passes=passes, deadline=deadline, arrived=self._clock())

@@ -102,4 +102,5 @@ class EngineExecutor:
         return state.done
 
     def outcome(self, state: EditState, seconds: float) -> EditOutcome:
+        self._layouts.forget([state.tables])
         return outcome(state, seconds)

@@ -1,0 +1,30 @@
+"""Edits that wait in a server for room: which of them come next, together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from adapedit.serving.edits import PreparedEdit
+from adapedit.sharing import share
+from adapedit_engine.plan import plan_rows
+
+
+def most_urgent(waiting: Sequence[PreparedEdit], *, share_sources: bool, max_rows: int) -> list[PreparedEdit]:
+    """The edit with the first deadline, or that came first, and those that wait with the same source."""
+    first = min(waiting, key=lambda edit: float("inf") if edit.deadline is None else edit.deadline)
+    if not share_sources:
+        return [first]
+    others = [edit for edit in waiting if edit is not first and _alike(edit, first)]
+    group = share([edit.draft for edit in (first, *others)], max_rows=max_rows)[0]
+    return [(first, *others)[place] for place in group]
+
+
+def first_rows(edits: Sequence[PreparedEdit]) -> int:
+    """Rows of the passes that they begin with."""
+    return sum(plan_rows(edit.observe or edit.draft) for edit in edits)
+
+
+def _alike(one: PreparedEdit, other: PreparedEdit) -> bool:
+    a, b = one.request, other.request
+    names = ("source_prompt", "seed", "num_inference_steps", "image", "inversion")
+    return all(getattr(a, name) == getattr(b, name) for name in names)
