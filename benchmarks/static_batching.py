@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from types import TracebackType
@@ -104,8 +103,3 @@ def burst_times(count: int, rate: float, size: int, random_: Any) -> list[float]
         now += random_.expovariate(rate / size)
         times += [now] * size
     return times[:count]
-
-
-def sleep_until(moment: float) -> None:
-    """Until `time.perf_counter()` says so."""
-    time.sleep(max(0.0, moment - time.perf_counter()))

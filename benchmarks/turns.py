@@ -72,6 +72,8 @@ def in_turns(ways: Mapping[str, Way], stretch: float = STRETCH_SECONDS) -> dict[
     try:
         for name, (function, arguments) in ways.items():
             turns[name] = _start(name, function, arguments)
+        for name, turn in turns.items():
+            _await(name, turn)
         left = dict(turns)
         while left:
             for name, turn in list(left.items()):
@@ -90,7 +92,7 @@ def in_turns(ways: Mapping[str, Way], stretch: float = STRETCH_SECONDS) -> dict[
 
 
 def _start(name: str, function: Callable[..., Any], arguments: Sequence[Any]) -> _Turn:
-    """A process that has made itself ready, and stands."""
+    """A process that makes itself ready."""
     context = multiprocessing.get_context("spawn")
     results, sender = context.Pipe(duplex=False)
     stopped, ready = context.Value("d", 0.0, lock=False), context.Event()
@@ -99,12 +101,15 @@ def _start(name: str, function: Callable[..., Any], arguments: Sequence[Any]) ->
     )
     process.start()
     sender.close()
-    turn = _Turn(process=process, results=results, stopped=stopped, ready=ready)
-    while not ready.wait(0.2):
-        if not process.is_alive():
-            raise RuntimeError(f"{name} ended with code {process.exitcode} before it was ready")
+    return _Turn(process=process, results=results, stopped=stopped, ready=ready)
+
+
+def _await(name: str, turn: _Turn) -> None:
+    """Until it is ready; then it stands."""
+    while not turn.ready.wait(0.2):
+        if not turn.process.is_alive():
+            raise RuntimeError(f"{name} ended with code {turn.process.exitcode} before it was ready")
     turn.stop()
-    return turn
 
 
 def _received(name: str, turn: _Turn) -> Any:
