@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.activations import GEGLU
 from torch import nn
 
 from adapedit_engine import PyTorchRunner, denoise
@@ -49,6 +50,22 @@ def test_convolutions_of_every_size_after_the_first(settings):
             found = layer(picture)
             assert torch.allclose(found, one, atol=1e-5)
             assert found.stride() == one.stride()
+
+
+@needs_onednn
+@torch.no_grad()
+@pytest.mark.parametrize("bias", [True, False])
+def test_gated_layers_with_gelu_and_product_behind_their_own(bias):
+    layer = GEGLU(16, 24, bias=bias)
+    inputs = [noise(rows, 5, 16) for rows in (2, 7)]
+    for factor in (1, 2):  # a changed weight is packed anew here, too
+        layer.proj.weight.mul_(factor)
+        expected = [layer(input) for input in inputs]
+        with PackedWeights(layer).attached():
+            assert "forward" in vars(layer)
+            for input, one in zip(inputs, expected, strict=True):
+                assert torch.allclose(layer(input), one, atol=1e-5)
+    assert "forward" not in vars(layer)
 
 
 @needs_onednn
