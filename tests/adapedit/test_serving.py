@@ -113,6 +113,36 @@ def test_an_edit_that_waits_for_room_keeps_nobody_waiting(pipe: AdapEditPipeline
     assert all(future.result() for future in futures)
 
 
+def test_an_edit_that_found_no_room_before_the_end_is_told(
+    pipe: AdapEditPipeline, monkeypatch: pytest.MonkeyPatch
+):
+    """As another thread's that was woken too late."""
+    waits, ended = threading.Event(), threading.Event()
+
+    def acquire(blocking: bool = True) -> bool:
+        if blocking:
+            waits.set()
+            assert ended.wait(30)
+        return blocking
+
+    errors: list[AdapEditError] = []
+
+    def submit() -> None:
+        try:
+            server.submit(request())
+        except AdapEditError as error:
+            errors.append(error)
+
+    with pipe.serve(max_pending=1) as server:
+        monkeypatch.setattr(server._room, "acquire", acquire)
+        late = threading.Thread(target=submit)
+        late.start()
+        assert waits.wait(30)
+    ended.set()
+    late.join(30)
+    assert "has ended" in str(*errors)
+
+
 def test_leaving_the_block_waits_for_all(pipe: AdapEditPipeline):
     with pipe.serve() as server:
         futures = [server.submit(each) for each in requests()]
