@@ -2,7 +2,7 @@
 
 glibc gives large blocks back to the system, and the system fills them with zeros, page by page, when they are asked
 for anew. Calls of 24 rows of the built-in model in a thread of their own did so 20,000 times each; a fortieth of the
-processor's time went there, and 32 rows were slower than 24.
+processor's time went there, and 32 rows were slower than 24. Edits one by one are 6 % faster without.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ KEPT_BYTES = 2**30
 def keep_freed_memory() -> bool:
     """Let the process keep what it frees, for all threads in one place; `malloc_trim` still gives it back.
 
-    For the life of the process, and for all of it: for servers, which need the same memory again and again. Where the
+    For the life of the process, and for all of it: for servers and for the command line, not for a library's user who
+    has other uses for the memory; of those each may call it. Where the
     environment says anything of the matter (`MALLOC_…` or `GLIBC_TUNABLES`), that holds, and nothing is changed.
     Returns whether anything was.
     """
