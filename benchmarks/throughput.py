@@ -27,7 +27,7 @@ BURST = 8
 
 def main() -> None:
     parser = common.arguments(
-        __doc__, steps=16, edits=64, others=12, arrivals=400, bursts=6, max_rows=32, load=0.8
+        __doc__, steps=16, edits=64, others=12, arrivals=1000, bursts=6, max_rows=32, load=0.8
     )
     options = parser.parse_args()
     if options.quick:
