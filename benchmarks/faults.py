@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from adapedit_engine.caches import CachedRunner
+from adapedit_engine.exchange import Exchange
+from adapedit_engine.reuse import Reuse
 from adapedit_engine.runners import Runner
 
 POISON = 1e6
@@ -24,6 +26,24 @@ class FaultyRunner(CachedRunner):
 
     def infer(self, inputs: Mapping[str, Tensor], outputs: Sequence[str] | None = None) -> dict[str, Tensor]:
         """See `Runner.infer`."""
+        self._maybe_fail(inputs)
+        return super().infer(inputs, outputs)
+
+    def infer_with(
+        self, inputs: Mapping[str, Tensor], outputs: Sequence[str] | None, exchange: Exchange
+    ) -> dict[str, Tensor]:
+        """See `PyTorchRunner.infer_with`: edits whose source is recorded or replayed come this way."""
+        self._maybe_fail(inputs)
+        return super().infer_with(inputs, outputs, exchange)
+
+    def infer_reusing(
+        self, inputs: Mapping[str, Tensor], outputs: Sequence[str] | None, reuse: Reuse
+    ) -> dict[str, Tensor]:
+        """See `PyTorchRunner.infer_reusing`."""
+        self._maybe_fail(inputs)
+        return super().infer_reusing(inputs, outputs, reuse)
+
+    def _maybe_fail(self, inputs: Mapping[str, Tensor]) -> None:
         rows = len(inputs["timestep"])
         if float(inputs["sample"].abs().max()) > POISON:
             raise RuntimeError("these latents can't be used")
@@ -33,4 +53,3 @@ class FaultyRunner(CachedRunner):
         if rows > 4 and self._random.random() < self.out_of_memory * rows:
             self.raised += 1
             raise MemoryError("CUDA out of memory, as it were")
-        return super().infer(inputs, outputs)
