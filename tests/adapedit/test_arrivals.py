@@ -1,0 +1,77 @@
+"""Edits on their way into a server: who waits for whom."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from adapedit import AdapEditError, AdapEditPipeline, EditRequest
+from adapedit.methods.settings import PromptToPrompt
+
+STEPS = 3
+
+
+def request(seed: int = 0, **fields) -> EditRequest:
+    known = {"source_prompt": "a red dog", "target_prompt": "a blue dog", "num_inference_steps": STEPS}
+    return EditRequest(**{**known, "seed": seed, **fields})
+
+
+def test_on_the_cpu_an_edit_that_is_being_prepared_joins_the_first_call(
+    pipe: AdapEditPipeline, monkeypatch: pytest.MonkeyPatch
+):
+    """The worker would only compute beside it."""
+    with pipe.serve(max_rows=8) as server:
+        prepare = server._prepare
+
+        def prepared(edit: EditRequest, deadline: float | None):
+            other.start() if edit.seed == 0 else time.sleep(0.2)
+            while edit.seed == 0 and server._arrivals._coming < 2:
+                time.sleep(0.001)
+            return prepare(edit, deadline)
+
+        monkeypatch.setattr(server, "_prepare", prepared)
+        method, futures = PromptToPrompt(), []
+        other = threading.Thread(target=lambda: futures.append(server.submit(request(1, method=method))))
+        futures.append(server.submit(request(0, method=method)))
+        other.join()
+        assert all(future.result() for future in futures)
+        stats = server.stats.scheduler
+    assert (stats.calls, stats.rows) == (STEPS, 8 * STEPS)
+
+
+def test_an_edit_that_waits_for_room_keeps_nobody_waiting(pipe: AdapEditPipeline):
+    with pipe.serve(max_rows=16, max_pending=1) as server:
+        futures = [server.submit(request(place)) for place in range(3)]
+    assert all(future.result() for future in futures)
+
+
+def test_an_edit_that_found_no_room_before_the_end_is_told(
+    pipe: AdapEditPipeline, monkeypatch: pytest.MonkeyPatch
+):
+    """As another thread's that was woken too late."""
+    waits, ended = threading.Event(), threading.Event()
+
+    def acquire(blocking: bool = True) -> bool:
+        if blocking:
+            waits.set()
+            assert ended.wait(30)
+        return blocking
+
+    errors: list[AdapEditError] = []
+
+    def submit() -> None:
+        try:
+            server.submit(request())
+        except AdapEditError as error:
+            errors.append(error)
+
+    with pipe.serve(max_pending=1) as server:
+        monkeypatch.setattr(server._room, "acquire", acquire)
+        late = threading.Thread(target=submit)
+        late.start()
+        assert waits.wait(30)
+    ended.set()
+    late.join(30)
+    assert "has ended" in str(*errors)
