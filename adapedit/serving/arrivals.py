@@ -33,11 +33,6 @@ class Arrivals:
                 self._wake.notify()
 
     @property
-    def coming(self) -> bool:
-        """Whether one is being prepared."""
-        return self._coming > 0
-
-    @property
     def likely(self) -> bool:
         """Whether one is being prepared, or has just come: others like it may follow."""
-        return self.coming or time.monotonic() < self._last + GRACE_SECONDS
+        return self._coming > 0 or time.monotonic() < self._last + GRACE_SECONDS

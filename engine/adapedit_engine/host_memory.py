@@ -23,8 +23,8 @@ def keep_freed_memory() -> bool:
     """Let the process keep what it frees, for all threads in one place; `malloc_trim` still gives it back.
 
     For the life of the process, and for all of it: for servers and for the command line, not for a library's user who
-    has other uses for the memory; of those each may call it. Where the
-    environment says anything of the matter (`MALLOC_…` or `GLIBC_TUNABLES`), that holds, and nothing is changed.
+    has other uses for the memory; of those each may call it. Where the environment says anything of the matter
+    (`MALLOC_…` or `GLIBC_TUNABLES`), that holds, and nothing is changed.
     Returns whether anything was.
     """
     if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):

@@ -78,9 +78,15 @@ class _Packed:
     outputs: those that are packed, by default all.
     """
 
-    def __init__(self, layer: nn.Linear | nn.Conv2d, outputs: slice = slice(None)) -> None:
-        self._layer, self._outputs = layer, outputs
+    def __init__(self, layer: Layer, outputs: slice = slice(None)) -> None:
+        self._owner, self._outputs = layer, outputs
         self._known: tuple[tuple[int, int], Tensor] | None = None
+
+    @property
+    def _layer(self) -> nn.Linear | nn.Conv2d:
+        """Whose weight it is; that of a gated layer may have been replaced since."""
+        owner = self._owner
+        return cast(nn.Linear, owner.proj) if isinstance(owner, GEGLU) else owner
 
     @property
     def bias(self) -> Tensor | None:
@@ -149,7 +155,7 @@ def _linear(layer: nn.Linear) -> Compute:
 def _gated(layer: GEGLU) -> Compute:
     """h GELU(g) with [h, g] = W x + b, as two products: the gate's with GELU behind it, the other's times that."""
     linear, half = getattr(torch.ops.mkldnn, _LINEAR), layer.proj.out_features // 2
-    hidden, gate = _Packed(layer.proj, slice(half)), _Packed(layer.proj, slice(half, None))
+    hidden, gate = _Packed(layer, slice(half)), _Packed(layer, slice(half, None))
 
     def compute(input: Tensor) -> Tensor:
         open_by = linear(input, gate.of(input), gate.bias, "gelu", [], "none")

@@ -70,6 +70,19 @@ def test_gated_layers_with_gelu_and_product_behind_their_own(bias):
 
 @needs_onednn
 @torch.no_grad()
+def test_a_gated_layer_whose_product_was_replaced_takes_the_new_one():
+    layer, x = GEGLU(16, 24), noise(2, 5, 16)
+    packed = PackedWeights(layer)
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        layer.proj = nn.Linear(16, 48)
+        expected = layer(x)
+        with packed.attached():
+            assert torch.allclose(layer(x), expected, atol=1e-5)
+
+
+@needs_onednn
+@torch.no_grad()
 def test_a_changed_weight_is_packed_anew():
     layer, x = nn.Linear(8, 4), noise(3, 8)
     packed = PackedWeights(layer)
