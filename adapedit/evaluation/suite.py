@@ -19,8 +19,8 @@ Half = Literal["development", "test"]
 KINDS = ("pose", "size", "colour", "kind", "place", "insertion", "two words")
 """Kinds of edit. The first five replace one word; an insertion adds an adjective that the source does not have."""
 
-CASES_PER_KIND = 320
-"""Enough in each half to tell methods apart by a tenth of the product, on one kind alone."""
+CASES_PER_KIND = 960
+"""Enough in each half to tell methods apart by a fiftieth of the product, on one kind alone."""
 
 STREAM = 7
 """Seed of the suite's scenes: neither that of the training pictures nor that of the held-out ones."""
