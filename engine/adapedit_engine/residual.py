@@ -22,7 +22,8 @@ def works_in_place(block: ResnetBlock2D) -> bool:
         and type(block.nonlinearity) is nn.SiLU
         and block.upsample is None
         and block.downsample is None
-        and block.time_embedding_norm == "default"
+        # That of an autoencoder, which knows no time, is called "group".
+        and (block.time_embedding_norm == "default" or block.time_emb_proj is None)
         and not (block.time_emb_proj is not None and block.skip_time_act)
         and (block.dropout.p == 0 or not block.training)
         and block.output_scale_factor == 1
@@ -36,7 +37,7 @@ def in_place(block: ResnetBlock2D) -> Callable[..., Tensor]:
         hidden = block.conv1(F.silu(block.norm1(input), inplace=True))
         if block.time_emb_proj is not None:
             temb = block.time_emb_proj(F.silu(cast(Tensor, temb)))[:, :, None, None]
-        if temb is not None:
+        if temb is not None and block.time_embedding_norm == "default":
             hidden.add_(temb)
         hidden = block.conv2(F.silu(block.norm2(hidden), inplace=True))
         return hidden.add_(input if block.conv_shortcut is None else block.conv_shortcut(input))

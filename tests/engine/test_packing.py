@@ -108,12 +108,11 @@ def test_upsampling_is_part_of_the_convolution_behind_it():
 @needs_onednn
 @torch.no_grad()
 @pytest.mark.parametrize("outputs", [8, 16])
-@pytest.mark.parametrize("time", [12, None])
-def test_residual_blocks_in_place_leave_their_input_as_it_was(outputs, time):
+@pytest.mark.parametrize(("time", "norm"), [(12, "default"), (None, "default"), (None, "group")])
+def test_residual_blocks_in_place_leave_their_input_as_it_was(outputs, time, norm):
     torch.manual_seed(0)
-    block = channels_last(
-        ResnetBlock2D(in_channels=8, out_channels=outputs, temb_channels=time, groups=4)
-    ).eval()
+    settings = {"temb_channels": time, "time_embedding_norm": norm, "groups": 4}
+    block = channels_last(ResnetBlock2D(in_channels=8, out_channels=outputs, **settings)).eval()
     x = noise(3, 8, 6, 6).contiguous(memory_format=torch.channels_last)
     temb = None if time is None else noise(3, time)
     kept = (x.clone(), None if temb is None else temb.clone())
