@@ -14,8 +14,12 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 __all__ = ["is_neutral", "match_words", "same_word", "word_class", "word_forms"]
+
+# Whose class and form are kept: matching asks for each as often as the other prompt is long.
+_KNOWN_WORDS = 4096
 
 Pair = tuple[int | None, int | None]
 State = tuple[int, int, bool]  # source words and target words behind us; whether the last step kept one
@@ -100,6 +104,7 @@ def same_word(source: str, target: str) -> bool:
     return _normal(source) == _normal(target) or word_class(source) == word_class(target) == "article"
 
 
+@lru_cache(_KNOWN_WORDS)
 def word_class(word: str) -> str:
     """``punctuation``, ``number``, a class of small words (``article``, ``preposition`` …) or ``content``."""
     if all(unicodedata.category(character)[0] == "P" or character in "$+<=>^`|~" for character in word):
@@ -112,6 +117,7 @@ def is_neutral(word: str) -> bool:
     return word_class(word) in {"punctuation", "article", "conjunction", "auxiliary"}
 
 
+@lru_cache(_KNOWN_WORDS)
 def _normal(word: str) -> str:
     lower = unicodedata.normalize("NFC", word).lower().replace("’", "'")
     return lower.strip("'") or lower

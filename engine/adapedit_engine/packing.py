@@ -5,7 +5,8 @@ were measured on a Zen 5); oneDNN uses AVX-512 everywhere. Convolutions take tha
 turned into oneDNN's own layout at every call: with the few rows of one edit that is a fifth of their time. The GELU of
 a gated layer (GEGLU) and its product are done where the matrix product leaves its numbers: on their own, over the
 largest tensors of the UNet, they were a tenth of a call of 24 rows. Upsampling and the convolution behind it are one
-transposed convolution, with 4/9 of the products (see `doubling`), and residual blocks work in place (see `residual`).
+transposed convolution, with 4/9 of the products (see `doubling`), residual blocks work in place (see `residual`), and
+small groups are normalised by whole pixels (see `normalising`).
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
 from adapedit_engine.doubling import doubles, doubling_weight
+from adapedit_engine.normalising import by_channels, normalise
 from adapedit_engine.residual import in_place, works_in_place
 
-Layer: TypeAlias = nn.Linear | nn.Conv2d | GEGLU | Upsample2D | ResnetBlock2D
+Layer: TypeAlias = nn.Linear | nn.Conv2d | GEGLU | Upsample2D | ResnetBlock2D | nn.GroupNorm
 Compute: TypeAlias = Callable[..., Tensor]
 
 # Operators behind `torch.compile`'s freezing; a build without oneDNN lacks them, and keeps PyTorch's own way.
@@ -134,6 +136,9 @@ def _layers(module: nn.Module) -> Iterator[Layer]:
         elif type(layer) is ResnetBlock2D:
             if works_in_place(layer):
                 yield layer
+        elif type(layer) is nn.GroupNorm:
+            if by_channels(layer):
+                yield layer
         elif isinstance(layer, nn.Linear | nn.Conv2d) and _packs(layer):
             yield layer
 
@@ -167,6 +172,8 @@ def _compute(layer: Layer) -> Compute:
         return _doubling(layer)
     if isinstance(layer, ResnetBlock2D):
         return in_place(layer)
+    if isinstance(layer, nn.GroupNorm):
+        return normalise(layer)
     return _linear(layer) if isinstance(layer, nn.Linear) else _convolution(layer)
 
 

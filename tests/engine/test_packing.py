@@ -135,6 +135,21 @@ def test_other_residual_blocks_are_left_alone(settings):
 
 @needs_onednn
 @torch.no_grad()
+@pytest.mark.parametrize("side", [16, 4])
+def test_small_groups_are_normalised_by_whole_pixels(side):
+    norm, x = nn.GroupNorm(16, 64), 5 * noise(9, 64, side, side) + 20
+    norm.weight.copy_(noise(64, seed=1))
+    norm.bias.copy_(noise(64, seed=2))
+    for picture in (x, channels_last(x)):
+        expected = norm(picture)
+        with PackedWeights(norm).attached():
+            found = norm(picture)
+        assert torch.allclose(found, expected, atol=1e-4)
+        assert found.stride() == expected.stride()
+
+
+@needs_onednn
+@torch.no_grad()
 def test_a_changed_weight_is_packed_anew():
     layer, x = nn.Linear(8, 4), noise(3, 8)
     packed = PackedWeights(layer)
