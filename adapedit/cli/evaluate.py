@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
@@ -46,6 +47,7 @@ class Half(str, Enum):
         [
             "[dim]Examples:[/dim]",
             "adapedit eval scenes",
+            "adapedit eval scenes --methods adapedit,plain --limit 1000 --half test --name two-methods",
             "adapedit eval scenes --sources rendered --inversion direct --half test",
             "adapedit eval inversion --limit 24",
             "adapedit eval knobs --limit 70 --half development --set adapedit.alpha_tau=0.2",
@@ -83,6 +85,13 @@ def evaluate(
             "named for them.",
         ),
     ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WORD",
+            help="Of the report's files, where a folder holds several; by default the suite's, with the kinds.",
+        ),
+    ] = None,
     steps: Annotated[
         int | None,
         typer.Option(min=1, help="Denoising steps; by default 30, of pairs 50.", show_default=False),
@@ -118,8 +127,11 @@ def evaluate(
 
     chosen, only = _names(methods), _names(kinds)
     of_pairs = suite is Suite.pairs
-    if only and suite in (Suite.inversion, Suite.pairs):
-        raise AdapEditError(f"--kinds is of edits of the scene suite; leave it out of {suite.value}")
+    for option, value in (("--kinds", only), ("--name", name)):
+        if value and suite in (Suite.inversion, Suite.pairs):
+            raise AdapEditError(f"{option} is of edits of the scene suite; leave it out of {suite.value}")
+    if name is not None and not re.fullmatch(r"\w[\w-]*", name):
+        raise AdapEditError(f"--name is {name!r}; give letters, digits and hyphens, a file is called so")
     if suite is Suite.inversion:
         d.evaluate_inversions(
             inversion,
@@ -165,8 +177,7 @@ def evaluate(
 
     check_output(out)
     cases = scene_suite(None if half is Half.both else half.value, limit or LIMIT, only)
-    if only:
-        study = replace(study, name="-".join([study.name, *only]).replace(" ", "-"))
+    study = replace(study, name=name or "-".join([study.name, *(only or [])]).replace(" ", "-"))
     with _progress() as progress:
         task = progress.add_task("Loading the model", total=None)
         pipe = _load(model, runner, device, dtype.value)

@@ -122,6 +122,8 @@ def test_methods_that_nobody_named_and_that_want_a_checkpoint_are_left_out(
         (["pairs", "--pairs", "{pairs}", "--half", "test"], "has no halves"),
         (["pairs", "--pairs", "{pairs}", "--kinds", "pose"], "leave it out of pairs"),
         (["inversion", "--kinds", "pose"], "leave it out of inversion"),
+        (["pairs", "--pairs", "{pairs}", "--name", "mine"], "leave it out of pairs"),
+        (["scenes", "--name", "../mine"], "give letters, digits and hyphens"),
         (["scenes", "--kinds", "pose,mood"], "there is no kind of edit 'mood'"),
         (["pairs", "--pairs", "{pairs}", "--methods", "p2p"], "no method 'p2p'"),
         (["pairs", "--pairs", "nowhere.jsonl", "--metrics", "lpips"], "nowhere.jsonl can't be read"),

@@ -106,6 +106,10 @@ def test_the_command_runs_a_study_and_says_what_came_out(
     assert report["num_inference_steps"] == 9 and report["settings"]["adapedit"]["lambda_tau"] == 0.5
     assert run_command([*arguments, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["usable"] == 3
+    before = (tmp_path / "scenes.json").read_bytes()
+    assert run_command([*arguments, "--kinds", "pose", "--name", "mine"]) == 0
+    assert json.loads((tmp_path / "mine.json").read_text())["study"] == "mine"
+    assert (tmp_path / "mine.html").exists() and (tmp_path / "scenes.json").read_bytes() == before
 
 
 @pytest.mark.parametrize(
