@@ -143,6 +143,28 @@ class OddTokenizer:
         return {"input_ids": self._habits.get("ids", list)(ids)}
 
 
+class SpacedTokenizer(OddTokenizer):
+    """White space is a token of its own there: pieces that are made into tokens apart are not the whole."""
+
+    def __call__(self, text, **options):
+        space = self._inner("and", add_special_tokens=False)["input_ids"]
+        options = {"add_special_tokens": True} | options
+        parts = [self._inner(part, add_special_tokens=False)["input_ids"] for part in text.split(" ")]
+        ids = [id for place, part in enumerate(parts) for id in ([*space] if place else []) + [*part]]
+        if options["add_special_tokens"]:
+            framed = [self.bos_token_id, *ids, self.eos_token_id]
+            ids = framed + [self.pad_token_id] * (options["max_length"] - len(framed))
+        return {"input_ids": ids}
+
+
+def test_pieces_that_are_not_the_whole_are_not_relied_on():
+    found = tokenize_words("a dog, a cat", SpacedTokenizer())
+    assert found.texts == ("a", "dog", ",", "a", "cat")
+    places = [place for places in found.positions for place in places]
+    assert places == list(range(1, found.end))
+    assert len(places) > len(tokenize_words("a dog, a cat", small_clip_tokenizer()).positions)
+
+
 def test_a_tokenizer_without_a_limit_needs_one():
     tokenizer = OddTokenizer(model_max_length=int(1e30))
     with pytest.raises(AdapEditError, match="give max_length"):
