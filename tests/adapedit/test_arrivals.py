@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
 from adapedit import AdapEditError, AdapEditPipeline, EditRequest
 from adapedit.methods.settings import PromptToPrompt
+from adapedit.serving.edits import PreparedEdit
+from adapedit.serving.inbox import AHEAD_SECONDS, most_urgent
 
 STEPS = 3
 
@@ -75,3 +78,24 @@ def test_an_edit_that_found_no_room_before_the_end_is_told(
     ended.set()
     late.join(30)
     assert "has ended" in str(*errors)
+
+
+def test_of_edits_that_came_together_the_longest_begin_first(pipe: AdapEditPipeline):
+    """And an edit that came long before is not passed by, nor one whose deadline is set."""
+    came = time.perf_counter()
+
+    def waiting(steps: int, seconds: float = 0.0, deadline: float | None = None) -> PreparedEdit:
+        edit = PreparedEdit.of(request(num_inference_steps=steps), pipe.model, 8, deadline)
+        return replace(edit, arrived=came + seconds)
+
+    def order(*edits: PreparedEdit) -> list[int]:
+        left, places = list(edits), []
+        while left:
+            (first,) = most_urgent(left, share_sources=False, max_rows=8)
+            left.remove(first)
+            places.append(edits.index(first))
+        return places
+
+    two, nine, five = waiting(2), waiting(9, 0.001), waiting(5)
+    assert order(two, nine, five) == [1, 2, 0]
+    assert order(nine, waiting(2, -20 * AHEAD_SECONDS), waiting(2, deadline=time.monotonic())) == [2, 1, 0]
