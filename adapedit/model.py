@@ -155,7 +155,7 @@ class EditModel:
         One picture at a time, as in `decode`.
         """
         given = (pixels * 2 - 1).to(self.vae.device, self.vae.dtype)
-        with self._fast_vae():
+        with self.fast_vae():
             means = [self.vae.encode(one[None]).latent_dist.mean.float().cpu() for one in given]
         return torch.cat(means) * self.vae.config.scaling_factor
 
@@ -166,11 +166,12 @@ class EditModel:
         One picture at a time: its pixels do not depend on its neighbours, nor on how many there are.
         """
         scaled = (latents / self.vae.config.scaling_factor).to(self.vae.device, self.vae.dtype)
-        with self._fast_vae():
+        with self.fast_vae():
             pictures = [self.vae.decode(one[None]).sample.float().cpu() for one in scaled]
         return (torch.cat(pictures) / 2 + 0.5).clamp(0, 1)
 
-    def _fast_vae(self) -> AbstractContextManager[None]:
+    def fast_vae(self) -> AbstractContextManager[None]:
+        """In the block the VAE's weights are packed, where they can be. For whoever decodes often: may be nested."""
         return nullcontext() if self.packed_vae is None else self.packed_vae.attached()
 
 

@@ -205,7 +205,8 @@ class AdapEditPipeline:
                 for i, part in zip(group, parts, strict=True):
                     finished[i] = edits[i].method.finish(edits[i].context, seen.get(i), part)
         clock.lap("edit")
-        with self.model.runner:  # an open runner of a bundle keeps torch's threads off its cores
+        # An open runner of a bundle keeps torch's threads off its cores.
+        with self.model.runner, self.model.fast_vae():
             painted = self._painted(finished.values())
         clock.lap("decode")
 

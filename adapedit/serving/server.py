@@ -216,6 +216,7 @@ class EditServer:
             with (
                 ExitStack() as others,
                 self._runner as runner,
+                self.model.fast_vae(),
                 painting_executor(self._on_cpu) as painter,
             ):
                 scheduler = self._scheduler = make_scheduler(
