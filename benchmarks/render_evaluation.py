@@ -119,6 +119,7 @@ Section = Callable[[Mapping[str, Any], Path], list[str]]
 
 STUDIES: dict[str, tuple[str, Section]] = {
     "scenes": ("Methods", study),
+    "scenes-more": ("Three methods, more edits of all kinds", study),
     "scenes-pose": ("Methods, more edits of the pose", study),
     "scenes-size": ("Methods, more edits of the size", study),
     "rendered": ("Methods on drawn sources", study),
