@@ -134,23 +134,29 @@ def _layers(module: nn.Module) -> Iterator[Layer]:
             if doubles(layer) and _packs(cast(nn.Conv2d, layer.conv)):
                 yield layer
         elif type(layer) is ResnetBlock2D:
-            if works_in_place(layer):
+            if works_in_place(layer) and all(
+                _packs(cast(nn.Conv2d, conv)) for conv in (layer.conv1, layer.conv2)
+            ):
                 yield layer
         elif type(layer) is nn.GroupNorm:
-            if by_channels(layer):
+            if by_channels(layer) and _on_cpu(layer.weight):
                 yield layer
         elif isinstance(layer, nn.Linear | nn.Conv2d) and _packs(layer):
             yield layer
 
 
 def _packs(layer: nn.Linear | nn.Conv2d) -> bool:
-    if layer.weight.device.type != "cpu" or layer.weight.dtype != torch.float32:
+    if not _on_cpu(layer.weight):
         return False
     if type(layer) is not nn.Conv2d:
         return type(layer) is nn.Linear
     # oneDNN answers in channels last, which the layers after it only want where the model lies so.
     last = layer.weight.is_contiguous(memory_format=torch.channels_last)
     return last and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+
+
+def _on_cpu(weight: Tensor) -> bool:
+    return weight.device.type == "cpu" and weight.dtype == torch.float32
 
 
 def _forward(layer: Layer, compute: Compute) -> Compute:

@@ -150,6 +150,24 @@ def test_small_groups_are_normalised_by_whole_pixels(side):
 
 @needs_onednn
 @torch.no_grad()
+def test_a_large_constant_is_normalised_to_the_shift_alone():
+    norm, x = nn.GroupNorm(16, 64), channels_last(torch.full((9, 64, 16, 16), 1000.7))
+    with PackedWeights(norm).attached():
+        assert norm(x).abs().max() < 1
+
+
+@needs_onednn
+def test_a_model_in_half_precision_is_left_alone():
+    """As one on a GPU: a look at the input before each of its layers would be all that packing did."""
+    block = ResnetBlock2D(in_channels=64, temb_channels=12, groups=16)
+    model = channels_last(nn.Sequential(block, Upsample2D(8, use_conv=True), GEGLU(16, 24))).eval()
+    assert can_pack(model) and not can_pack(model.half())
+    with PackedWeights(model).attached():
+        assert not any("forward" in vars(layer) for layer in model.modules())
+
+
+@needs_onednn
+@torch.no_grad()
 def test_a_changed_weight_is_packed_anew():
     layer, x = nn.Linear(8, 4), noise(3, 8)
     packed = PackedWeights(layer)
