@@ -6,7 +6,8 @@ turned into oneDNN's own layout at every call: with the few rows of one edit tha
 a gated layer (GEGLU) and its product are done where the matrix product leaves its numbers: on their own, over the
 largest tensors of the UNet, they were a tenth of a call of 24 rows. Upsampling and the convolution behind it are one
 transposed convolution, with 4/9 of the products (see `doubling`), residual blocks work in place (see `residual`), and
-small groups are normalised by whole pixels (see `normalising`).
+small groups are normalised by whole pixels (see `normalising`). All of it holds for bfloat16 as well, where the
+processor multiplies it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
 from adapedit_engine.doubling import doubles, doubling_weight
-from adapedit_engine.normalising import by_channels, normalise
+from adapedit_engine.normalising import normalise, slowly_normalised
 from adapedit_engine.residual import in_place, works_in_place
 
 Layer: TypeAlias = nn.Linear | nn.Conv2d | GEGLU | Upsample2D | ResnetBlock2D | nn.GroupNorm
@@ -35,6 +36,15 @@ _PACK_CONVOLUTION, _CONVOLUTION = "_reorder_convolution_weight", "_convolution_p
 _PACK_TRANSPOSED, _TRANSPOSED = "_reorder_convolution_transpose_weight", "_convolution_transpose_pointwise"
 
 
+_MULTIPLIES_BFLOAT16 = ("avx512_bf16", "amx_bf16")
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this CPU has instructions for products of bfloat16. Without, they are emulated, slower than float32."""
+    known = torch.cpu.get_capabilities()
+    return any(known.get(name, False) for name in _MULTIPLIES_BFLOAT16)
+
+
 def can_pack(module: nn.Module) -> bool:
     """Whether packing does anything for this module here."""
     wanted = (_PACK_LINEAR, _LINEAR, _PACK_CONVOLUTION, _CONVOLUTION, _PACK_TRANSPOSED, _TRANSPOSED)
@@ -43,7 +53,7 @@ def can_pack(module: nn.Module) -> bool:
 
 
 class PackedWeights:
-    """Packed copies of a module's float32 CPU weights, made when they are first needed.
+    """Packed copies of a module's CPU weights (float32 or bfloat16), made when they are first needed.
 
     `attached()` sets them in place of the layers' own `forward` for the length of a block, or of the last one where
     threads overlap. A weight that was changed since (loaded, merged with an adapter) is packed anew. Costs a second
@@ -125,7 +135,7 @@ class _Packed:
 
 
 def _layers(module: nn.Module) -> Iterator[Layer]:
-    """Plain layers of float32 weights on the CPU. Subclasses (LoRA, quantised) may compute otherwise."""
+    """Plain layers whose weights can be packed. Subclasses (LoRA, quantised) may compute otherwise."""
     for layer in module.modules():
         if type(layer) is GEGLU:
             if _packs(cast(nn.Linear, layer.proj)):
@@ -139,14 +149,14 @@ def _layers(module: nn.Module) -> Iterator[Layer]:
             ):
                 yield layer
         elif type(layer) is nn.GroupNorm:
-            if by_channels(layer) and _on_cpu(layer.weight):
+            if slowly_normalised(layer) and _multiplied(layer.weight):
                 yield layer
         elif isinstance(layer, nn.Linear | nn.Conv2d) and _packs(layer):
             yield layer
 
 
 def _packs(layer: nn.Linear | nn.Conv2d) -> bool:
-    if not _on_cpu(layer.weight):
+    if not _multiplied(layer.weight):
         return False
     if type(layer) is not nn.Conv2d:
         return type(layer) is nn.Linear
@@ -155,15 +165,18 @@ def _packs(layer: nn.Linear | nn.Conv2d) -> bool:
     return last and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
 
 
-def _on_cpu(weight: Tensor) -> bool:
-    return weight.device.type == "cpu" and weight.dtype == torch.float32
+def _multiplied(weight: Tensor) -> bool:
+    """Whether oneDNN multiplies by such a weight at full speed here."""
+    if weight.device.type != "cpu":
+        return False
+    return weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and multiplies_bfloat16())
 
 
 def _forward(layer: Layer, compute: Compute) -> Compute:
-    plain = layer.forward
+    plain, dtype = layer.forward, next(layer.parameters()).dtype
 
     def forward(input: Tensor, *others: Any, **named: Any) -> Tensor:
-        usual = input.is_cpu and input.dtype == torch.float32 and input.numel()
+        usual = input.is_cpu and input.dtype == dtype and input.numel()
         if not usual or torch.is_autocast_enabled("cpu") or torch.is_grad_enabled():
             return cast(Tensor, plain(input, *others, **named))
         return compute(input, *others, **named)

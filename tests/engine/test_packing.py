@@ -13,7 +13,7 @@ from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
 from adapedit_engine import PyTorchRunner, denoise
-from adapedit_engine.packing import PackedWeights, can_pack
+from adapedit_engine.packing import PackedWeights, can_pack, multiplies_bfloat16
 from tests.engine.tiny import edit_plan, largest, noise, tiny_unet
 
 needs_onednn = pytest.mark.skipif(not can_pack(nn.Linear(2, 2)), reason="this build of torch has no oneDNN")
@@ -164,6 +164,38 @@ def test_a_model_in_half_precision_is_left_alone():
     assert can_pack(model) and not can_pack(model.half())
     with PackedWeights(model).attached():
         assert not any("forward" in vars(layer) for layer in model.modules())
+
+
+@needs_onednn
+@pytest.mark.skipif(
+    not multiplies_bfloat16(), reason="this CPU emulates bfloat16, and packing leaves it alone"
+)
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Linear(64, 32), (3, 64)),
+        (nn.Conv2d(16, 8, 3, padding=1), (2, 16, 8, 8)),
+        (GEGLU(16, 24), (2, 5, 16)),
+        (Upsample2D(8, use_conv=True), (2, 8, 6, 6)),
+        (ResnetBlock2D(in_channels=64, temb_channels=None, groups=16), (9, 64, 16, 16)),
+        (nn.GroupNorm(16, 64), (9, 64, 16, 16)),
+        (nn.GroupNorm(2, 64), (3, 64, 4, 4)),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "x".join(map(str, value)),
+)
+def test_bfloat16_is_packed_and_no_further_from_the_truth(layer, shape):
+    x = noise(*shape)
+    given = (None,) if isinstance(layer, ResnetBlock2D) else ()
+    truth = layer(x, *given)
+    model = channels_last(layer).bfloat16()
+    x = x.bfloat16() if x.ndim < 4 else channels_last(x).bfloat16()
+    error = largest(model(x, *given).float(), truth)
+    assert can_pack(model)
+    with PackedWeights(model).attached():
+        found = model(x, *given)
+    assert found.dtype == torch.bfloat16
+    assert largest(found.float(), truth) < 2 * error + 1e-3
 
 
 @needs_onednn
