@@ -57,6 +57,7 @@ ABLATIONS: Mapping[str, Mapping[str, Any]] = {
     "without the local blend": {"local_blend": False},
     "the target's map alone": {"observed_prompts": "target"},
     "the local blend alone": {
+        "local_blend": True,
         "fwt": False,
         "dps": False,
         "cross_replace_steps": 0.0,
@@ -114,7 +115,10 @@ def make_study(name: str, methods: Sequence[str] | None = None, knobs: Knobs | N
     else:
         table = ABLATIONS if name == "ablation" else VARIANTS
         variants = {
-            label: make_settings("adapedit", **{**own, **changes}) for label, changes in table.items()
+            label: make_settings("adapedit", **{**own, **changes})
+            for label, changes in table.items()
+            # What `knobs` leave out already is the whole that the rest is compared with.
+            if not changes or not changes.items() <= own.items()
         }
     return Study(name=name, title=TITLES[name], variants=variants, sweeps=sweeps)
 

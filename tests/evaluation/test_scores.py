@@ -105,6 +105,13 @@ def test_studies_compare_different_settings(name: str) -> None:
     assert len(set(settings)) >= len(settings) - 3  # sweeps pass through the defaults
 
 
+def test_what_is_left_out_of_all_is_not_left_out_again() -> None:
+    study = make_study("ablation", knobs={"adapedit": {"local_blend": False}})
+    assert "without the local blend" not in study.variants
+    assert study.variants["without DPS"].local_blend is False
+    assert study.variants["the local blend alone"].local_blend is True
+
+
 def test_curves_follow_their_knob() -> None:
     editor = DrawingEditor()
     study = make_study("knobs")
