@@ -20,14 +20,18 @@ from typing import Any, TypeAlias, cast
 import torch
 from diffusers.models.activations import GEGLU
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
 from adapedit_engine.doubling import doubles, doubling_weight
 from adapedit_engine.normalising import normalise, slowly_normalised
 from adapedit_engine.residual import in_place, works_in_place
+from adapedit_engine.transformer import is_lean, leanly
 
-Layer: TypeAlias = nn.Linear | nn.Conv2d | GEGLU | Upsample2D | ResnetBlock2D | nn.GroupNorm
+Layer: TypeAlias = (
+    nn.Linear | nn.Conv2d | GEGLU | Upsample2D | ResnetBlock2D | Transformer2DModel | nn.GroupNorm
+)
 Compute: TypeAlias = Callable[..., Tensor]
 
 # Operators behind `torch.compile`'s freezing; a build without oneDNN lacks them, and keeps PyTorch's own way.
@@ -148,6 +152,9 @@ def _layers(module: nn.Module) -> Iterator[Layer]:
                 _packs(cast(nn.Conv2d, conv)) for conv in (layer.conv1, layer.conv2)
             ):
                 yield layer
+        elif type(layer) is Transformer2DModel:
+            if is_lean(layer) and _packs(cast(nn.Linear | nn.Conv2d, layer.proj_in)):
+                yield layer
         elif type(layer) is nn.GroupNorm:
             if slowly_normalised(layer) and _multiplied(layer.weight):
                 yield layer
@@ -191,6 +198,8 @@ def _compute(layer: Layer) -> Compute:
         return _doubling(layer)
     if isinstance(layer, ResnetBlock2D):
         return in_place(layer)
+    if isinstance(layer, Transformer2DModel):
+        return leanly(layer)
     if isinstance(layer, nn.GroupNorm):
         return normalise(layer)
     return _linear(layer) if isinstance(layer, nn.Linear) else _convolution(layer)
