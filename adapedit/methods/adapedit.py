@@ -51,7 +51,8 @@ class AdapEditMethod(Method):
         if observed is not None and observed.maps is not None and observed.features is not None:
             tracks = len(observed.maps)
             sources = torch.zeros(tracks, dtype=torch.int64, device=observed.maps.device)
-            found = observe(observed.maps, observed.features, self.adaptive(context, tracks=tracks), sources)
+            adaptive_ = self.adaptive(context, tracks=tracks).to(observed.maps.device)
+            found = observe(observed.maps, observed.features, adaptive_, sources)
             if settings.fwt:
                 word_steps, self_share = found.word_steps[-1].cpu(), float(found.self_share[-1])
             if self._spatial:
@@ -59,14 +60,15 @@ class AdapEditMethod(Method):
         elif settings.single_pass:
             adaptive = self.adaptive(context, tracks=2)
             if settings.fwt:
-                # Nothing has been seen before the first step: hold every word through it.
-                word_steps = torch.ones(tokens)
+                # Nothing has been seen before the first step: hold every word through it, but those that the edit is
+                # about, which are free whatever is seen. The layout is held as long as the other tokens are.
+                word_steps = (~key_tokens(alignment)).float()
+                self_share = 1 / len(context.schedule)
         if self._spatial and settings.spatial_map == "per-step" and adaptive is None:
             adaptive = self.adaptive(context, tracks=2)
         if settings.self_replace_steps is not None:
             self_share = settings.self_replace_steps
-        temporal = adaptive is not None and adaptive.temporal
-        rows = None if temporal and settings.self_replace_steps is None else context.self_table(self_share)
+        rows = context.self_table(self_share)
         return context.plan(
             (context.source, context.target),
             source_track=(0, 0),

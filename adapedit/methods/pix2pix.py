@@ -60,12 +60,13 @@ class InstructPix2PixMethod(Method):
 
     def finish(self, context: EditContext, observed: EditOutcome | None, edited: EditOutcome) -> EditOutcome:
         assert observed is not None and observed.maps is not None and edited.maps is not None
+        device = edited.latents.device  # a server copies what was edited to the host, and not what was seen
         # The maps are of the instruction's tokens: where it is no prompt of the picture they say nothing of its words.
         seen = edited.maps if context.instruction is None else torch.zeros_like(edited.maps)
         return replace(
             edited,
-            latents=torch.cat([observed.latents[:1], edited.latents[:1]]),
-            maps=torch.cat([observed.maps[:1], seen[:1]]),
+            latents=torch.cat([observed.latents[:1].to(device), edited.latents[:1]]),
+            maps=torch.cat([observed.maps[:1].to(device), seen[:1]]),
             features=None,
         )
 

@@ -51,12 +51,13 @@ class SDEditMethod(Method):
 
     def finish(self, context: EditContext, observed: EditOutcome | None, edited: EditOutcome) -> EditOutcome:
         assert observed is not None and observed.maps is not None and edited.maps is not None
+        device = edited.latents.device  # a server copies what was edited to the host, and not what was seen
         nothing_done = self._first_step(context) == len(context.schedule)
-        target = observed if nothing_done else edited
+        source = observed.latents[:1].to(device)
         return replace(
             edited,
-            latents=torch.cat([observed.latents[:1], target.latents[:1]]),
-            maps=torch.cat([observed.maps[:1], edited.maps[:1]]),
+            latents=torch.cat([source, source if nothing_done else edited.latents[:1]]),
+            maps=torch.cat([observed.maps[:1].to(device), edited.maps[:1]]),
             features=None,
         )
 

@@ -154,3 +154,20 @@ def test_the_edited_map_at_every_step(pipe, target, knobs):
         assert float((out[3].double() - torch.tensor(slow_map, dtype=torch.float64)).abs().max()) < 2e-6
         for row in range(3):
             assert float((out[row].double() - maps[row]).abs().max()) < 2e-6
+
+
+def test_the_first_step_of_the_single_pass_is_that_of_two_where_nothing_has_been_seen(pipe):
+    """Words and layout are held, but not the words that the edit is about, whose tau is 0 whatever is seen."""
+    asked = complete(request(SOURCE, TARGET, single_pass=True, self_replace_steps=None), pipe.model)
+    context = make_context(asked, pipe.model)
+    plan = make_method(asked.method, pipe.model.facts).plan(context, None)
+    tables = RowTables.build(plan, pipe.model.runner)
+    first = tables.controls(0)
+    keys = context.alignment.key_tokens
+    free = keys & (plan.own_weight[1] == 0)
+    target, source = tables.rows - 1, tables.rows // 2 - 1
+    assert free.any() and (first.spatial_weight[target, free] > 0).all()
+    assert (first.spatial_weight[target, ~keys] == 0).all()
+    rows = first.self_query_row[context.coarse_layers()]
+    assert (rows[:, target] == source).all() and torch.equal(first.self_key_row, first.self_query_row)
+    assert tables.controls(1).self_query_row is None  # until FWT says for how long
