@@ -45,7 +45,7 @@ _MULTIPLIES_BFLOAT16 = ("avx512_bf16", "amx_bf16")
 
 def multiplies_bfloat16() -> bool:
     """Whether this CPU has instructions for products of bfloat16. Without, they are emulated, slower than float32."""
-    known = getattr(torch.cpu, "get_capabilities", dict)()  # a later addition of PyTorch's
+    known: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # not in all versions of PyTorch
     return any(known.get(name, False) for name in _MULTIPLIES_BFLOAT16)
 
 
