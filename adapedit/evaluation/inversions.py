@@ -16,7 +16,7 @@ from PIL import Image
 from adapedit.evaluation.page import cell, document, image_tag, listing, table
 from adapedit.evaluation.run import PACKAGES
 from adapedit.evaluation.statistics import mean_interval, paired_comparison
-from adapedit.evaluation.store import ScoreStore, model_fingerprint, write_whole
+from adapedit.evaluation.store import ScoreStore, about_model, write_whole
 from adapedit.evaluation.suite import Case, digest
 from adapedit.inversion.reconstruct import VAE, Reconstruction, reconstruct
 from adapedit.inversion.settings import INVERSIONS, make_inversion_settings
@@ -75,11 +75,9 @@ def run_inversions(
         raise AdapEditError("there are no cases to invert; raise --limit")
     chosen = {n: make_inversion_settings(n) for n in INVERSIONS} if inversions is None else dict(inversions)
     about = {
-        "model": pipe.model.name,
-        "weights": model_fingerprint(pipe.model),
+        **about_model(pipe.model, guidance_scale),
         "settings": {label: settings.model_dump(mode="json") for label, settings in chosen.items()},
         "num_inference_steps": num_inference_steps,
-        "guidance_scale": pipe.model.facts.guidance_scale if guidance_scale is None else guidance_scale,
     }
     store = ScoreStore(folder / f"{NAME}.jsonl", about, kind=InversionScore)
     options = {
