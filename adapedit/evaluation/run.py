@@ -20,6 +20,7 @@ from adapedit.evaluation.scores import (
     STEPS,
     Editor,
     Score,
+    filled_settings,
     judge_with,
     load_editors,
     request_of,
@@ -92,7 +93,9 @@ def run_study(
         "study": study.name,
         **about,
         "versions": {name: version(name) for name in PACKAGES},
-        "settings": {label: settings.model_dump() for label, settings in study.variants.items()},
+        "settings": {
+            label: filled_settings(pipe, settings).model_dump() for label, settings in study.variants.items()
+        },
         "rows of a step": unet_rows(pipe, study, cases[0], num_inference_steps, sources),
         **make_report(scores, list(digests), study.sweeps),
     }

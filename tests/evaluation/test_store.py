@@ -85,6 +85,23 @@ def test_what_was_not_noted_is_not_taken_to_be_the_same(tmp_path: Path) -> None:
         ScoreStore(tmp_path / "scores", {"weights": "1", "dtype": "float16"})
 
 
+def test_reports_say_what_edits_ran_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "unet_rows", lambda pipe, study, *rest: dict.fromkeys(study.variants, 4.0))
+    drawing, painting = DrawingEditor(), PaintingEditor()
+    for editor in (drawing, painting):
+        own = {"sdedit": {"strength": 0.9}, "adapedit": {"lambda_spatial": 4.0}}
+        with_facts(defaults=own, guidance_scale=2.0)(editor.model)
+    study = make_study("scenes", ["adapedit", "sdedit"], {"adapedit": {"lambda_tau": 0.5}})
+    found = run_study(drawing, study, scene_suite(limit=1), tmp_path / "a", reader=drawing.reader)
+    assert (found["guidance_scale"], found["settings"]["sdedit"]["strength"]) == (2.0, 0.9)
+    assert (
+        found["settings"]["adapedit"]
+        == make_settings("adapedit", lambda_tau=0.5, lambda_spatial=4.0).model_dump()
+    )
+    found = run_pairs(painting, lines_of(tmp_path), protocol_of(methods=["plain", "sdedit"]), tmp_path / "b")
+    assert (found["guidance_scale"], found["settings"]["sdedit"]["strength"]) == (2.0, 0.9)
+
+
 def test_digests_tell_the_weights_of_methods_with_a_unet_of_their_own(tmp_path: Path) -> None:
     folder = save_tiny_editor(tmp_path / "editor")
     pipe: Any = SimpleNamespace(model=load_model(save_tiny_model(tmp_path / "model")))

@@ -17,7 +17,7 @@ from adapedit.evaluation.protocol.paper import reference
 from adapedit.evaluation.protocol.pictures import PictureStore
 from adapedit.evaluation.protocol.report import Table, make_report, values
 from adapedit.evaluation.protocol.scores import Failure, PairScore, Protocol, run
-from adapedit.evaluation.scores import load_editors
+from adapedit.evaluation.scores import filled_settings, load_editors
 from adapedit.evaluation.store import ScoreStore, about_model, write_whole
 from adapedit.metrics.pictures import COLUMNS
 from adapedit.prepare import refuse_unknown_words
@@ -93,7 +93,10 @@ def run_pairs(
         "lines": len(lines),
         "scored": len(whole),
         "columns": list(protocol.columns),
-        "settings": {variant: settings.model_dump() for variant, settings in protocol.variants.items()},
+        "settings": {
+            variant: filled_settings(pipe, settings).model_dump()
+            for variant, settings in protocol.variants.items()
+        },
         **make_report(table, protocol.columns),
         "paper": reference(pipe.model),
         "failures": [asdict(failure) for failure in failures],
