@@ -66,7 +66,7 @@ def run_pairs(
         for line, pair in good
         for variant in protocol.variants
     }
-    pictures = PictureStore(folder if keep_pictures else None)
+    pictures = PictureStore(folder if keep_pictures else None, about)
     known = {score.key: score for score in store.scores}
     early = len(failures)
     _write_failures(folder / FAILURES, failures)
