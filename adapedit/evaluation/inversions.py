@@ -16,10 +16,10 @@ from PIL import Image
 from adapedit.evaluation.page import cell, document, image_tag, listing, table
 from adapedit.evaluation.run import PACKAGES
 from adapedit.evaluation.statistics import mean_interval, paired_comparison
-from adapedit.evaluation.store import ScoreStore, model_fingerprint, write_whole
+from adapedit.evaluation.store import ScoreStore, about_model, write_whole
 from adapedit.evaluation.suite import Case, digest
 from adapedit.inversion.reconstruct import VAE, Reconstruction, reconstruct
-from adapedit.inversion.settings import INVERSIONS, make_inversion_settings
+from adapedit.inversion.settings import INVERSIONS, NullText, make_inversion_settings
 from adapedit.scenes.render import render
 from adapedit.sheets import Cell, sheet
 from adapedit_kernels.errors import AdapEditError
@@ -73,13 +73,12 @@ def run_inversions(
     """
     if not cases:
         raise AdapEditError("there are no cases to invert; raise --limit")
-    chosen = {n: make_inversion_settings(n) for n in INVERSIONS} if inversions is None else dict(inversions)
+    given = {n: make_inversion_settings(n) for n in INVERSIONS} if inversions is None else inversions
+    chosen = {label: _uncached(settings) for label, settings in given.items()}
     about = {
-        "model": pipe.model.name,
-        "weights": model_fingerprint(pipe.model),
+        **about_model(pipe.model, guidance_scale),
         "settings": {label: settings.model_dump(mode="json") for label, settings in chosen.items()},
         "num_inference_steps": num_inference_steps,
-        "guidance_scale": pipe.model.facts.guidance_scale if guidance_scale is None else guidance_scale,
     }
     store = ScoreStore(folder / f"{NAME}.jsonl", about, kind=InversionScore)
     options = {
@@ -136,6 +135,11 @@ def make_report(scores: Sequence[InversionScore], labels: Sequence[str]) -> dict
             if label != VAE
         },
     }
+
+
+def _uncached(settings: Any) -> Any:
+    """The same without a cache on disk: what is found there would be timed as if it had been made."""
+    return settings.model_copy(update={"cache": "off"}) if isinstance(settings, NullText) else settings
 
 
 def _reconstructed(

@@ -20,13 +20,15 @@ from adapedit.evaluation.scores import (
     STEPS,
     Editor,
     Score,
+    filled_settings,
     judge_with,
+    load_editors,
     request_of,
     run,
     settings_digest,
 )
 from adapedit.evaluation.sources import Rendered
-from adapedit.evaluation.store import ScoreStore, fingerprint, model_fingerprint, write_whole
+from adapedit.evaluation.store import ScoreStore, about_model, fingerprint, write_whole
 from adapedit.evaluation.studies import Study
 from adapedit.evaluation.suite import Case, digest, scene_suite
 from adapedit.sheets import Cell, sheet
@@ -58,15 +60,14 @@ def run_study(
     """
     judge = judge_with(reader)
     about = {
-        "model": pipe.model.name,
-        "weights": model_fingerprint(pipe.model),
+        **about_model(pipe.model, guidance_scale),
         "reader": fingerprint(judge.reader),
         "suite": digest(scene_suite()),
         "num_inference_steps": num_inference_steps,
-        "guidance_scale": guidance_scale,
         **({} if sources is None else sources.about),
     }
     store = ScoreStore(folder / SCORES, about)
+    load_editors(pipe, study.variants.values())
     digests = {label: settings_digest(pipe, settings) for label, settings in study.variants.items()}
     known = {(score.case, score.settings): score for score in store.scores}
     work = [
@@ -92,7 +93,9 @@ def run_study(
         "study": study.name,
         **about,
         "versions": {name: version(name) for name in PACKAGES},
-        "settings": {label: settings.model_dump() for label, settings in study.variants.items()},
+        "settings": {
+            label: filled_settings(pipe, settings).model_dump() for label, settings in study.variants.items()
+        },
         "rows of a step": unet_rows(pipe, study, cases[0], num_inference_steps, sources),
         **make_report(scores, list(digests), study.sweeps),
     }

@@ -71,11 +71,36 @@ class ScoreStore:
 
     def _compare(self, found: dict[str, Any], about: dict[str, Any]) -> None:
         for name, value in about.items():
-            if found.get(name) != value:
+            if name not in found or found[name] != value:
+                was = repr(found[name]) if name in found else "not noted"
                 raise StoreError(
-                    f"{self.path} is of another evaluation ({name} was {found.get(name)!r} and is {value!r} now); "
+                    f"{self.path} is of another evaluation ({name} was {was} and is {value!r} now); "
                     "choose another output folder, or remove it"
                 )
+
+
+def about_model(model: Any, guidance_scale: float | None) -> dict[str, Any]:
+    """What edits of an evaluation owe to the model, whatever their method; ready for JSON.
+
+    Scores may stand side by side only where all of it is the same. guidance_scale: as asked for; None: the model's own.
+    """
+    return {
+        "model": model.name,
+        "weights": model_fingerprint(model),
+        "dtype": str(model.runner.dtype).removeprefix("torch."),
+        "scheduler": _scheduler(model.scheduler),
+        "map_divisor": model.runner.specs.map_divisor,
+        "self_divisor": model.facts.self_divisor,
+        "guidance_scale": model.facts.guidance_scale if guidance_scale is None else guidance_scale,
+    }
+
+
+def _scheduler(scheduler: Any) -> str:
+    """Its kind, with eight hexadecimal digits of its configuration."""
+    # Names with an underscore are notes of diffusers on itself.
+    config = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
+    content = json.dumps(config, sort_keys=True, default=str)
+    return f"{type(scheduler).__name__} {zlib.crc32(content.encode()):08x}"
 
 
 def fingerprint(*parts: Any) -> str:

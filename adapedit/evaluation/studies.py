@@ -105,7 +105,9 @@ def make_study(name: str, methods: Sequence[str] | None = None, knobs: Knobs | N
     if name == "scenes":
         variants = {method: make_settings(method, **knobs.get(method, {})) for method in methods or METHODS}
         if methods is None:
-            variants[WITH_BLEND] = make_settings("prompt-to-prompt", local_blend=True)
+            given = knobs.get("prompt-to-prompt", {})
+            blend = given.get("local_blend") or True
+            variants[WITH_BLEND] = make_settings("prompt-to-prompt", **{**given, "local_blend": blend})
     elif name == "knobs":
         variants = {"adapedit": make_settings("adapedit", **own)} | {
             sweep.label(value): make_settings("adapedit", **{**own, **sweep.fixed, sweep.knob: value})

@@ -1,4 +1,4 @@
-"""Resumable training state as safetensors: weights, their running average, and Adam's moments; no pickles."""
+"""Resumable training state as safetensors: weights, their running average, buffers, and Adam's moments; no pickles."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from adapedit_kernels.errors import AdapEditError
+
 
 class Trainee:
     """Modules under one AdamW with warm-up, cosine decay, a running average of the weights, and a file to resume from.
 
     modules: by name; optimised together. steps: length of the schedule. average: decay of the running average.
+    What modules keep beside their weights (the statistics of a batch norm) is resumed as it was, and not averaged.
+    Raises `AdapEditError` where the file does not have all of it.
     """
 
     def __init__(
@@ -40,6 +44,12 @@ class Trainee:
             for name, module in modules.items()
             for key, value in module.named_parameters()
             if value.requires_grad
+        }
+        self.buffers = {
+            f"{name}.{key}": value
+            for name, module in modules.items()
+            for key, value in module.named_buffers()
+            if key in module.state_dict()  # others are made with the module and never change
         }
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(), learning_rate, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True
@@ -72,6 +82,7 @@ class Trainee:
             tensors[f"average/{key}"] = self.averaged[key].contiguous()
             for name, moment in self.optimizer.state.get(value, {}).items():
                 tensors[f"{name}/{key}"] = moment.contiguous()
+        tensors |= {f"buffer/{key}": value.contiguous() for key, value in self.buffers.items()}
         part = self.path.with_suffix(".part")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, part, {"step": str(self.step)})
@@ -85,8 +96,15 @@ class Trainee:
 
     def _resume(self) -> None:
         with safe_open(self.path, "pt") as file, torch.no_grad():
-            self.step = int(file.metadata()["step"])
             names = set(file.keys())
+            for key, value in self.buffers.items():
+                if f"buffer/{key}" not in names:
+                    raise AdapEditError(
+                        f"{self.path} has weights without the buffer {key}, which is wanted to go on from them; "
+                        "remove the file to train anew"
+                    )
+                value.copy_(file.get_tensor(f"buffer/{key}"))
+            self.step = int(file.metadata()["step"])
             for key, value in self.parameters.items():
                 value.copy_(file.get_tensor(f"weight/{key}"))
                 self.averaged[key].copy_(file.get_tensor(f"average/{key}"))

@@ -86,7 +86,7 @@ def main() -> None:
         trainee.update()
         if trainee.step % 100 == 0:
             print(f"step {trainee.step} loss {loss.item():.4f}", flush=True)
-        if trainee.step % 200 == 0:
+        if trainee.step % 200 == 0 or trainee.step == args.steps:
             trainee.save()
     trainee.load_average()
     reader.eval()

@@ -7,14 +7,25 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from adapedit.evaluation.suite import Case, scene_suite
+from adapedit.model import ModelFacts
 from adapedit.request import EditRequest
 from adapedit.scenes.world import random_scene
 from tests.evaluation.fake_reader import PerfectReader
 
 CASES = {case.seed: case for case in scene_suite()}
+
+
+def fake_unet() -> dict[str, Any]:
+    """What reports tell of a UNet and its scheduler."""
+    specs = SimpleNamespace(map_divisor=1)
+    return {
+        "runner": SimpleNamespace(dtype=torch.float32, specs=specs),
+        "scheduler": SimpleNamespace(config={"beta_start": 0.00085, "_diffusers_version": "0"}),
+    }
 
 
 class DrawingEditor:
@@ -24,9 +35,8 @@ class DrawingEditor:
         self.reader = PerfectReader()
         self.requests: list[EditRequest] = []
         part = nn.Linear(2, 2)
-        facts = SimpleNamespace(defaults={})
-        self.model = SimpleNamespace(
-            name="drawn", facts=facts, text_encoder=part, vae=part, runner=SimpleNamespace(), latent_size=16
+        self.model: Any = SimpleNamespace(
+            name="drawn", facts=ModelFacts(), text_encoder=part, vae=part, latent_size=16, **fake_unet()
         )
 
     def edit_batch(self, requests: Sequence[EditRequest]) -> list[Any]:

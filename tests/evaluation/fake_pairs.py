@@ -14,6 +14,7 @@ from torch import nn
 from adapedit.model import ModelFacts
 from adapedit.request import EditRequest
 from adapedit_kernels.errors import AdapEditError
+from tests.evaluation.fake_editor import fake_unet
 from tests.helpers.tokenizers import small_clip_tokenizer
 
 SHIFTS = {"adapedit": 40, "sdedit": 10, "plain": 90}
@@ -34,10 +35,10 @@ class PaintingEditor:
             facts=ModelFacts(known_words=known_words),
             text_encoder=part,
             vae=part,
-            runner=SimpleNamespace(),
             tokenizer=small_clip_tokenizer(max_length=20),
             max_tokens=20,
             latent_size=8,
+            **fake_unet(),
         )
 
     def edit_batch(self, requests: Sequence[EditRequest]) -> list[Any]:

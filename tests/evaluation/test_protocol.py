@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from adapedit.evaluation.protocol.scores import Protocol
 from adapedit.evaluation.store import StoreError
 from adapedit.methods.settings import make_settings
 from adapedit_kernels.errors import AdapEditError
-from tests.evaluation.fake_pairs import SHIFTS, BrightnessMetric, PaintingEditor
+from tests.evaluation.fake_pairs import SHIFTS, BrightnessMetric, PaintingEditor, base_grey, flat
 
 TARGETS = ["a blue dog", "a big dog", "a red cat", "a red dog jumping", "a bird"]
 
@@ -121,6 +122,23 @@ def test_other_metrics_measure_the_pictures_that_were_kept(tmp_path: Path) -> No
     assert kept[0].name.startswith("adapedit") and (len(editor.requests), other.measured) == (1 + 3, 15)
     assert again["means"]["plain"]["clip_directional"]["value"] == pytest.approx(np.mean(expected("plain")))
     assert again["brightness"] == "2"
+
+
+def test_edits_are_measured_against_the_source_of_their_own_model(tmp_path: Path) -> None:
+    lines, measured = lines_of(tmp_path)[:2], BrightnessMetric()
+    run_pairs(PaintingEditor(), lines, protocol_of(measured, methods=["plain"]), tmp_path / "out")
+    # As the store advises where scores are of another model; the pictures stay where they are.
+    (tmp_path / "out" / "scores.jsonl").unlink()
+    other = PaintingEditor()
+    other.model.text_encoder.weight.add_(1)
+    edit = other._edit
+    other._edit = lambda request: SimpleNamespace(  # type: ignore[method-assign]
+        source_image=flat(1), target_image=edit(request).target_image
+    )
+    report = run_pairs(other, lines, protocol_of(measured, methods=["plain"]), tmp_path / "out")
+    brighter = base_grey("a red dog") + SHIFTS["plain"] - 1
+    wanted = np.mean([brighter / 100 + len(target) / 1000 for target in TARGETS[:2]])
+    assert report["means"]["plain"]["clip_directional"]["value"] == pytest.approx(wanted, abs=1e-6)
 
 
 def test_pictures_need_not_be_kept(tmp_path: Path) -> None:

@@ -62,6 +62,15 @@ def test_an_inversion_of_generated_sources_is_refused() -> None:
     assert sources_of(Sources.rendered, "edit-friendly", ["skip=0.2"]).inversion.skip == 0.2
 
 
+def test_the_study_times_inversions_that_are_made(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    pipe = AdapEditPipeline.from_pretrained(save_tiny_model(tmp_path / "model"))
+    cache = tmp_path / "cache"
+    named = {"null-text": make_inversion_settings("null-text", inner_steps=1, cache=str(cache))}
+    run_inversions(pipe, CASES[:1], tmp_path / "out", inversions=named, num_inference_steps=2)
+    assert not cache.exists()
+
+
 def test_the_study_of_inversions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
     pipe = AdapEditPipeline.from_pretrained(save_tiny_model(tmp_path / "model"))

@@ -112,6 +112,13 @@ def test_what_is_left_out_of_all_is_not_left_out_again() -> None:
     assert study.variants["the local blend alone"].local_blend is True
 
 
+def test_the_row_with_a_local_blend_has_the_knobs_of_its_method() -> None:
+    for given, blend in (({}, True), ({"local_blend": False}, True), ({"local_blend": ("dog",)}, ("dog",))):
+        knobs = {"cross_replace_steps": 0.9, **given}
+        found = make_study("scenes", knobs={"prompt-to-prompt": knobs}).variants[WITH_BLEND]
+        assert (found.cross_replace_steps, found.local_blend) == (0.9, blend)
+
+
 def test_curves_follow_their_knob() -> None:
     editor = DrawingEditor()
     study = make_study("knobs")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from adapedit.metrics.looking import area_under_curve
@@ -21,6 +22,7 @@ from adapedit.training.generator import FIGURE_WEIGHT, cell_weights, encode_scen
 from adapedit.training.reader import jitter, loss_of, to_pixels
 from adapedit.training.text import MAX_TOKENS, make_tokenizer
 from adapedit.training.vae import make_vae
+from adapedit_kernels.errors import AdapEditError
 
 
 def test_every_known_word_is_one_token() -> None:
@@ -94,6 +96,32 @@ def test_training_resumes_where_it_stopped(tmp_path: Path) -> None:
     assert torch.equal(whole.weight, again.weight)
     assert all(torch.equal(trainee.averaged[key], resumed.averaged[key]) for key in trainee.averaged)
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_finished_reader_is_written_again_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = import_module("adapedit.training.reader")
+    monkeypatch.setattr(stage, "accuracy", lambda reader: {})
+    build(tmp_path / "scenes", 4, workers=1)
+    state, out = tmp_path / "state.safetensors", tmp_path / "reader.safetensors"
+    arguments = ["--scenes", str(tmp_path / "scenes"), "--state", str(state), "--out", str(out)]
+    monkeypatch.setattr("sys.argv", ["reader", *arguments, "--steps", "2", "--batch", "2"])
+    stage.main()
+    trained = out.read_bytes()
+    out.unlink()
+    stage.main()
+    assert out.read_bytes() == trained
+
+
+def test_a_state_without_the_statistics_of_its_layers_is_refused(tmp_path: Path) -> None:
+    module, path = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)), tmp_path / "state.safetensors"
+    Trainee({"m": module}, path, steps=8, learning_rate=0.1).save()
+    old = {key: value for key, value in load_file(path).items() if not key.startswith("buffer/")}
+    assert len(old) == len(load_file(path)) - 3
+    save_file(old, path, {"step": "5"})
+    with pytest.raises(AdapEditError, match="without the buffer m.1.running_mean, .* remove the file"):
+        Trainee({"m": module}, path, steps=8, learning_rate=0.1)
 
 
 def test_rendered_scenes_are_written_whole(tmp_path: Path) -> None:

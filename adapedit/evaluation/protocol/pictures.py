@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -14,17 +18,19 @@ FOLDER, SOURCE = "pictures", "source.png"
 class PictureStore:
     """PNG files below `folder`/pictures: a folder for each pair, in it the source and one file for each edit.
 
-    Each file is there whole or not at all. folder: None keeps nothing.
+    Each file is there whole or not at all. folder: None keeps nothing. about: what the evaluation is of, ready for
+    JSON; pictures of another model or of other steps have other folders.
     """
 
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path | None, about: Mapping[str, Any]) -> None:
+        content = json.dumps(about, sort_keys=True).encode()
+        self.folder, self._of = folder, hashlib.blake2b(content, digest_size=4).hexdigest()
 
     def place(self, name: str, pair: str, variant: str, settings: str) -> str | None:
         """Where an edit's picture belongs, below the folder; names to read, digests to tell apart."""
         if self.folder is None:
             return None
-        return f"{FOLDER}/{_slug(name)}-{pair}/{_slug(variant)}-{settings}.png"
+        return f"{FOLDER}/{_slug(name)}-{pair}-{self._of}/{_slug(variant)}-{settings}.png"
 
     def read(self, place: str | None) -> tuple[Image.Image, Image.Image] | None:
         """Source and edited picture, or None where one of them is not there or can't be read."""
@@ -41,7 +47,8 @@ class PictureStore:
     ) -> tuple[Image.Image, Image.Image]:
         """Keep the pictures of an edit, and return them.
 
-        A source that is there stays: another run may have rounded otherwise, and all edits are compared with one.
+        A source of this evaluation that is there stays: another run may have rounded otherwise, and all edits are
+        compared with one.
         """
         if place is None or self.folder is None:
             return source, edited

@@ -17,7 +17,8 @@ from adapedit.evaluation.protocol.paper import reference
 from adapedit.evaluation.protocol.pictures import PictureStore
 from adapedit.evaluation.protocol.report import Table, make_report, values
 from adapedit.evaluation.protocol.scores import Failure, PairScore, Protocol, run
-from adapedit.evaluation.store import ScoreStore, model_fingerprint, write_whole
+from adapedit.evaluation.scores import filled_settings, load_editors
+from adapedit.evaluation.store import ScoreStore, about_model, write_whole
 from adapedit.metrics.pictures import COLUMNS
 from adapedit.prepare import refuse_unknown_words
 from adapedit.sheets import Cell, sheet
@@ -48,10 +49,8 @@ def run_pairs(
     """
     about = {
         "protocol": NAME,
-        "model": pipe.model.name,
-        "weights": model_fingerprint(pipe.model),
+        **about_model(pipe.model, protocol.guidance_scale),
         "num_inference_steps": protocol.steps,
-        "guidance_scale": protocol.guidance_scale,
     }
     store = ScoreStore(folder / SCORES, about, PairScore)
     lines = checked(lines, lambda pair: check_pair(pair, pipe.model, protocol))
@@ -61,12 +60,13 @@ def run_pairs(
         if line.pair is None
     ]
     good = [(line, line.pair) for line in lines if line.pair is not None]
+    load_editors(pipe, (pair.settings(one) for _, pair in good for one in protocol.variants.values()))
     keys = {
         (line.name, variant): (pair.digest, protocol.settings_digest(pipe, pair, variant), protocol.by)
         for line, pair in good
         for variant in protocol.variants
     }
-    pictures = PictureStore(folder if keep_pictures else None)
+    pictures = PictureStore(folder if keep_pictures else None, about)
     known = {score.key: score for score in store.scores}
     early = len(failures)
     _write_failures(folder / FAILURES, failures)
@@ -93,7 +93,10 @@ def run_pairs(
         "lines": len(lines),
         "scored": len(whole),
         "columns": list(protocol.columns),
-        "settings": {variant: settings.model_dump() for variant, settings in protocol.variants.items()},
+        "settings": {
+            variant: filled_settings(pipe, settings).model_dump()
+            for variant, settings in protocol.variants.items()
+        },
         **make_report(table, protocol.columns),
         "paper": reference(pipe.model),
         "failures": [asdict(failure) for failure in failures],
