@@ -18,7 +18,7 @@ from adapedit_kernels.errors import AdapEditError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["TokenizedPrompt", "tokenize_words", "word_spans"]
+__all__ = ["TokenizedPrompt", "framed_ids", "settled", "tokenize_words", "word_spans"]
 
 _JOINERS = frozenset("'’-‐")
 _NUMBER_JOINERS = frozenset(".,:")
@@ -100,6 +100,31 @@ def tokenize_words(
     )
 
 
+def settled(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The same, with nothing left that its next use would change: from then on threads may share it.
+
+    A fast tokenizer keeps how it padded and cut last, at first what its file says, until a call wants another way.
+    """
+    _text_ids("", tokenizer)
+    return tokenizer
+
+
+def framed_ids(text: str, tokenizer: PreTrainedTokenizerBase, limit: int) -> list[int]:
+    """The ids that the tokenizer makes of a whole text, start and end among them, padded to ``limit``.
+
+    Padded here and not by the tokenizer, which would remember it, see `settled`. Raises `AdapEditError` where it has
+    no token for that.
+    """
+    ids = _ids(text, tokenizer, add_special_tokens=True)
+    missing = limit - len(ids)
+    if missing > 0 and tokenizer.pad_token_id is None:
+        raise AdapEditError(
+            f"{type(tokenizer).__name__} has no padding token; use the CLIPTokenizer of a Stable Diffusion checkpoint"
+        )
+    padding = [tokenizer.pad_token_id] * missing
+    return padding + ids if tokenizer.padding_side == "left" else ids + padding
+
+
 def word_spans(text: str) -> list[tuple[int, int]]:
     """(start, stop) of each word of ``text``, in characters."""
     spans: list[tuple[int, int]] = []
@@ -148,8 +173,13 @@ def _piece_ends(prompt: str, content: list[int], tokenizer: PreTrainedTokenizerB
 
 
 def _text_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    return _ids(text, tokenizer, add_special_tokens=False)
+
+
+def _ids(text: str, tokenizer: PreTrainedTokenizerBase, *, add_special_tokens: bool) -> list[int]:
     # verbose is off since a length over the limit is an error here, not a warning.
-    return list(tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"])
+    made = tokenizer(text, add_special_tokens=add_special_tokens, truncation=False, verbose=False)
+    return list(made["input_ids"])
 
 
 def _limit(tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> int:
@@ -179,8 +209,7 @@ def _refuse_unknown(
 
 
 def _padded_ids(prompt: str, content: list[int], tokenizer: PreTrainedTokenizerBase, limit: int) -> list[int]:
-    encoded = tokenizer(prompt, padding="max_length", max_length=limit, truncation=False, verbose=False)
-    input_ids = list(encoded["input_ids"])
+    input_ids = framed_ids(prompt, tokenizer, limit)
     framed = [tokenizer.bos_token_id, *content, tokenizer.eos_token_id]
     padding = [tokenizer.pad_token_id] * (limit - len(framed))
     if input_ids != framed + padding:
