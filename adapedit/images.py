@@ -93,7 +93,11 @@ class ImageInput(BaseModel):
     def beside(self, folder: Path) -> ImageInput:
         """The same, found beside an edit that was saved in `folder` where it is there."""
         there = folder / self.file
-        return self.model_copy(update={"file": str(there)}) if there.is_file() else self
+        try:
+            found = there.is_file()
+        except OSError:
+            found = False  # a name that is too long, which reading it will say
+        return self.model_copy(update={"file": str(there)}) if found else self
 
 
 ImageField = Annotated[ImageInput, BeforeValidator(ImageInput.of)]
@@ -102,13 +106,14 @@ ImageField = Annotated[ImageInput, BeforeValidator(ImageInput.of)]
 def read_file(path: str | Path) -> bytes:
     """The bytes of an image file. Raises `ImageError` in one line for what is no file, or too large a one."""
     path = Path(path)
-    if path.is_dir():
-        raise ImageError(f"image {path} is a folder; give a picture in it")
-    if not path.exists():
-        raise ImageError(f"image {path} is not there; check the path")
-    if not path.is_file():
-        raise ImageError(f"image {path} is no regular file; copy the picture into one")
     try:
+        # Asking what is there fails, too: of a name that is too long, or behind a folder that is closed to us.
+        if path.is_dir():
+            raise ImageError(f"image {path} is a folder; give a picture in it")
+        if not path.exists():
+            raise ImageError(f"image {path} is not there; check the path")
+        if not path.is_file():
+            raise ImageError(f"image {path} is no regular file; copy the picture into one")
         if path.stat().st_size > MOST_BYTES:
             raise ImageError(
                 f"image {path} has {path.stat().st_size / 2**20:.0f} MiB, at most {MOST_BYTES >> 20} are read"

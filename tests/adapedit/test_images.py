@@ -164,6 +164,8 @@ def test_missing_files_folders_and_pipes_are_refused(tmp_path: Path) -> None:
         read_file(tmp_path / "none.png")
     with pytest.raises(ImageError, match="is a folder"):
         read_file(tmp_path)
+    with pytest.raises(ImageError, match=r"image .*xxx can't be read \(File name too long\)"):
+        read_file(tmp_path / ("x" * 300))
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ImageError, match="no regular file"):
         read_file(tmp_path / "pipe")
@@ -198,3 +200,4 @@ def test_a_picture_from_python_carries_its_own_file(tmp_path: Path) -> None:
     (tmp_path / "input.png").write_bytes(content)
     again = ImageInput(**given.model_dump()).beside(tmp_path)
     assert again.read()[1] == content
+    assert ImageInput(file="x" * 300).beside(tmp_path).file == "x" * 300
