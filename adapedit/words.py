@@ -22,6 +22,7 @@ __all__ = ["TokenizedPrompt", "framed_ids", "settled", "tokenize_words", "word_s
 
 _JOINERS = frozenset("'’-‐")
 _NUMBER_JOINERS = frozenset(".,:")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _UNLIMITED = 1_000_000  # a tokenizer without a limit says 1e30
 
 
@@ -56,11 +57,14 @@ def tokenize_words(
         name: what errors call the prompt.
 
     Raises:
-        AdapEditError: the prompt is no string, is empty, has more than N tokens (it is never cut) or a word
-            that the tokenizer has no token for; or the tokenizer is not of CLIP's kind.
+        AdapEditError: the prompt is no string or no text (half a surrogate pair), is empty, has more than N tokens
+            (it is never cut) or a word that the tokenizer has no token for; or the tokenizer is not of CLIP's kind.
     """
     if not isinstance(prompt, str):
         raise AdapEditError(f"the {name} is of type {type(prompt).__name__}; give a string")
+    half = _SURROGATE.search(prompt)
+    if half is not None:
+        raise AdapEditError(f"the {name} has half a character, {half[0]!r}: write it whole or leave it out")
     spans = word_spans(prompt)
     if not spans:
         raise AdapEditError(f"the {name} is empty; describe the picture in a few words")

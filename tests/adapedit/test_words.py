@@ -118,6 +118,7 @@ def test_the_longest_prompt_is_taken_and_one_token_more_is_refused():
         (" \n ", "the prompt is empty; describe"),
         (None, "the prompt is of type NoneType; give a string"),
         (["a dog"], "the prompt is of type list; give a string"),
+        ("a \ud83d dog", r"the prompt has half a character, '\ud83d': write it whole or leave it out"),
         ("a café", "the model does not know 'café' in the prompt; use another word"),
         ("a <|endoftext|> dog", "the model does not know '<|endoftext|>' in the prompt"),
     ],
