@@ -51,7 +51,8 @@ def read_lines(path: Path, defaults: Mapping[str, Any] | None = None) -> list[Ba
     for two lines with one id.
     """
     try:
-        texts = path.read_text(encoding="utf-8").splitlines()
+        # Lines end where JSON's do: a string may hold U+2028 and other signs that str.splitlines takes for an end.
+        texts = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise AdapEditError(
             f"{path} can't be read ({error}); give a file with one JSON object a line"
@@ -170,7 +171,8 @@ def _line(number: int, text: str, defaults: Mapping[str, Any]) -> BatchLine:
         if isinstance(fields.get("method"), str):
             fields["method"] = make_settings(fields["method"])
         return BatchLine(number=number, id=name, request=EditRequest.make(**{**defaults, **fields}))
-    except ValueError as error:
+    except Exception as error:
+        # Whatever a line is made of, a hundred thousand brackets too, the others are run.
         return BatchLine(number=number, id=name, error=f"line {number}: {error}")
 
 

@@ -92,6 +92,23 @@ def test_bad_files_are_refused_before_any_work(tmp_path: Path):
         read_lines(tmp_path / "none.jsonl")
 
 
+def test_a_line_is_what_json_means_by_one(tmp_path: Path):
+    """Other ends of lines may stand in a string; a byte-order mark and Windows' ends of lines are no part of it."""
+    prompts = ["a\u2028dog", "a\x85dog", "a\u2029dog"]
+    records = [json.dumps({**RECORDS[0], "target_prompt": p}, ensure_ascii=False) for p in prompts]
+    file = tmp_path / "r.jsonl"
+    file.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(records).encode() + b"\r\n")
+    lines = read_lines(file)
+    assert [line.error for line in lines] == [None] * 3
+    assert [line.request.target_prompt for line in lines if line.request] == prompts
+
+
+def test_a_line_that_nothing_can_read_is_a_failure_of_its_own(tmp_path: Path):
+    first, second = read_lines(write(tmp_path / "r.jsonl", "[" * 100_000, RECORDS[0]))
+    assert first.error is not None and first.error.startswith("line 1: ") and "recursion" in first.error
+    assert second.request is not None
+
+
 def test_the_command_line(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     file, out = write(tmp_path / "r.jsonl", *RECORDS[:2], "nonsense"), tmp_path / "out"
     command = ["batch", str(file), "--out", str(out), "--model", str(tiny_folder), "--json"]
