@@ -21,6 +21,8 @@ from adapedit.serving.server import EditServer
 from adapedit_kernels.errors import AdapEditError
 
 IDS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+FAILURES = re.compile(r"failures(-\d+-of-\d+)?\.jsonl")
+"""Files beside the folders: of the whole batch, and of any shard of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +169,10 @@ def _line(number: int, text: str, defaults: Mapping[str, Any]) -> BatchLine:
         given = str(fields.pop("id", name))
         if not IDS.fullmatch(given):
             raise AdapEditError(f"id {given!r} is no folder name; use letters, digits, '.', '_' and '-'")
+        if FAILURES.fullmatch(given):
+            raise AdapEditError(
+                f"id {given!r} is the name of a file that failures are written to; use another"
+            )
         name = given
         if isinstance(fields.get("method"), str):
             fields["method"] = make_settings(fields["method"])
@@ -177,6 +183,7 @@ def _line(number: int, text: str, defaults: Mapping[str, Any]) -> BatchLine:
 
 
 def _remove_parts(out: Path, id: str) -> None:
-    """What a killed run had begun to write."""
-    for part in out.glob(f".{id}.????????.part"):
-        shutil.rmtree(part, ignore_errors=True)
+    """What a killed run had begun to write: beside the folder, or inside one that was there already."""
+    for folder in (out, out / id):
+        for part in folder.glob(f".{id}.????????.part"):
+            shutil.rmtree(part, ignore_errors=True)

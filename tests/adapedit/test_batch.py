@@ -73,6 +73,28 @@ def test_what_is_finished_is_not_done_again(pipe: AdapEditPipeline, tmp_path: Pa
     assert not (out / "failures.jsonl").exists()
 
 
+def test_what_a_killed_run_began_is_removed(pipe: AdapEditPipeline, tmp_path: Path):
+    """Beside the folder of an edit and, where that was there already, inside it."""
+    file, out = write(tmp_path / "r.jsonl", RECORDS[0]), tmp_path / "out"
+    for folder in (out, out / "00001"):
+        (folder / ".00001.abcd1234.part").mkdir(parents=True)
+        (folder / ".other.abcd1234.part").mkdir()
+    with pipe.serve() as server:
+        assert run_batch(server, read_lines(file), out).done == 1
+    assert [path.name for path in out.iterdir() if path.name.startswith(".")] == [".other.abcd1234.part"]
+    inside = {path.name for path in (out / "00001").iterdir()}
+    assert inside == {".other.abcd1234.part", "source.png", "target.png", "maps.png", "edit.json"}
+
+
+def test_no_edit_takes_the_name_of_a_file_of_failures(tmp_path: Path):
+    ids = ("failures.jsonl", "failures-1-of-4.jsonl", "failures")
+    lines = read_lines(write(tmp_path / "r.jsonl", *({**RECORDS[0], "id": id} for id in ids)))
+    assert [line.id for line in lines] == ["00001", "00002", "failures"]
+    for line in lines[:2]:
+        assert line.error is not None and "is the name of a file that failures are written to" in line.error
+    assert lines[2].request is not None
+
+
 def test_shards_share_the_work(tmp_path: Path):
     lines = read_lines(
         write(tmp_path / "r.jsonl", *RECORDS, *[{**RECORDS[0], "id": f"x{i}"} for i in range(3)])
