@@ -213,22 +213,41 @@ def _rgb(picture: Image.Image, notes: list[str]) -> Image.Image:
     from PIL import Image
 
     mode = picture.mode
+    if mode.startswith("I"):
+        notes.append("16 bits reduced to 8")
+        grey, transparent = _eight_bits(picture), picture.info.get("transparency")
+        if not isinstance(transparent, int):
+            return grey.convert("RGB")
+        # Before anything is reduced: neighbours of the transparent value become the same 8 bits.
+        return _on_white(Image.merge("LA", (grey, _where_not(picture, transparent))), notes)
     if mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
         # Premultiplied modes have a way to their own plain one alone.
         plain = picture.convert({"RGBa": "RGBA", "La": "LA"}[mode]) if mode in ("RGBa", "La") else picture
-        layer = plain.convert("RGBA")
-        least, _ = layer.getchannel("A").getextrema()
-        if float(str(least)) < 255:
-            notes.append("transparent parts laid on white")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, (*WHITE, 255)), layer).convert("RGB")
-    if mode.startswith("I"):
-        notes.append("16 bits reduced to 8")
-        return _eight_bits(picture).convert("RGB")
+        return _on_white(plain, notes)
     if mode == "F":
         raise ImageError("has floating-point values, whose range is not known; save it with 8 or 16 bits")
     if mode == "CMYK":
         notes.append("converted from CMYK without a colour profile")
     return picture.convert("RGB")
+
+
+def _on_white(picture: Image.Image, notes: list[str]) -> Image.Image:
+    """A picture that may be transparent in RGB, and whether it was."""
+    from PIL import Image
+
+    layer = picture.convert("RGBA")
+    least, _ = layer.getchannel("A").getextrema()
+    if float(str(least)) < 255:
+        notes.append("transparent parts laid on white")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, (*WHITE, 255)), layer).convert("RGB")
+
+
+def _where_not(picture: Image.Image, value: int) -> Image.Image:
+    """Alpha of a grey picture in which one value is transparent."""
+    import numpy as np
+    from PIL import Image
+
+    return Image.fromarray(np.where(np.asarray(picture) == value, 0, 255).astype(np.uint8))
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:

@@ -87,6 +87,19 @@ def test_sixteen_bits_are_scaled_and_not_cut() -> None:
     assert "16 bits" in found.notes[0]
 
 
+def test_sixteen_bits_with_a_transparent_value() -> None:
+    values = np.linspace(0, 65535, 32 * 32).astype(np.uint16).reshape(32, 32)
+    plain = pixels(opened(encoded(Image.fromarray(values))))
+    found = opened(encoded(Image.fromarray(values), transparency=int(values[3, 5])))
+    seen = pixels(found)
+    assert (seen[3, 5] == 255).all() and not (plain[3, 5] == 255).all()
+    seen[3, 5] = plain[3, 5]
+    assert np.array_equal(seen, plain)
+    assert found.notes == ("16 bits reduced to 8", "transparent parts laid on white")
+    nowhere = opened(encoded(Image.fromarray(values), transparency=int(values[3, 5]) + 1))
+    assert np.array_equal(pixels(nowhere), plain) and nowhere.notes == ("16 bits reduced to 8",)
+
+
 def test_floating_point_is_refused() -> None:
     with pytest.raises(ImageError, match="floating-point"):
         opened(encoded(Image.new("F", (32, 32)), "TIFF"))
