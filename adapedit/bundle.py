@@ -11,6 +11,7 @@ from torch import Tensor
 
 from adapedit.arguments import folder_path
 from adapedit.model import EditModel, ModelError, ModelFacts, load_model
+from adapedit.words import settled
 from adapedit_engine.bundle import Bundle
 from adapedit_engine.manifest import MANIFEST_FILE
 from adapedit_engine.runners import RunnerError
@@ -73,7 +74,7 @@ def load_bundle(folder: str | Path, runner: str = "onnxruntime", *, verify: bool
     scheduler: Any = kind
     return BundleModel(
         name=str(folder),
-        tokenizer=CLIPTokenizer.from_pretrained(bundle.folder, subfolder="tokenizer"),
+        tokenizer=settled(CLIPTokenizer.from_pretrained(bundle.folder, subfolder="tokenizer")),
         text_encoder=None,
         runner=opened,
         vae=None,

@@ -93,7 +93,11 @@ class ImageInput(BaseModel):
     def beside(self, folder: Path) -> ImageInput:
         """The same, found beside an edit that was saved in `folder` where it is there."""
         there = folder / self.file
-        return self.model_copy(update={"file": str(there)}) if there.is_file() else self
+        try:
+            found = there.is_file()
+        except OSError:
+            found = False  # a name that is too long, which reading it will say
+        return self.model_copy(update={"file": str(there)}) if found else self
 
 
 ImageField = Annotated[ImageInput, BeforeValidator(ImageInput.of)]
@@ -102,13 +106,14 @@ ImageField = Annotated[ImageInput, BeforeValidator(ImageInput.of)]
 def read_file(path: str | Path) -> bytes:
     """The bytes of an image file. Raises `ImageError` in one line for what is no file, or too large a one."""
     path = Path(path)
-    if path.is_dir():
-        raise ImageError(f"image {path} is a folder; give a picture in it")
-    if not path.exists():
-        raise ImageError(f"image {path} is not there; check the path")
-    if not path.is_file():
-        raise ImageError(f"image {path} is no regular file; copy the picture into one")
     try:
+        # Asking what is there fails, too: of a name that is too long, or behind a folder that is closed to us.
+        if path.is_dir():
+            raise ImageError(f"image {path} is a folder; give a picture in it")
+        if not path.exists():
+            raise ImageError(f"image {path} is not there; check the path")
+        if not path.is_file():
+            raise ImageError(f"image {path} is no regular file; copy the picture into one")
         if path.stat().st_size > MOST_BYTES:
             raise ImageError(
                 f"image {path} has {path.stat().st_size / 2**20:.0f} MiB, at most {MOST_BYTES >> 20} are read"
@@ -208,22 +213,41 @@ def _rgb(picture: Image.Image, notes: list[str]) -> Image.Image:
     from PIL import Image
 
     mode = picture.mode
+    if mode.startswith("I"):
+        notes.append("16 bits reduced to 8")
+        grey, transparent = _eight_bits(picture), picture.info.get("transparency")
+        if not isinstance(transparent, int):
+            return grey.convert("RGB")
+        # Before anything is reduced: neighbours of the transparent value become the same 8 bits.
+        return _on_white(Image.merge("LA", (grey, _where_not(picture, transparent))), notes)
     if mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
         # Premultiplied modes have a way to their own plain one alone.
         plain = picture.convert({"RGBa": "RGBA", "La": "LA"}[mode]) if mode in ("RGBa", "La") else picture
-        layer = plain.convert("RGBA")
-        least, _ = layer.getchannel("A").getextrema()
-        if float(str(least)) < 255:
-            notes.append("transparent parts laid on white")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, (*WHITE, 255)), layer).convert("RGB")
-    if mode.startswith("I"):
-        notes.append("16 bits reduced to 8")
-        return _eight_bits(picture).convert("RGB")
+        return _on_white(plain, notes)
     if mode == "F":
         raise ImageError("has floating-point values, whose range is not known; save it with 8 or 16 bits")
     if mode == "CMYK":
         notes.append("converted from CMYK without a colour profile")
     return picture.convert("RGB")
+
+
+def _on_white(picture: Image.Image, notes: list[str]) -> Image.Image:
+    """A picture that may be transparent in RGB, and whether it was."""
+    from PIL import Image
+
+    layer = picture.convert("RGBA")
+    least, _ = layer.getchannel("A").getextrema()
+    if float(str(least)) < 255:
+        notes.append("transparent parts laid on white")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, (*WHITE, 255)), layer).convert("RGB")
+
+
+def _where_not(picture: Image.Image, value: int) -> Image.Image:
+    """Alpha of a grey picture in which one value is transparent."""
+    import numpy as np
+    from PIL import Image
+
+    return Image.fromarray(np.where(np.asarray(picture) == value, 0, 255).astype(np.uint8))
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from adapedit.checkpoint import BUILTIN, ModelError, locate, read_part
 from adapedit.methods.settings import make_settings, one_line
+from adapedit.words import framed_ids, settled
 from adapedit_engine.packing import PackedWeights, can_pack
 from adapedit_engine.runners import Runner
 from adapedit_engine.runners.pytorch import PyTorchRunner
@@ -138,10 +139,7 @@ class EditModel:
 
     def unconditional_ids(self) -> Tensor:
         """Ids [N] of the empty prompt, for classifier-free guidance."""
-        ids = self.tokenizer(
-            "", padding="max_length", max_length=self.max_tokens, return_tensors="pt"
-        ).input_ids
-        return ids[0]
+        return torch.tensor(framed_ids("", self.tokenizer, self.max_tokens))
 
     @property
     def max_tokens(self) -> int:
@@ -195,7 +193,7 @@ def load_model(
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    tokenizer = read_part(place, "tokenizer", CLIPTokenizer)
+    tokenizer = settled(read_part(place, "tokenizer", CLIPTokenizer))
     text_encoder = read_part(place, "text_encoder", CLIPTextModel, dtype=dtype)
     unet = read_part(place, "unet", UNet2DConditionModel, torch_dtype=dtype)
     vae = read_part(place, "vae", AutoencoderKL, torch_dtype=dtype)
@@ -226,7 +224,7 @@ def load_vocabulary(source: str | Path | None = None) -> Vocabulary:
 
     return Vocabulary(
         name=place.name,
-        tokenizer=read_part(place, "tokenizer", CLIPTokenizer),
+        tokenizer=settled(read_part(place, "tokenizer", CLIPTokenizer)),
         max_tokens=int(read_part(place, "text_encoder", CLIPTextConfig).max_position_embeddings),
         facts=ModelFacts.read(place.folder),
     )

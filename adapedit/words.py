@@ -18,10 +18,11 @@ from adapedit_kernels.errors import AdapEditError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["TokenizedPrompt", "tokenize_words", "word_spans"]
+__all__ = ["TokenizedPrompt", "framed_ids", "settled", "tokenize_words", "word_spans"]
 
 _JOINERS = frozenset("'’-‐")
 _NUMBER_JOINERS = frozenset(".,:")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _UNLIMITED = 1_000_000  # a tokenizer without a limit says 1e30
 
 
@@ -56,11 +57,14 @@ def tokenize_words(
         name: what errors call the prompt.
 
     Raises:
-        AdapEditError: the prompt is no string, is empty, has more than N tokens (it is never cut) or a word
-            that the tokenizer has no token for; or the tokenizer is not of CLIP's kind.
+        AdapEditError: the prompt is no string or no text (half a surrogate pair), is empty, has more than N tokens
+            (it is never cut) or a word that the tokenizer has no token for; or the tokenizer is not of CLIP's kind.
     """
     if not isinstance(prompt, str):
         raise AdapEditError(f"the {name} is of type {type(prompt).__name__}; give a string")
+    half = _SURROGATE.search(prompt)
+    if half is not None:
+        raise AdapEditError(f"the {name} has half a character, {half[0]!r}: write it whole or leave it out")
     spans = word_spans(prompt)
     if not spans:
         raise AdapEditError(f"the {name} is empty; describe the picture in a few words")
@@ -98,6 +102,31 @@ def tokenize_words(
         positions=tuple(positions),
         end=len(content) + 1,
     )
+
+
+def settled(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The same, with nothing left that its next use would change: from then on threads may share it.
+
+    A fast tokenizer keeps how it padded and cut last, at first what its file says, until a call wants another way.
+    """
+    _text_ids("", tokenizer)
+    return tokenizer
+
+
+def framed_ids(text: str, tokenizer: PreTrainedTokenizerBase, limit: int) -> list[int]:
+    """The ids that the tokenizer makes of a whole text, start and end among them, padded to ``limit``.
+
+    Padded here and not by the tokenizer, which would remember it, see `settled`. Raises `AdapEditError` where it has
+    no token for that.
+    """
+    ids = _ids(text, tokenizer, add_special_tokens=True)
+    missing = limit - len(ids)
+    if missing > 0 and tokenizer.pad_token_id is None:
+        raise AdapEditError(
+            f"{type(tokenizer).__name__} has no padding token; use the CLIPTokenizer of a Stable Diffusion checkpoint"
+        )
+    padding = [tokenizer.pad_token_id] * missing
+    return padding + ids if tokenizer.padding_side == "left" else ids + padding
 
 
 def word_spans(text: str) -> list[tuple[int, int]]:
@@ -148,8 +177,13 @@ def _piece_ends(prompt: str, content: list[int], tokenizer: PreTrainedTokenizerB
 
 
 def _text_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    return _ids(text, tokenizer, add_special_tokens=False)
+
+
+def _ids(text: str, tokenizer: PreTrainedTokenizerBase, *, add_special_tokens: bool) -> list[int]:
     # verbose is off since a length over the limit is an error here, not a warning.
-    return list(tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"])
+    made = tokenizer(text, add_special_tokens=add_special_tokens, truncation=False, verbose=False)
+    return list(made["input_ids"])
 
 
 def _limit(tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> int:
@@ -179,8 +213,7 @@ def _refuse_unknown(
 
 
 def _padded_ids(prompt: str, content: list[int], tokenizer: PreTrainedTokenizerBase, limit: int) -> list[int]:
-    encoded = tokenizer(prompt, padding="max_length", max_length=limit, truncation=False, verbose=False)
-    input_ids = list(encoded["input_ids"])
+    input_ids = framed_ids(prompt, tokenizer, limit)
     framed = [tokenizer.bos_token_id, *content, tokenizer.eos_token_id]
     padding = [tokenizer.pad_token_id] * (limit - len(framed))
     if input_ids != framed + padding:

@@ -21,6 +21,8 @@ from adapedit.serving.server import EditServer
 from adapedit_kernels.errors import AdapEditError
 
 IDS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+FAILURES = re.compile(r"failures(-\d+-of-\d+)?\.jsonl")
+"""Files beside the folders: of the whole batch, and of any shard of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +53,8 @@ def read_lines(path: Path, defaults: Mapping[str, Any] | None = None) -> list[Ba
     for two lines with one id.
     """
     try:
-        texts = path.read_text(encoding="utf-8").splitlines()
+        # Lines end where JSON's do: a string may hold U+2028 and other signs that str.splitlines takes for an end.
+        texts = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise AdapEditError(
             f"{path} can't be read ({error}); give a file with one JSON object a line"
@@ -166,15 +169,21 @@ def _line(number: int, text: str, defaults: Mapping[str, Any]) -> BatchLine:
         given = str(fields.pop("id", name))
         if not IDS.fullmatch(given):
             raise AdapEditError(f"id {given!r} is no folder name; use letters, digits, '.', '_' and '-'")
+        if FAILURES.fullmatch(given):
+            raise AdapEditError(
+                f"id {given!r} is the name of a file that failures are written to; use another"
+            )
         name = given
         if isinstance(fields.get("method"), str):
             fields["method"] = make_settings(fields["method"])
         return BatchLine(number=number, id=name, request=EditRequest.make(**{**defaults, **fields}))
-    except ValueError as error:
+    except Exception as error:
+        # Whatever a line is made of, a hundred thousand brackets too, the others are run.
         return BatchLine(number=number, id=name, error=f"line {number}: {error}")
 
 
 def _remove_parts(out: Path, id: str) -> None:
-    """What a killed run had begun to write."""
-    for part in out.glob(f".{id}.????????.part"):
-        shutil.rmtree(part, ignore_errors=True)
+    """What a killed run had begun to write: beside the folder, or inside one that was there already."""
+    for folder in (out, out / id):
+        for part in folder.glob(f".{id}.????????.part"):
+            shutil.rmtree(part, ignore_errors=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, make_dataclass
 
 from PIL import Image
 from torch import Tensor
@@ -25,8 +25,11 @@ class CachingModel(EditModel):
 
     @classmethod
     def of(cls, model: EditModel, max_bytes: int) -> CachingModel:
+        """A model of the class of `model`, too: what that does in its own way, as a bundle does, stays."""
+        bases = (type(model),) if isinstance(model, cls) else (cls, type(model))
+        kind = make_dataclass(f"Caching{type(model).__name__}", (), bases=bases, frozen=True, kw_only=True)
         parts = {field.name: getattr(model, field.name) for field in fields(model)}
-        return cls(**parts, embeddings=ByteCache(max_bytes, tensor_bytes))
+        return kind(**parts | {"embeddings": ByteCache(max_bytes, tensor_bytes)})
 
     def encode_ids(self, input_ids: Tensor) -> Tensor:
         """See `EditModel.encode_ids`."""

@@ -73,6 +73,28 @@ def test_what_is_finished_is_not_done_again(pipe: AdapEditPipeline, tmp_path: Pa
     assert not (out / "failures.jsonl").exists()
 
 
+def test_what_a_killed_run_began_is_removed(pipe: AdapEditPipeline, tmp_path: Path):
+    """Beside the folder of an edit and, where that was there already, inside it."""
+    file, out = write(tmp_path / "r.jsonl", RECORDS[0]), tmp_path / "out"
+    for folder in (out, out / "00001"):
+        (folder / ".00001.abcd1234.part").mkdir(parents=True)
+        (folder / ".other.abcd1234.part").mkdir()
+    with pipe.serve() as server:
+        assert run_batch(server, read_lines(file), out).done == 1
+    assert [path.name for path in out.iterdir() if path.name.startswith(".")] == [".other.abcd1234.part"]
+    inside = {path.name for path in (out / "00001").iterdir()}
+    assert inside == {".other.abcd1234.part", "source.png", "target.png", "maps.png", "edit.json"}
+
+
+def test_no_edit_takes_the_name_of_a_file_of_failures(tmp_path: Path):
+    ids = ("failures.jsonl", "failures-1-of-4.jsonl", "failures")
+    lines = read_lines(write(tmp_path / "r.jsonl", *({**RECORDS[0], "id": id} for id in ids)))
+    assert [line.id for line in lines] == ["00001", "00002", "failures"]
+    for line in lines[:2]:
+        assert line.error is not None and "is the name of a file that failures are written to" in line.error
+    assert lines[2].request is not None
+
+
 def test_shards_share_the_work(tmp_path: Path):
     lines = read_lines(
         write(tmp_path / "r.jsonl", *RECORDS, *[{**RECORDS[0], "id": f"x{i}"} for i in range(3)])
@@ -90,6 +112,23 @@ def test_bad_files_are_refused_before_any_work(tmp_path: Path):
         read_lines(write(tmp_path / "r.jsonl", *({**RECORDS[0], "id": id} for id in "aba")))
     with pytest.raises(AdapEditError, match="can't be read"):
         read_lines(tmp_path / "none.jsonl")
+
+
+def test_a_line_is_what_json_means_by_one(tmp_path: Path):
+    """Other ends of lines may stand in a string; a byte-order mark and Windows' ends of lines are no part of it."""
+    prompts = ["a\u2028dog", "a\x85dog", "a\u2029dog"]
+    records = [json.dumps({**RECORDS[0], "target_prompt": p}, ensure_ascii=False) for p in prompts]
+    file = tmp_path / "r.jsonl"
+    file.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(records).encode() + b"\r\n")
+    lines = read_lines(file)
+    assert [line.error for line in lines] == [None] * 3
+    assert [line.request.target_prompt for line in lines if line.request] == prompts
+
+
+def test_a_line_that_nothing_can_read_is_a_failure_of_its_own(tmp_path: Path):
+    first, second = read_lines(write(tmp_path / "r.jsonl", "[" * 100_000, RECORDS[0]))
+    assert first.error is not None and first.error.startswith("line 1: ") and "recursion" in first.error
+    assert second.request is not None
 
 
 def test_the_command_line(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -87,6 +87,19 @@ def test_sixteen_bits_are_scaled_and_not_cut() -> None:
     assert "16 bits" in found.notes[0]
 
 
+def test_sixteen_bits_with_a_transparent_value() -> None:
+    values = np.linspace(0, 65535, 32 * 32).astype(np.uint16).reshape(32, 32)
+    plain = pixels(opened(encoded(Image.fromarray(values))))
+    found = opened(encoded(Image.fromarray(values), transparency=int(values[3, 5])))
+    seen = pixels(found)
+    assert (seen[3, 5] == 255).all() and not (plain[3, 5] == 255).all()
+    seen[3, 5] = plain[3, 5]
+    assert np.array_equal(seen, plain)
+    assert found.notes == ("16 bits reduced to 8", "transparent parts laid on white")
+    nowhere = opened(encoded(Image.fromarray(values), transparency=int(values[3, 5]) + 1))
+    assert np.array_equal(pixels(nowhere), plain) and nowhere.notes == ("16 bits reduced to 8",)
+
+
 def test_floating_point_is_refused() -> None:
     with pytest.raises(ImageError, match="floating-point"):
         opened(encoded(Image.new("F", (32, 32)), "TIFF"))
@@ -164,6 +177,8 @@ def test_missing_files_folders_and_pipes_are_refused(tmp_path: Path) -> None:
         read_file(tmp_path / "none.png")
     with pytest.raises(ImageError, match="is a folder"):
         read_file(tmp_path)
+    with pytest.raises(ImageError, match=r"image .*xxx can't be read \(File name too long\)"):
+        read_file(tmp_path / ("x" * 300))
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ImageError, match="no regular file"):
         read_file(tmp_path / "pipe")
@@ -198,3 +213,4 @@ def test_a_picture_from_python_carries_its_own_file(tmp_path: Path) -> None:
     (tmp_path / "input.png").write_bytes(content)
     again = ImageInput(**given.model_dump()).beside(tmp_path)
     assert again.read()[1] == content
+    assert ImageInput(file="x" * 300).beside(tmp_path).file == "x" * 300

@@ -12,6 +12,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers import CLIPTokenizer
 
 from adapedit import AdapEditError, AdapEditPipeline
 from adapedit.model import ModelError, ModelFacts, load_vocabulary
@@ -77,6 +78,17 @@ def test_a_scheduler_of_ones_own(tiny_folder):
     pipe = AdapEditPipeline.from_pretrained(tiny_folder, scheduler=PNDMScheduler())
     with pytest.raises(AdapEditError, match="PNDMScheduler .*these work: DDIM"):
         pipe(SOURCE, TARGET, num_inference_steps=3)
+
+
+def test_what_a_tokenizer_kept_of_its_last_use_ends_with_loading(copy):
+    """Threads share it: the first of them would otherwise change it under the others."""
+    tokenizer = CLIPTokenizer.from_pretrained(copy / "tokenizer")
+    tokenizer("a dog", padding="max_length", max_length=9, truncation=True)
+    tokenizer.save_pretrained(copy / "tokenizer")
+    model = AdapEditPipeline.from_pretrained(copy).model
+    assert len(model.unconditional_ids()) == model.max_tokens
+    for loaded in (model.tokenizer, load_vocabulary(copy).tokenizer):
+        assert loaded.backend_tokenizer.padding is None and loaded.backend_tokenizer.truncation is None
 
 
 def refused(folder: Path | str, message: str, **options: object) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapedit.words import tokenize_words, word_spans
+from adapedit.words import framed_ids, settled, tokenize_words, word_spans
 from adapedit_kernels.errors import AdapEditError
 from tests.helpers.tokenizers import small_clip_tokenizer
 
@@ -117,6 +118,7 @@ def test_the_longest_prompt_is_taken_and_one_token_more_is_refused():
         (" \n ", "the prompt is empty; describe"),
         (None, "the prompt is of type NoneType; give a string"),
         (["a dog"], "the prompt is of type list; give a string"),
+        ("a \ud83d dog", r"the prompt has half a character, '\ud83d': write it whole or leave it out"),
         ("a café", "the model does not know 'café' in the prompt; use another word"),
         ("a <|endoftext|> dog", "the model does not know '<|endoftext|>' in the prompt"),
     ],
@@ -152,8 +154,7 @@ class SpacedTokenizer(OddTokenizer):
         parts = [self._inner(part, add_special_tokens=False)["input_ids"] for part in text.split(" ")]
         ids = [id for place, part in enumerate(parts) for id in ([*space] if place else []) + [*part]]
         if options["add_special_tokens"]:
-            framed = [self.bos_token_id, *ids, self.eos_token_id]
-            ids = framed + [self.pad_token_id] * (options["max_length"] - len(framed))
+            ids = [self.bos_token_id, *ids, self.eos_token_id]
         return {"input_ids": ids}
 
 
@@ -173,11 +174,55 @@ def test_a_tokenizer_without_a_limit_needs_one():
 
 
 def test_a_tokenizer_with_another_frame_is_refused():
-    tokenizer = OddTokenizer(ids=lambda ids: [*ids[:-1], 0] if len(ids) == 77 else ids)
-    with pytest.raises(
-        AdapEditError, match="OddTokenizer does not frame a prompt as start, text, end, padding"
+    start = small_clip_tokenizer().bos_token_id
+    for habit in (
+        {"ids": lambda ids: [*ids[:-1], 0] if ids[:1] == [start] else ids},
+        {"padding_side": "left"},
     ):
-        tokenize_words("a dog", tokenizer)
+        with pytest.raises(
+            AdapEditError, match="OddTokenizer does not frame a prompt as start, text, end, padding"
+        ):
+            tokenize_words("a dog", OddTokenizer(**habit))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("pad_token", ["<|endoftext|>", "<pad>"])
+def test_padding_is_what_the_tokenizer_pads_with(side, pad_token):
+    tokenizer = copy.deepcopy(small_clip_tokenizer(pad_token=pad_token))
+    tokenizer.padding_side = side
+    for text in ("", "a red zebra"):
+        padded = tokenizer(text, padding="max_length", max_length=77)["input_ids"]
+        assert framed_ids(text, tokenizer, 77) == padded and len(padded) == 77
+
+
+def test_a_tokenizer_without_padding_is_refused():
+    with pytest.raises(AdapEditError, match="OddTokenizer has no padding token; use"):
+        framed_ids("", OddTokenizer(pad_token_id=None), 77)
+
+
+def test_nothing_of_a_tokenizer_changes_once_it_is_settled(monkeypatch):
+    """Threads share it: neither its padding nor how it cuts may be set while another one uses it."""
+    tokenizer = copy.deepcopy(small_clip_tokenizer())
+    tokenizer("a dog", padding="max_length", max_length=20, truncation=True)
+    assert settled(tokenizer) is tokenizer
+    backend = WatchedBackend(tokenizer.backend_tokenizer)
+    monkeypatch.setattr(tokenizer, "_tokenizer", backend)
+    tokenize_words("a red dog, standing", tokenizer)
+    framed_ids("", tokenizer, 77)
+    assert backend.calls and not [name for name in backend.calls if name.startswith(("enable_", "no_"))]
+
+
+class WatchedBackend:
+    """A fast tokenizer's own inside, and what is called there."""
+
+    def __init__(self, inner):
+        self._inner, self.calls = inner, []
+
+    def __getattr__(self, name):
+        found = getattr(self._inner, name)
+        if callable(found):
+            self.calls.append(name)
+        return found
 
 
 def test_a_word_without_tokens_is_refused():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
@@ -18,10 +19,18 @@ from adapedit_engine.specs import ModelSpecs
 Opener = Callable[[str], Session]
 
 
+class Entered(threading.local):
+    """The blocks that each thread is in: torch's number of threads is one of the calling thread."""
+
+    def __init__(self) -> None:
+        self.stacks: list[ExitStack] = []
+
+
 class BundleRunner:
     """Runs the UNet of a bundle, with keys and values projected once per prompt.
 
-    Graphs are loaded when they are first needed and stay loaded between `with` blocks; `close` frees them.
+    Graphs are loaded when they are first needed and stay loaded between `with` blocks; `close` frees them. Threads
+    may share a runner (on a GPU those of one stream): a graph runs for one at a time, and outputs are the caller's.
     """
 
     needs_all_controls = True
@@ -33,7 +42,10 @@ class BundleRunner:
         self._opener = opener
         self._device = torch.device(device)
         self._sessions: dict[str, Session] = {}
-        self._entered: list[ExitStack] = []
+        # A session writes into buffers of its own: one thread at a time, until it has what it wants out of them.
+        self._locks = {graph: threading.Lock() for graph in bundle.manifest.graphs}
+        self._counting, self._open = threading.Lock(), 0
+        self._entered = Entered()
         self._dtypes = {t.name: DTYPES[t.dtype] for t in bundle.graph("unet").inputs}
 
     @property
@@ -50,10 +62,13 @@ class BundleRunner:
 
     def __enter__(self) -> BundleRunner:
         """Load the UNet unless it is. May be nested. On the CPU torch itself gets one thread inside the block."""
-        self._session("unet")
+        with self._locks["unet"]:
+            self._session("unet")
         stack = ExitStack()
         stack.enter_context(self._alone_on_the_cores())
-        self._entered.append(stack)
+        self._entered.stacks.append(stack)
+        with self._counting:
+            self._open += 1
         return self
 
     def __exit__(
@@ -62,13 +77,17 @@ class BundleRunner:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._entered.pop().close()
+        with self._counting:
+            self._open -= 1
+        self._entered.stacks.pop().close()
 
     def close(self) -> None:
         """Free every graph; the next use loads them again."""
-        for session in self._sessions.values():
-            session.close()
-        self._sessions = {}
+        for graph, lock in self._locks.items():
+            with lock:
+                session = self._sessions.pop(graph, None)
+                if session is not None:
+                    session.close()
 
     @torch.inference_mode()
     def condition(self, encoder_hidden_states: Tensor) -> dict[str, Tensor]:
@@ -80,14 +99,14 @@ class BundleRunner:
 
     @torch.inference_mode()
     def infer(self, inputs: Mapping[str, Tensor], outputs: Sequence[str] | None = None) -> dict[str, Tensor]:
-        """See `Runner.infer`; the outputs are overwritten by the next call. Raises `RunnerError`."""
-        if not self._entered:
+        """See `Runner.infer`. Raises `RunnerError`."""
+        if not self._open:
             raise RunnerError(f"runner {self.name!r} is closed: use it inside `with runner:`")
         cast = {n: t.to(self._dtypes[n]) if n in self._dtypes else t for n, t in inputs.items()}
         given, fixed = cast["sample"].shape[0] if "sample" in cast else 0, self.bundle.manifest.rows
         if fixed is None or not 0 < given < fixed:
-            return self._session("unet").run(cast, outputs)
-        found = self._session("unet").run(pad_rows(cast, fixed), outputs)
+            return self._alone("unet", cast, outputs)
+        found = self._alone("unet", pad_rows(cast, fixed), outputs)
         return {name: tensor[:given] for name, tensor in found.items()}
 
     def encode_ids(self, input_ids: Tensor) -> Tensor:
@@ -133,11 +152,16 @@ class BundleRunner:
         return DTYPES[self.bundle.graph(graph).inputs[0].dtype]
 
     @torch.inference_mode()
-    def _alone(self, graph: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        found = self._session(graph).run(inputs)
-        return {name: tensor.clone() for name, tensor in found.items()}
+    def _alone(
+        self, graph: str, inputs: Mapping[str, Tensor], outputs: Sequence[str] | None = None
+    ) -> dict[str, Tensor]:
+        self.bundle.graph(graph)
+        with self._locks[graph]:
+            found = self._session(graph).run(inputs, outputs)
+            return {name: tensor.clone() for name, tensor in found.items()}
 
     def _session(self, graph: str) -> Session:
+        # With the graph's lock held: no graph is loaded twice.
         if graph not in self._sessions:
             self._sessions[graph] = self._opener(graph)
         return self._sessions[graph]
