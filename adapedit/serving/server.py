@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
@@ -18,23 +18,23 @@ from typing import Any
 from adapedit.arguments import check_count
 from adapedit.checked import REPLAY_BYTES
 from adapedit.model import EditModel
+from adapedit.progress import Progress
 from adapedit.request import EditRequest
 from adapedit.result import EditResult
 from adapedit.serving.arrivals import GRACE_SECONDS, Arrivals
 from adapedit.serving.caching import Caches, CachingModel
 from adapedit.serving.edits import EditedPart, PreparedEdit, edit_passes
 from adapedit.serving.inbox import first_rows, most_urgent
-from adapedit.serving.outcomes import Finished, ServerStats, finished
+from adapedit.serving.outcomes import Finished, ServerStats
 from adapedit.serving.painting import Painter, painting_executor
 from adapedit.serving.scheduling import in_slots, make_scheduler
+from adapedit.serving.streaming import streamed
 from adapedit_engine.caches import CachedRunner
 from adapedit_engine.host_copies import HostCopies
 from adapedit_engine.host_memory import keep_freed_memory
 from adapedit_engine.openmp import release_threads
 from adapedit_engine.scheduler import Scheduler, SchedulerStats, Ticket
 from adapedit_kernels.errors import AdapEditError
-
-Progress = Callable[[int, int], None]
 
 
 class EditServer:
@@ -133,34 +133,7 @@ class EditServer:
         twice. callback(done, taken): after every edit. Leaving the loop early cancels the rest.
         """
         ahead = max(2, self._max_rows // 2) if ahead is None else ahead
-        source, more, taken, done = iter(enumerate(requests)), True, 0, 0
-        flying: dict[Future[EditResult], tuple[int, EditRequest]] = {}
-        try:
-            while more or flying:
-                while more and len(flying) < ahead:
-                    try:
-                        place, request = next(source)
-                    except StopIteration:
-                        more = False
-                        break
-                    taken += 1
-                    try:
-                        flying[self.submit(request)] = (place, request)
-                    except AdapEditError as error:
-                        done += 1
-                        yield Finished(place=place, request=request, error=error)
-                if not flying:
-                    continue
-                ended, _ = wait(flying, return_when=FIRST_COMPLETED)
-                for future in sorted(ended, key=lambda future: flying[future][0]):
-                    place, request = flying.pop(future)
-                    done += 1
-                    if callback is not None:
-                        callback(done, taken)
-                    yield finished(place, request, future)
-        finally:
-            for future in flying:
-                future.cancel()
+        return streamed(requests, self.submit, ahead=ahead, callback=callback)
 
     @property
     def stats(self) -> ServerStats:
