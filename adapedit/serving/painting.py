@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -70,7 +71,24 @@ class Painter:
 
 def painting_executor(on_cpu: bool) -> Executor:
     """Where pictures are painted: beside the next steps, or on the CPU between them, which has no other cores."""
-    return _Inline() if on_cpu else ThreadPoolExecutor(1, "adapedit-decode")
+    return _Inline() if on_cpu else ThreadPoolExecutor(1, "adapedit-decode", initializer=mark_server_thread)
+
+
+class _Mark(threading.local):
+    of_a_server = False
+
+
+_mark = _Mark()
+
+
+def mark_server_thread() -> None:
+    """The calling thread hands results over from now on: callbacks of users' futures run in it."""
+    _mark.of_a_server = True
+
+
+def in_server_thread() -> bool:
+    """Whether this is such a callback, during which the server can't go on: it must not wait for one."""
+    return _mark.of_a_server
 
 
 class _Inline(Executor):

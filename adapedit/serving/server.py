@@ -26,7 +26,7 @@ from adapedit.serving.caching import Caches, CachingModel
 from adapedit.serving.edits import EditedPart, PreparedEdit, edit_passes
 from adapedit.serving.inbox import first_rows, most_urgent
 from adapedit.serving.outcomes import Finished, ServerStats
-from adapedit.serving.painting import Painter, painting_executor
+from adapedit.serving.painting import Painter, in_server_thread, mark_server_thread, painting_executor
 from adapedit.serving.scheduling import in_slots, make_scheduler
 from adapedit.serving.streaming import streamed
 from adapedit_engine.caches import CachedRunner
@@ -94,7 +94,8 @@ class EditServer:
         """Queue an edit and return its future, which may be cancelled at any time before it is done.
 
         deadline: seconds from now within which the edit has to begin; the most urgent go first. Raises
-        `AdapEditError` at once for a request that can't run. Blocks while `max_pending` edits are under way.
+        `AdapEditError` at once for a request that can't run. Blocks while `max_pending` edits are under way; not in a
+        callback of a future, which runs in the thread that would make room: that edit is taken beyond them.
         """
         if not self._open:
             raise AdapEditError("this server is not running: submit inside `with pipe.serve() as server:`")
@@ -103,14 +104,16 @@ class EditServer:
             with self._preparing:
                 edit = self._prepare(request, until)
                 self._leave_cores()
-            if self._room.acquire(blocking=False):
-                return self._queue(edit)
+            placed = self._room.acquire(blocking=False)
+            if placed or in_server_thread():
+                return self._queue(edit, placed)
         self._room.acquire()
-        return self._queue(edit)
+        return self._queue(edit, placed=True)
 
-    def _queue(self, edit: PreparedEdit) -> Future[EditResult]:
-        """Hand over an edit that there is room for."""
-        edit.future.add_done_callback(lambda _: self._room.release())
+    def _queue(self, edit: PreparedEdit, placed: bool) -> Future[EditResult]:
+        """Hand over an edit. placed: it takes one of the `max_pending` places, until its end."""
+        if placed:
+            edit.future.add_done_callback(lambda _: self._room.release())
         with self._wake:
             if self._failure is not None:
                 raise AdapEditError("the server has stopped after an error") from self._failure
@@ -165,12 +168,14 @@ class EditServer:
     ) -> None:
         with self._wake:
             self._open = False
-            if kind is not None:
-                for edit in self._under_way():
-                    edit.future.cancel()
+            edits = self._under_way() if kind is not None else []
             self._wake.notify()
         assert self._worker is not None
-        self._worker.join()
+        # Callbacks run here, outside of the lock. One that raises, even to exit, leaves no edit and no thread behind.
+        with ExitStack() as last:
+            last.callback(self._worker.join)
+            for edit in edits:
+                last.callback(edit.future.cancel)
         if self._failure is not None and kind is None:
             raise self._failure
 
@@ -185,6 +190,7 @@ class EditServer:
     # -- the worker's side
 
     def _run(self) -> None:
+        mark_server_thread()
         try:
             with (
                 ExitStack() as others,
