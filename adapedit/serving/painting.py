@@ -16,6 +16,7 @@ from torch import Tensor
 from adapedit.model import EditModel
 from adapedit.result import EditResult, make_result
 from adapedit.serving.edits import EditedPart
+from adapedit.serving.outcomes import as_error, hand_over
 from adapedit_engine.caches import ByteCache, digest
 from adapedit_engine.host_copies import HostCopies
 
@@ -37,10 +38,10 @@ class Painter:
             try:
                 with self.copies.beside():
                     result = self._painted(part)
-            except Exception as error:
-                future.set_exception(error)
+            except BaseException as error:
+                hand_over(future.set_exception, as_error(error))
             else:
-                future.set_result(result)
+                hand_over(future.set_result, result)
 
     def _painted(self, part: EditedPart) -> EditResult:
         if part.error is not None or part.edited is None:

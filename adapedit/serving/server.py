@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import CancelledError, Future
 from contextlib import ExitStack
 from types import TracebackType
@@ -25,7 +25,7 @@ from adapedit.serving.arrivals import GRACE_SECONDS, Arrivals
 from adapedit.serving.caching import Caches, CachingModel
 from adapedit.serving.edits import EditedPart, PreparedEdit, edit_passes
 from adapedit.serving.inbox import first_rows, most_urgent
-from adapedit.serving.outcomes import Finished, ServerStats
+from adapedit.serving.outcomes import Finished, ServerStats, as_error, fail
 from adapedit.serving.painting import Painter, in_server_thread, mark_server_thread, painting_executor
 from adapedit.serving.scheduling import in_slots, make_scheduler
 from adapedit.serving.streaming import streamed
@@ -203,7 +203,7 @@ class EditServer:
                 )
                 while self._feed(scheduler):
                     for ticket in scheduler.step():
-                        painter.submit(self._deliver, self._jobs.pop(ticket), ticket)
+                        painter.submit(self._deliver, ticket)
         except BaseException as error:
             self._failure = error
             self._abandon(error)
@@ -223,7 +223,7 @@ class EditServer:
             for edit in [edit for edit in self._inbox if edit.future.cancelled()]:
                 edit.future.set_running_or_notify_cancel()
                 self._inbox.remove(edit)
-            for ticket, edits in self._jobs.items():
+            for ticket, edits in list(self._jobs.items()):
                 if all(edit.future.cancelled() for edit in edits):
                     ticket.future.cancel()
             room = 0 if scheduler.waiting else self._room_in(scheduler)
@@ -249,12 +249,15 @@ class EditServer:
         """Rows that the next step has room for."""
         return scheduler.free_rows if self._join_running or scheduler.idle else 0
 
-    def _deliver(self, edits: Sequence[PreparedEdit], ticket: Ticket) -> None:
+    def _deliver(self, ticket: Ticket) -> None:
         error = CancelledError() if ticket.future.cancelled() else ticket.future.exception()
         if error is not None:
-            self._painter.paint([EditedPart(edit=edit, error=_as_error(error)) for edit in edits])
+            parts = [EditedPart(edit=edit, error=as_error(error)) for edit in self._jobs[ticket]]
         else:
-            self._painter.paint(ticket.future.result())
+            parts = ticket.future.result()
+        self._painter.paint(parts)
+        # Only now: as long as not all have been handed over, they are under way.
+        del self._jobs[ticket]
 
     def _under_way(self) -> list[PreparedEdit]:
         return [*self._inbox, *(edit for edits in list(self._jobs.values()) for edit in edits)]
@@ -264,9 +267,4 @@ class EditServer:
             self._open = False
             edits, self._inbox, self._jobs = self._under_way(), [], {}
         for edit in edits:
-            if not edit.future.done() and edit.future.set_running_or_notify_cancel():
-                edit.future.set_exception(_as_error(error))
-
-
-def _as_error(error: BaseException) -> Exception:
-    return error if isinstance(error, Exception) else RuntimeError(f"the server stopped: {error!r}")
+            fail(edit.future, error)

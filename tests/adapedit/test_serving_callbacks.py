@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 
 import pytest
@@ -72,3 +73,24 @@ def test_a_callback_that_exits_leaves_no_edit_uncancelled(pipe: AdapEditPipeline
         raise KeyboardInterrupt
     assert all(future.cancelled() for future in futures)
     assert server._worker is not None and not server._worker.is_alive()
+
+
+@pytest.mark.parametrize("on_cpu", [True, False], ids=["worker", "painter"])
+@pytest.mark.parametrize("error", [SystemExit(3), asyncio.CancelledError()], ids=["exit", "cancelled"])
+def test_a_callback_that_raises_takes_no_other_edit_with_it(
+    pipe: AdapEditPipeline, monkeypatch: pytest.MonkeyPatch, error: BaseException, on_cpu: bool
+):
+    """Neither of its own job, nor of others."""
+
+    def leave(_) -> None:
+        raise error
+
+    monkeypatch.setattr(server_module, "painting_executor", lambda _: painting_executor(on_cpu))
+    with pipe.serve() as server:
+        targets = ["a blue dog", "a small dog", "a red cat"]
+        edits = [server._prepare(request(target_prompt=target), None) for target in targets]
+        edits[0].future.add_done_callback(leave)
+        with server._wake:  # so that they are one job
+            futures = [server._queue(edit, placed=False) for edit in edits]
+        assert all(future.result(10) for future in futures)
+        assert server.submit(request(1)).result(30)
