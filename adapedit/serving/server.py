@@ -115,13 +115,15 @@ class EditServer:
         if placed:
             edit.future.add_done_callback(lambda _: self._room.release())
         with self._wake:
-            if self._failure is not None:
-                raise AdapEditError("the server has stopped after an error") from self._failure
-            if self._ended:
-                raise AdapEditError("the server has ended while the edit waited: submit before that")
-            self._inbox.append(edit)
-            self._wake.notify()
-        return edit.future
+            if not (self._ended or self._failure):
+                self._inbox.append(edit)
+                self._wake.notify()
+                return edit.future
+        # Gives its place to the next that waits, who is told the same.
+        edit.future.cancel()
+        if self._failure is not None:
+            raise AdapEditError("the server has stopped after an error") from self._failure
+        raise AdapEditError("the server has ended while the edit waited: submit before that")
 
     def stream(
         self,
