@@ -7,6 +7,7 @@ them: the cores are those of the next steps, and two threads that compute at the
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -83,6 +84,7 @@ class EditServer:
         self._arrivals = Arrivals(self._wake)
         self._inbox: list[PreparedEdit] = []
         self._open = self._ended = False
+        self._process = os.getpid()
         self._worker: threading.Thread | None = None
         self._scheduler: Scheduler | None = None
         self._jobs: dict[Ticket, list[PreparedEdit]] = {}
@@ -99,6 +101,10 @@ class EditServer:
         """
         if not self._open:
             raise AdapEditError("this server is not running: submit inside `with pipe.serve() as server:`")
+        if os.getpid() != self._process:
+            raise AdapEditError(
+                f"this server runs in process {self._process}, and not in its forks: make a new one in each"
+            )
         until = None if deadline is None else time.monotonic() + deadline
         with self._arrivals.announced():
             with self._preparing:
@@ -157,7 +163,7 @@ class EditServer:
     def __enter__(self) -> EditServer:
         if self._worker is not None:
             raise AdapEditError("this server has been used before: make a new one")
-        self._open = True
+        self._open, self._process = True, os.getpid()
         self._leave_cores()
         if self._on_cpu:
             keep_freed_memory()
@@ -168,6 +174,8 @@ class EditServer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if os.getpid() != self._process:
+            return  # A fork has neither the worker nor whoever may hold the lock.
         with self._wake:
             self._open = False
             edits = self._under_way() if kind is not None else []

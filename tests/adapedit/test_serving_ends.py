@@ -1,7 +1,8 @@
-"""A server's end, or break: whoever waits for it is told."""
+"""A server's end, a break, and a fork: whoever waits for it is told."""
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 
@@ -64,3 +65,20 @@ def test_all_who_wait_for_room_are_told_when_the_server_has_stopped(
     assert all_end(threads), "a submitter waits for a server that has stopped"
     said = "has stopped after an error" if breaks else "has ended"
     assert all(isinstance(error, AdapEditError) and said in str(error) for error in found)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_child_is_told_that_the_server_stayed_with_its_parent(pipe: AdapEditPipeline):
+    """No thread of it is there to run an edit, or to be waited for."""
+    with pipe.serve() as server:
+        child = os.fork()
+        if child == 0:
+            try:
+                server.submit(request())
+            except AdapEditError as error:
+                server.__exit__(None, None, None)
+                os._exit(0 if "fork" in str(error) else 1)
+            finally:
+                os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert server.submit(request()).result(30)
