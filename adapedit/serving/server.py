@@ -25,7 +25,7 @@ from adapedit.result import EditResult
 from adapedit.serving.arrivals import GRACE_SECONDS, Arrivals
 from adapedit.serving.caching import Caches, CachingModel
 from adapedit.serving.edits import EditedPart, PreparedEdit, edit_passes
-from adapedit.serving.inbox import first_rows, most_urgent
+from adapedit.serving.inbox import first_rows, late, most_urgent, parted
 from adapedit.serving.outcomes import Finished, ServerStats, as_error, fail
 from adapedit.serving.painting import Painter, in_server_thread, mark_server_thread, painting_executor
 from adapedit.serving.scheduling import in_slots, make_scheduler
@@ -213,7 +213,8 @@ class EditServer:
                 )
                 while self._feed(scheduler):
                     for ticket in scheduler.step():
-                        painter.submit(self._deliver, ticket)
+                        if not self._parted(scheduler, ticket):
+                            painter.submit(self._deliver, ticket)
         except BaseException as error:
             self._failure = error
             self._abandon(error)
@@ -233,6 +234,8 @@ class EditServer:
             for edit in [edit for edit in self._inbox if edit.future.cancelled()]:
                 edit.future.set_running_or_notify_cancel()
                 self._inbox.remove(edit)
+            gone = late(self._inbox)
+            self._inbox = [edit for edit in self._inbox if edit not in gone]
             for ticket, edits in list(self._jobs.items()):
                 if all(edit.future.cancelled() for edit in edits):
                     ticket.future.cancel()
@@ -241,11 +244,25 @@ class EditServer:
                 edits = most_urgent(self._inbox, share_sources=self._share, max_rows=self._max_rows)
                 self._inbox = [edit for edit in self._inbox if edit not in edits]
                 room -= first_rows(edits)
-                deadlines = [edit.deadline for edit in edits if edit.deadline is not None]
-                passes = edit_passes(edits, self._caches, self._copies)
-                ticket = scheduler.submit(passes, deadline=min(deadlines, default=None))
-                self._jobs[ticket] = edits
+                self._begin(scheduler, edits)
+        for edit, error in gone.items():
+            fail(edit.future, error)
         return True
+
+    def _begin(self, scheduler: Scheduler, edits: list[PreparedEdit]) -> None:
+        deadlines = [edit.deadline for edit in edits if edit.deadline is not None]
+        passes = edit_passes(edits, self._caches, self._copies)
+        self._jobs[scheduler.submit(passes, deadline=min(deadlines, default=None))] = edits
+
+    def _parted(self, scheduler: Scheduler, ticket: Ticket) -> bool:
+        """Whether a job has failed that is tried again in parts, so that no edit fails by its neighbours."""
+        error = None if ticket.future.cancelled() else ticket.future.exception()
+        parts = [] if error is None else parted(self._jobs[ticket], error)
+        for edits in parts:
+            self._begin(scheduler, edits)
+        if parts:
+            del self._jobs[ticket]
+        return bool(parts)
 
     def _may_step(self, scheduler: Scheduler) -> bool:
         """Whether there is something to do, and nobody on the way who would compute beside it and could join it."""

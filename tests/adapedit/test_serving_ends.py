@@ -46,7 +46,8 @@ def test_all_who_wait_for_room_are_told_when_the_server_has_stopped(
     pipe: AdapEditPipeline, monkeypatch: pytest.MonkeyPatch, breaks: bool
 ):
     """Each of them in turn: one's refusal makes room for the next."""
-    server, waiting = pipe.serve(max_pending=1), []
+    server = pipe.serve(max_pending=1)
+    waiting: list[None] = []
     acquire = server._room.acquire
 
     def counted(blocking: bool = True) -> bool:
