@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from adapedit.serving.edits import PreparedEdit
 from adapedit.sharing import share
 from adapedit_engine.plan import plan_rows
+from adapedit_engine.scheduler import DeadlineError
 
 AHEAD_SECONDS = 0.02
 """By how much an edit counts as having come earlier, for each of its steps; some time of a step.
@@ -30,6 +32,28 @@ def most_urgent(waiting: Sequence[PreparedEdit], *, share_sources: bool, max_row
 def first_rows(edits: Sequence[PreparedEdit]) -> int:
     """Rows of the passes that they begin with."""
     return sum(plan_rows(edit.observe or edit.draft) for edit in edits)
+
+
+def late(edits: Sequence[PreparedEdit]) -> dict[PreparedEdit, DeadlineError]:
+    """Those whose deadline has passed, and what to tell them."""
+    now = time.monotonic()
+    dated = {edit: edit.deadline for edit in edits if edit.deadline is not None}
+    return {edit: DeadlineError.by(now - deadline) for edit, deadline in dated.items() if deadline < now}
+
+
+def parted(edits: Sequence[PreparedEdit], error: BaseException) -> list[list[PreparedEdit]]:
+    """Jobs to try in the place of one that failed: the error may be one edit's own, or come of being together.
+
+    Halves; or those that are late, and the others. None where the error is that of each.
+    """
+    if len(edits) == 1:
+        return []
+    if isinstance(error, DeadlineError):
+        gone = late(edits)
+        rest = [edit for edit in edits if edit not in gone]
+        return [[*gone], rest] if gone and rest else []
+    middle = len(edits) // 2
+    return [list(edits[:middle]), list(edits[middle:])]
 
 
 def _urgency(edit: PreparedEdit) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -15,6 +16,7 @@ from torch import Tensor
 from adapedit.model import EditModel
 from adapedit.result import EditResult, make_result
 from adapedit.serving.edits import EditedPart
+from adapedit.serving.outcomes import as_error, hand_over
 from adapedit_engine.caches import ByteCache, digest
 from adapedit_engine.host_copies import HostCopies
 
@@ -36,10 +38,10 @@ class Painter:
             try:
                 with self.copies.beside():
                     result = self._painted(part)
-            except Exception as error:
-                future.set_exception(error)
+            except BaseException as error:
+                hand_over(future.set_exception, as_error(error))
             else:
-                future.set_result(result)
+                hand_over(future.set_result, result)
 
     def _painted(self, part: EditedPart) -> EditResult:
         if part.error is not None or part.edited is None:
@@ -70,7 +72,24 @@ class Painter:
 
 def painting_executor(on_cpu: bool) -> Executor:
     """Where pictures are painted: beside the next steps, or on the CPU between them, which has no other cores."""
-    return _Inline() if on_cpu else ThreadPoolExecutor(1, "adapedit-decode")
+    return _Inline() if on_cpu else ThreadPoolExecutor(1, "adapedit-decode", initializer=mark_server_thread)
+
+
+class _Mark(threading.local):
+    of_a_server = False
+
+
+_mark = _Mark()
+
+
+def mark_server_thread() -> None:
+    """The calling thread hands results over from now on: callbacks of users' futures run in it."""
+    _mark.of_a_server = True
+
+
+def in_server_thread() -> bool:
+    """Whether this is such a callback, during which the server can't go on: it must not wait for one."""
+    return _mark.of_a_server
 
 
 class _Inline(Executor):

@@ -7,10 +7,11 @@ them: the cores are those of the next steps, and two threads that compute at the
 
 from __future__ import annotations
 
+import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
+from collections.abc import Iterable, Iterator
+from concurrent.futures import CancelledError, Future
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
@@ -18,23 +19,23 @@ from typing import Any
 from adapedit.arguments import check_count
 from adapedit.checked import REPLAY_BYTES
 from adapedit.model import EditModel
+from adapedit.progress import Progress
 from adapedit.request import EditRequest
 from adapedit.result import EditResult
 from adapedit.serving.arrivals import GRACE_SECONDS, Arrivals
 from adapedit.serving.caching import Caches, CachingModel
 from adapedit.serving.edits import EditedPart, PreparedEdit, edit_passes
-from adapedit.serving.inbox import first_rows, most_urgent
-from adapedit.serving.outcomes import Finished, ServerStats, finished
-from adapedit.serving.painting import Painter, painting_executor
+from adapedit.serving.inbox import first_rows, late, most_urgent, parted
+from adapedit.serving.outcomes import Finished, ServerStats, as_error, fail
+from adapedit.serving.painting import Painter, in_server_thread, mark_server_thread, painting_executor
 from adapedit.serving.scheduling import in_slots, make_scheduler
+from adapedit.serving.streaming import streamed
 from adapedit_engine.caches import CachedRunner
 from adapedit_engine.host_copies import HostCopies
 from adapedit_engine.host_memory import keep_freed_memory
 from adapedit_engine.openmp import release_threads
 from adapedit_engine.scheduler import Scheduler, SchedulerStats, Ticket
 from adapedit_kernels.errors import AdapEditError
-
-Progress = Callable[[int, int], None]
 
 
 class EditServer:
@@ -83,6 +84,7 @@ class EditServer:
         self._arrivals = Arrivals(self._wake)
         self._inbox: list[PreparedEdit] = []
         self._open = self._ended = False
+        self._process = os.getpid()
         self._worker: threading.Thread | None = None
         self._scheduler: Scheduler | None = None
         self._jobs: dict[Ticket, list[PreparedEdit]] = {}
@@ -94,31 +96,40 @@ class EditServer:
         """Queue an edit and return its future, which may be cancelled at any time before it is done.
 
         deadline: seconds from now within which the edit has to begin; the most urgent go first. Raises
-        `AdapEditError` at once for a request that can't run. Blocks while `max_pending` edits are under way.
+        `AdapEditError` at once for a request that can't run. Blocks while `max_pending` edits are under way; not in a
+        callback of a future, which runs in the thread that would make room: that edit is taken beyond them.
         """
         if not self._open:
             raise AdapEditError("this server is not running: submit inside `with pipe.serve() as server:`")
+        if os.getpid() != self._process:
+            raise AdapEditError(
+                f"this server runs in process {self._process}, and not in its forks: make a new one in each"
+            )
         until = None if deadline is None else time.monotonic() + deadline
         with self._arrivals.announced():
             with self._preparing:
                 edit = self._prepare(request, until)
                 self._leave_cores()
-            if self._room.acquire(blocking=False):
-                return self._queue(edit)
+            placed = self._room.acquire(blocking=False)
+            if placed or in_server_thread():
+                return self._queue(edit, placed)
         self._room.acquire()
-        return self._queue(edit)
+        return self._queue(edit, placed=True)
 
-    def _queue(self, edit: PreparedEdit) -> Future[EditResult]:
-        """Hand over an edit that there is room for."""
-        edit.future.add_done_callback(lambda _: self._room.release())
+    def _queue(self, edit: PreparedEdit, placed: bool) -> Future[EditResult]:
+        """Hand over an edit. placed: it takes one of the `max_pending` places, until its end."""
+        if placed:
+            edit.future.add_done_callback(lambda _: self._room.release())
         with self._wake:
-            if self._failure is not None:
-                raise AdapEditError("the server has stopped after an error") from self._failure
-            if self._ended:
-                raise AdapEditError("the server has ended while the edit waited: submit before that")
-            self._inbox.append(edit)
-            self._wake.notify()
-        return edit.future
+            if not (self._ended or self._failure):
+                self._inbox.append(edit)
+                self._wake.notify()
+                return edit.future
+        # Gives its place to the next that waits, who is told the same.
+        edit.future.cancel()
+        if self._failure is not None:
+            raise AdapEditError("the server has stopped after an error") from self._failure
+        raise AdapEditError("the server has ended while the edit waited: submit before that")
 
     def stream(
         self,
@@ -133,34 +144,7 @@ class EditServer:
         twice. callback(done, taken): after every edit. Leaving the loop early cancels the rest.
         """
         ahead = max(2, self._max_rows // 2) if ahead is None else ahead
-        source, more, taken, done = iter(enumerate(requests)), True, 0, 0
-        flying: dict[Future[EditResult], tuple[int, EditRequest]] = {}
-        try:
-            while more or flying:
-                while more and len(flying) < ahead:
-                    try:
-                        place, request = next(source)
-                    except StopIteration:
-                        more = False
-                        break
-                    taken += 1
-                    try:
-                        flying[self.submit(request)] = (place, request)
-                    except AdapEditError as error:
-                        done += 1
-                        yield Finished(place=place, request=request, error=error)
-                if not flying:
-                    continue
-                ended, _ = wait(flying, return_when=FIRST_COMPLETED)
-                for future in sorted(ended, key=lambda future: flying[future][0]):
-                    place, request = flying.pop(future)
-                    done += 1
-                    if callback is not None:
-                        callback(done, taken)
-                    yield finished(place, request, future)
-        finally:
-            for future in flying:
-                future.cancel()
+        return streamed(requests, self.submit, ahead=ahead, callback=callback)
 
     @property
     def stats(self) -> ServerStats:
@@ -179,7 +163,7 @@ class EditServer:
     def __enter__(self) -> EditServer:
         if self._worker is not None:
             raise AdapEditError("this server has been used before: make a new one")
-        self._open = True
+        self._open, self._process = True, os.getpid()
         self._leave_cores()
         if self._on_cpu:
             keep_freed_memory()
@@ -190,14 +174,18 @@ class EditServer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if os.getpid() != self._process:
+            return  # A fork has neither the worker nor whoever may hold the lock.
         with self._wake:
             self._open = False
-            if kind is not None:
-                for edit in self._under_way():
-                    edit.future.cancel()
+            edits = self._under_way() if kind is not None else []
             self._wake.notify()
         assert self._worker is not None
-        self._worker.join()
+        # Callbacks run here, outside of the lock. One that raises, even to exit, leaves no edit and no thread behind.
+        with ExitStack() as last:
+            last.callback(self._worker.join)
+            for edit in edits:
+                last.callback(edit.future.cancel)
         if self._failure is not None and kind is None:
             raise self._failure
 
@@ -212,6 +200,7 @@ class EditServer:
     # -- the worker's side
 
     def _run(self) -> None:
+        mark_server_thread()
         try:
             with (
                 ExitStack() as others,
@@ -224,7 +213,8 @@ class EditServer:
                 )
                 while self._feed(scheduler):
                     for ticket in scheduler.step():
-                        painter.submit(self._deliver, self._jobs.pop(ticket), ticket)
+                        if not self._parted(scheduler, ticket):
+                            painter.submit(self._deliver, ticket)
         except BaseException as error:
             self._failure = error
             self._abandon(error)
@@ -244,7 +234,9 @@ class EditServer:
             for edit in [edit for edit in self._inbox if edit.future.cancelled()]:
                 edit.future.set_running_or_notify_cancel()
                 self._inbox.remove(edit)
-            for ticket, edits in self._jobs.items():
+            gone = late(self._inbox)
+            self._inbox = [edit for edit in self._inbox if edit not in gone]
+            for ticket, edits in list(self._jobs.items()):
                 if all(edit.future.cancelled() for edit in edits):
                     ticket.future.cancel()
             room = 0 if scheduler.waiting else self._room_in(scheduler)
@@ -252,11 +244,25 @@ class EditServer:
                 edits = most_urgent(self._inbox, share_sources=self._share, max_rows=self._max_rows)
                 self._inbox = [edit for edit in self._inbox if edit not in edits]
                 room -= first_rows(edits)
-                deadlines = [edit.deadline for edit in edits if edit.deadline is not None]
-                passes = edit_passes(edits, self._caches, self._copies)
-                ticket = scheduler.submit(passes, deadline=min(deadlines, default=None))
-                self._jobs[ticket] = edits
+                self._begin(scheduler, edits)
+        for edit, error in gone.items():
+            fail(edit.future, error)
         return True
+
+    def _begin(self, scheduler: Scheduler, edits: list[PreparedEdit]) -> None:
+        deadlines = [edit.deadline for edit in edits if edit.deadline is not None]
+        passes = edit_passes(edits, self._caches, self._copies)
+        self._jobs[scheduler.submit(passes, deadline=min(deadlines, default=None))] = edits
+
+    def _parted(self, scheduler: Scheduler, ticket: Ticket) -> bool:
+        """Whether a job has failed that is tried again in parts, so that no edit fails by its neighbours."""
+        error = None if ticket.future.cancelled() else ticket.future.exception()
+        parts = [] if error is None else parted(self._jobs[ticket], error)
+        for edits in parts:
+            self._begin(scheduler, edits)
+        if parts:
+            del self._jobs[ticket]
+        return bool(parts)
 
     def _may_step(self, scheduler: Scheduler) -> bool:
         """Whether there is something to do, and nobody on the way who would compute beside it and could join it."""
@@ -270,12 +276,15 @@ class EditServer:
         """Rows that the next step has room for."""
         return scheduler.free_rows if self._join_running or scheduler.idle else 0
 
-    def _deliver(self, edits: Sequence[PreparedEdit], ticket: Ticket) -> None:
+    def _deliver(self, ticket: Ticket) -> None:
         error = CancelledError() if ticket.future.cancelled() else ticket.future.exception()
         if error is not None:
-            self._painter.paint([EditedPart(edit=edit, error=_as_error(error)) for edit in edits])
+            parts = [EditedPart(edit=edit, error=as_error(error)) for edit in self._jobs[ticket]]
         else:
-            self._painter.paint(ticket.future.result())
+            parts = ticket.future.result()
+        self._painter.paint(parts)
+        # Only now: as long as not all have been handed over, they are under way.
+        del self._jobs[ticket]
 
     def _under_way(self) -> list[PreparedEdit]:
         return [*self._inbox, *(edit for edits in list(self._jobs.values()) for edit in edits)]
@@ -285,9 +294,4 @@ class EditServer:
             self._open = False
             edits, self._inbox, self._jobs = self._under_way(), [], {}
         for edit in edits:
-            if not edit.future.done() and edit.future.set_running_or_notify_cancel():
-                edit.future.set_exception(_as_error(error))
-
-
-def _as_error(error: BaseException) -> Exception:
-    return error if isinstance(error, Exception) else RuntimeError(f"the server stopped: {error!r}")
+            fail(edit.future, error)

@@ -112,6 +112,23 @@ def test_a_stream_tells_failures_and_goes_on(pipe: AdapEditPipeline):
     assert items[0].result and items[2].result
 
 
+def test_a_request_that_breaks_its_preparation_is_a_failure_among_the_others(
+    pipe: AdapEditPipeline, monkeypatch: pytest.MonkeyPatch
+):
+    """Whatever it raises: what could not be foreseen aborts no stream."""
+    prepare = EditServer._prepare
+
+    def breaking(self, edit, deadline):
+        if edit.seed == 1:
+            raise OSError("File name too long")
+        return prepare(self, edit, deadline)
+
+    monkeypatch.setattr(EditServer, "_prepare", breaking)
+    items = {item.place: item for item in pipe.stream([request(0), request(1), request(2)])}
+    assert isinstance(items[1].error, OSError)
+    assert items[0].result and items[2].result
+
+
 def test_a_stream_takes_no_more_than_it_was_allowed(pipe: AdapEditPipeline):
     taken = []
 

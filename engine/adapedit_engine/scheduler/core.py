@@ -140,8 +140,7 @@ class Scheduler:
         for job in self._jobs.values():
             deadline = job.ticket.deadline
             if not job.begun and job.error is None and deadline is not None and deadline < now:
-                late = f"the deadline passed {now - deadline:.1f} s before there was room for the edit"
-                job.error = DeadlineError(f"{late}; allow more time, or send fewer at once")
+                job.error = DeadlineError.by(now - deadline)
                 self._ready = [run for run in self._ready if run.job is not job]
 
     def _fits(self, run: Run) -> bool:

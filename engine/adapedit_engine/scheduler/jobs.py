@@ -28,6 +28,12 @@ class AdmissionError(AdapEditError):
 class DeadlineError(AdapEditError):
     """A job whose deadline came before there was room for it."""
 
+    @classmethod
+    def by(cls, seconds: float) -> DeadlineError:
+        """The error of an edit that could not begin so long after its deadline."""
+        late = f"the deadline passed {seconds:.1f} s before there was room for the edit"
+        return cls(f"{late}; allow more time, or send fewer at once")
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Ticket:

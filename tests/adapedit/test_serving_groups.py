@@ -1,0 +1,77 @@
+"""Edits of one source are one job: what one of them runs into, or all of them together, is no neighbour's error."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+
+import pytest
+
+from adapedit import AdapEditPipeline, EditRequest
+from adapedit.methods.settings import PromptToPrompt
+from adapedit.serving import EditServer
+from adapedit.serving import edits as edits_module
+from adapedit.serving import server as server_module
+from adapedit.serving.inbox import parted
+from adapedit.sharing import merge
+from adapedit_engine.scheduler import DeadlineError
+
+TARGETS = ["a blue dog", "a small dog", "a red cat", "a red bird"]
+
+
+def request(target: str = TARGETS[0]) -> EditRequest:
+    return EditRequest(
+        source_prompt="a red dog", target_prompt=target, num_inference_steps=2, method=PromptToPrompt()
+    )
+
+
+def group(server: EditServer, deadlines: Sequence[float | None] = (None,) * len(TARGETS)) -> list[Future]:
+    """The futures of edits that the worker finds together."""
+    edits = [server._prepare(request(target), at) for target, at in zip(TARGETS, deadlines, strict=True)]
+    with server._wake:
+        return [server._queue(edit, placed=False) for edit in edits]
+
+
+@pytest.mark.parametrize("where", ["in the inbox", "in the scheduler"])
+def test_a_deadline_that_passes_is_no_neighbours(
+    pipe: AdapEditPipeline, monkeypatch: pytest.MonkeyPatch, where: str
+):
+    """Wherever the edits are when it does."""
+    if where == "in the scheduler":
+        monkeypatch.setattr(server_module, "late", lambda edits: {})
+    now = time.monotonic()
+    with pipe.serve(max_rows=20) as server:
+        gone, *others = group(server, [now - 1, None, now + 600, None])
+        assert isinstance(gone.exception(30), DeadlineError)
+        assert all(future.result(30) for future in others)
+        # The others still share their source: 2 (1 + 3) rows a step.
+        assert server.stats.scheduler.rows == 2 * 8
+
+
+def test_what_has_no_room_in_the_budget_together_runs_apart(pipe: AdapEditPipeline):
+    with pipe.serve(budget_bytes=2**40) as server:
+        server.submit(request()).result(30)
+        budget = int(1.5 * server.stats.scheduler.most_bytes)
+    with pipe.serve(budget_bytes=budget) as server:
+        assert all(future.result(30) for future in group(server))
+        assert server.stats.scheduler.most_bytes <= budget
+
+
+def test_a_job_that_fails_is_tried_in_halves(pipe: AdapEditPipeline, monkeypatch: pytest.MonkeyPatch):
+    def failing(plans):
+        if len(plans) > 2:
+            raise RuntimeError("too much at once")
+        return merge(plans)
+
+    monkeypatch.setattr(edits_module, "merge", failing)
+    with pipe.serve(max_rows=20) as server:
+        assert all(future.result(30) for future in group(server))
+        assert server.stats.scheduler.rows == 2 * 2 * 6
+
+
+def test_an_error_of_each_is_tried_no_further(pipe: AdapEditPipeline):
+    with pipe.serve() as server:
+        edits = [server._prepare(request(target), time.monotonic() - 1) for target in TARGETS]
+    assert parted(edits[:1], RuntimeError()) == [] == parted(edits, DeadlineError.by(1.0))
+    assert parted(edits[:3], RuntimeError()) == [edits[:1], edits[1:3]]
