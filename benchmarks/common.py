@@ -162,24 +162,29 @@ def waiting(device: str) -> Callable[[], None]:
     return torch.cuda.synchronize if device.startswith("cuda") else lambda: None
 
 
-def matrix_ceiling(device: str, dtype: str, size: int = 2048, repeats: int = 8) -> float:
-    """FLOP/s of a large matrix product through PyTorch, the best of some: what shares are given of.
+def matrix_ceiling(device: str, dtype: str, repeats: int = 8) -> float:
+    """FLOP/s of a large matrix product through PyTorch: what shares are given of.
 
-    On the CPU in float32 through a convolution, since PyTorch's own products do not use all of every processor.
+    On the CPU the best of some convolutions, since PyTorch's own products do not use all of every processor. On CUDA
+    the median of products that fill the device.
     """
     import torch
 
-    size = size if device.startswith("cuda") else size // 4
-    kind, wait = getattr(torch, dtype), waiting(device)
+    from benchmarks.on_device import median_seconds
+
+    kind = getattr(torch, dtype)
+    if device.startswith("cuda"):
+        size = 8192
+        one, other = (torch.randn(size, size, device=device, dtype=kind) for _ in range(2))
+        return 2 * size**3 / median_seconds(lambda: one @ other)
+    size = 512
     x = torch.randn(1, size, size, 1, device=device, dtype=kind).to(memory_format=torch.channels_last)
     weight = torch.randn(size, size, 1, 1, device=device, dtype=kind)
     best = float("inf")
     with torch.inference_mode():
         for _ in range(repeats):
-            wait()
             start = time.perf_counter()
             torch.nn.functional.conv2d(x, weight)
-            wait()
             best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
 
