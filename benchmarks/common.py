@@ -216,12 +216,20 @@ def environment(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def write(name: str, options: argparse.Namespace, data: Mapping[str, Any]) -> Path:
-    """Write `file_name`'s file below the results, and the same on stdout."""
+def write(name: str, options: argparse.Namespace, data: Mapping[str, Any], whole: bool = True) -> Path:
+    """Write `file_name`'s file below the results, and the same on stdout.
+
+    whole: otherwise what is known so far, into a file that ends in `.part.json` and goes when the whole is written.
+    """
     options.results.mkdir(parents=True, exist_ok=True)
     path = options.results / file_name(name, options.device, options.quick)
     text = json.dumps({"benchmark": name, **environment(options), **data}, indent=1)
+    part = path.with_suffix(".part.json")
+    if not whole:
+        part.write_text(text + "\n", encoding="utf-8")
+        return part
     path.write_text(text + "\n", encoding="utf-8")
+    part.unlink(missing_ok=True)
     print(text)
     print(f"written to {path}", file=sys.stderr)
     return path
@@ -240,5 +248,8 @@ def _processor() -> str:
 
 
 def _git(*words: str) -> str:
-    done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    except OSError:  # a copy of the files on a machine without git
+        return ""
     return done.stdout.strip()

@@ -142,8 +142,11 @@ def main() -> int:
     bandwidth = copy_bandwidth(options.device)
     dtype = getattr(torch, options.dtype)
     rows = ROWS[:1] if options.quick else ROWS
-    times = [measure(layer, count, dtype, options.device, bandwidth) for layer in LAYERS for count in rows]
+    times = list[dict[str, Any]]()
     data = {"copy_bytes_per_s": bandwidth, "correctness": correctness, "attention": times}
+    for layer in LAYERS:
+        times += [measure(layer, count, dtype, options.device, bandwidth) for count in rows]
+        common.write("kernels", options, data, whole=False)
     common.write("kernels", options, data)
     return 0
 

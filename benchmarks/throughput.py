@@ -42,6 +42,7 @@ def main() -> None:
     )
     for name, run in runs.items():
         run["share_of_ceiling"] = round(at_ceiling[name if name in OTHERS else "ours"] / run["seconds"], 3)
+    common.write("throughput", options, {**beforehand, "runs": runs}, whole=False)
     rates = {name: found["edits_per_s"] for name, found in runs.items()}
     size = max(sizes, key=lambda size: rates[static(size)])
     rate = options.load * rates["scheduler"]

@@ -11,6 +11,7 @@ import torch
 
 from adapedit import AdapEditPipeline
 from benchmarks import common, neighbours, overhead, parity, scaling, throughput
+from benchmarks.baselines.plain import plain_loop
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def test_half_precision_is_told_and_not_gated(pipes: dict[str, AdapEditPipeline]
 def test_float32_is_gated(pipes: dict[str, AdapEditPipeline], monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(SystemExit, match="differ by 2 grey levels"):
         parity.grey_levels(pipes, lambda pipe: 2)
-    plain = overhead.plain_loop
+    plain = plain_loop
     monkeypatch.setattr(overhead, "plain_loop", lambda *given: plain(*given) + 1)
     with pytest.raises(SystemExit, match="parity: edit_to_eager is 1"):
         overhead.same_latents(pipes, 3)
