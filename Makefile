@@ -35,9 +35,8 @@ format: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
 
-# Everything that only a CUDA device can say.
+# Everything that only a CUDA device can say; without make and an environment: python3 -m benchmarks.gpu
 gpu: $(INSTALLED)
-	$(BIN)/python -m pytest -m gpu
 	$(BIN)/python -m benchmarks.gpu
 
 train: $(INSTALLED)

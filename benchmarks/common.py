@@ -42,16 +42,20 @@ def arguments(description: str | None, **defaults: Any) -> argparse.ArgumentPars
     return parser
 
 
-def pipeline(options: argparse.Namespace) -> Any:
-    """The pipeline that the options name."""
+def pipeline(options: argparse.Namespace, dtype: str | None = None) -> Any:
+    """The pipeline that the options name; dtype: of the weights, in place of theirs.
+
+    On CUDA products of float32 are then in float32: by default convolutions take TF32, which keeps 10 bits.
+    """
     import torch
 
     from adapedit import AdapEditPipeline
 
     if options.threads:
         torch.set_num_threads(options.threads)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     return AdapEditPipeline.from_pretrained(
-        options.model, device=options.device, torch_dtype=getattr(torch, options.dtype)
+        options.model, device=options.device, torch_dtype=getattr(torch, dtype or options.dtype)
     )
 
 
@@ -158,24 +162,29 @@ def waiting(device: str) -> Callable[[], None]:
     return torch.cuda.synchronize if device.startswith("cuda") else lambda: None
 
 
-def matrix_ceiling(device: str, dtype: str, size: int = 2048, repeats: int = 8) -> float:
-    """FLOP/s of a large matrix product through PyTorch, the best of some: what shares are given of.
+def matrix_ceiling(device: str, dtype: str, repeats: int = 8) -> float:
+    """FLOP/s of a large matrix product through PyTorch: what shares are given of.
 
-    On the CPU in float32 through a convolution, since PyTorch's own products do not use all of every processor.
+    On the CPU the best of some convolutions, since PyTorch's own products do not use all of every processor. On CUDA
+    the median of products that fill the device.
     """
     import torch
 
-    size = size if device.startswith("cuda") else size // 4
-    kind, wait = getattr(torch, dtype), waiting(device)
+    from benchmarks.on_device import median_seconds
+
+    kind = getattr(torch, dtype)
+    if device.startswith("cuda"):
+        size = 8192
+        one, other = (torch.randn(size, size, device=device, dtype=kind) for _ in range(2))
+        return 2 * size**3 / median_seconds(lambda: one @ other)
+    size = 512
     x = torch.randn(1, size, size, 1, device=device, dtype=kind).to(memory_format=torch.channels_last)
     weight = torch.randn(size, size, 1, 1, device=device, dtype=kind)
     best = float("inf")
     with torch.inference_mode():
         for _ in range(repeats):
-            wait()
             start = time.perf_counter()
             torch.nn.functional.conv2d(x, weight)
-            wait()
             best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
 
@@ -207,12 +216,20 @@ def environment(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def write(name: str, options: argparse.Namespace, data: Mapping[str, Any]) -> Path:
-    """Write `file_name`'s file below the results, and the same on stdout."""
+def write(name: str, options: argparse.Namespace, data: Mapping[str, Any], whole: bool = True) -> Path:
+    """Write `file_name`'s file below the results, and the same on stdout.
+
+    whole: otherwise what is known so far, into a file that ends in `.part.json` and goes when the whole is written.
+    """
     options.results.mkdir(parents=True, exist_ok=True)
     path = options.results / file_name(name, options.device, options.quick)
     text = json.dumps({"benchmark": name, **environment(options), **data}, indent=1)
+    part = path.with_suffix(".part.json")
+    if not whole:
+        part.write_text(text + "\n", encoding="utf-8")
+        return part
     path.write_text(text + "\n", encoding="utf-8")
+    part.unlink(missing_ok=True)
     print(text)
     print(f"written to {path}", file=sys.stderr)
     return path
@@ -231,5 +248,8 @@ def _processor() -> str:
 
 
 def _git(*words: str) -> str:
-    done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    except OSError:  # a copy of the files on a machine without git
+        return ""
     return done.stdout.strip()

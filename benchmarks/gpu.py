@@ -1,39 +1,149 @@
-"""All benchmarks that a CUDA device has something to say about, one after the other: `python -m benchmarks.gpu`.
+"""All that only a CUDA device can say, within a time: `python -m benchmarks.gpu --results DIR [--seconds N]`.
 
-Each writes its JSON below `benchmarks/results/`. One that fails does not keep the rest from running. Exits with 2
-where there is no CUDA device, with 1 where a benchmark failed.
+First the tests marked gpu, then the benchmarks, shortest first. Each part has a process and a limit of its own, and one
+that fails or is cut does not keep the rest from running; what was done until then stays in the folder. `gpu.json` there
+says, and is written anew after every part, how each ended. Runs with any Python that has the packages, installed or
+not. Exits with 2 where there is no CUDA device, with 1 where a part failed, was cut or not begun.
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import json
+import os
+import re
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple
 
-MODULES = ("kernels", "trace", "overhead", "latency", "throughput", "scaling", "neighbours")
+from benchmarks.common import RESULTS, ROOT
+
+ROOMS = (ROOT, ROOT / "kernels", ROOT / "engine", ROOT / "export")
+TESTS = {"kernels": "tests/kernels/test_gpu.py", "edits": "tests/adapedit/test_gpu_edits.py"}
+LEAST, GRACE = 15.0, 10.0
+"""Seconds: what a part is begun with at least, and what one has to end in after it was told to."""
+SAID = 6000
+"""Characters of what a part says that are kept, from its end."""
 
 
-def commands(options: Sequence[str]) -> list[list[str]]:
-    """One command a benchmark; ``options`` (``--quick``, ``--model``, ``--results``) go to all of them."""
-    device = ("--device", "cuda", "--dtype", "float16")
-    return [[sys.executable, "-m", f"benchmarks.{name}", *device, *options] for name in MODULES]
+class Part(NamedTuple):
+    """seconds: after which it is cut."""
+
+    name: str
+    seconds: float
+    command: tuple[str, ...]
 
 
-def main(options: Sequence[str]) -> int:
+def parts(results: Path, options: Sequence[str]) -> list[Part]:
+    """Tests and benchmarks; ``options`` (``--quick``, ``--model``) go to all of the latter."""
+    python = (sys.executable, "-m")
+    # -q is among the project's own options: -vv leaves a line a test.
+    pytest = (*python, "pytest", "-vv", "-m", "gpu", "--tb=short", "-p", "no:cacheprovider")
+    given = ("--device", "cuda", "--dtype", "float16", "--results", str(results), *options)
+
+    def benchmark(name: str, seconds: float, *more: str) -> Part:
+        return Part(name, seconds, (*python, f"benchmarks.{name}", *given, *more))
+
+    return [
+        *(Part(f"tests-{name}", 150, (*pytest, path)) for name, path in TESTS.items()),
+        benchmark("trace", 60),
+        benchmark("kernels", 90),
+        benchmark("neighbours", 90),
+        benchmark("overhead", 90),
+        benchmark("latency", 120),
+        benchmark("scaling", 150),
+        benchmark("throughput", 240, "--arrivals", "100", "--bursts", "2"),
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     import torch
 
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument(
+        "--seconds", type=float, default=float("inf"), help="that all parts may take together"
+    )
+    parser.add_argument("--only", help="names of parts, separated by commas")
+    own, options = parser.parse_known_args(arguments)
+    wanted = parts(own.results.resolve(), options)
+    names = [part.name for part in wanted] if own.only is None else own.only.split(",")
+    if unknown := set(names) - {part.name for part in wanted}:
+        parser.error(
+            f"there is no part {min(unknown)!r}; use some of: {', '.join(part.name for part in wanted)}"
+        )
     if not torch.cuda.is_available():
         print("benchmarks.gpu needs a CUDA device and found none", file=sys.stderr)
         return 2
-    failed = []
-    for command in commands(options):
-        print("$", " ".join(command[1:]), flush=True)
-        if subprocess.run(command, check=False).returncode:
-            failed.append(command[2])
-    if failed:
-        print("failed:", ", ".join(failed), file=sys.stderr)
-    return 1 if failed else 0
+    found = run_all([part for part in wanted if part.name in names], own.results, own.seconds)
+    return 0 if all(part["ended"] == "well" for part in found.values()) else 1
+
+
+def run_all(wanted: Sequence[Part], results: Path, seconds: float) -> dict[str, Any]:
+    """Run what the time allows, one after the other, and write down how each ended."""
+    results.mkdir(parents=True, exist_ok=True)
+    end, found = time.monotonic() + seconds, dict[str, Any]()
+    for part in wanted:
+        left = end - time.monotonic() - GRACE
+        found[part.name] = run(part, min(part.seconds, left)) if left >= LEAST else {"ended": "not begun"}
+        print(f"{part.name}: {found[part.name]['ended']}", file=sys.stderr, flush=True)
+        (results / "gpu.json").write_text(json.dumps({"parts": found}, indent=1) + "\n", encoding="utf-8")
+    return found
+
+
+def run(part: Part, seconds: float) -> dict[str, Any]:
+    """How it ended ("well", "with code n" or "cut"), after how many seconds, what it said, and tests by outcome."""
+    start = time.monotonic()
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
+        code = _code(part.command, seconds, output)
+        output.seek(0)
+        text = output.read()
+    ended = "cut" if code is None else "well" if code == 0 else f"with code {code}"
+    found = {"ended": ended, "seconds": round(time.monotonic() - start, 1), "said": text[-SAID:]}
+    return {**found, "tests": outcomes(text)} if "pytest" in part.command else found
+
+
+def outcomes(text: str) -> dict[str, Any]:
+    """How many tests had each outcome, and the names of those that did not pass, from what pytest -v says."""
+    lines = re.findall(r"^(\S+::.+?) (PASSED|FAILED|ERROR|SKIPPED)\b", text, re.MULTILINE)
+    by_outcome = [outcome.lower() for _, outcome in lines]
+    failed = sorted({name for name, outcome in lines if outcome in ("FAILED", "ERROR")})
+    return {**{name: by_outcome.count(name) for name in sorted(set(by_outcome))}, "not passed": failed}
+
+
+def _code(command: Sequence[str], seconds: float, output: IO[str]) -> int | None:
+    """The exit code, or None of a process that was cut: it and what it started are told to end, then ended."""
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=_environment(os.environ),
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)  # pytest then tells what failed until now
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE)
+        return None
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _environment(before: Mapping[str, str]) -> dict[str, str]:
+    paths = [*map(str, ROOMS), *filter(None, [before.get("PYTHONPATH")])]
+    return {**before, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -1,7 +1,9 @@
 """Edited cross-attention on a GPU against fused and eager attention: `python -m benchmarks.kernels`.
 
 At the shapes of Stable Diffusion v1.4, after a gate: every dtype must be right against float64 first, or nothing is
-timed. Beside each time the bytes that cannot be avoided and their share of the device's measured copy bandwidth.
+timed. Beside each time the bytes that cannot be avoided and their share of the device's measured copy bandwidth, which
+small layers can exceed: their tensors stay in the caches from call to call. Times are of replayed CUDA graphs, and
+beside them stands what handing a call over takes of the host.
 `--checks` measures, on the CPU, what the checks before a launch cost. Exits with 2 where there is no GPU.
 """
 
@@ -18,8 +20,8 @@ import torch
 from adapedit_kernels.edited_attention.arguments import check_arguments
 from benchmarks import common
 from benchmarks.attention_cases import LAYERS, LIMITS, ROWS, Layer, error, least_bytes, make_case, variants
+from benchmarks.on_device import CALLS, ROUNDS, captured, host_seconds, median_seconds
 
-ROUNDS = 5
 SDPA_TIMES, EAGER_TIMES, MAPS_TIMES = 1.25, 4.0, 1.05
 """Wanted: at most so many times fused attention, at least so many times faster than eager, the maps on top."""
 
@@ -32,13 +34,12 @@ def copy_bandwidth(device: str, size: int = 1 << 30) -> float:
 
 
 def milliseconds(runs: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
-    """Median over rounds of the median time of each, one after the other; caches are emptied before every call."""
-    from triton.testing import do_bench
-
+    """Median time of a call of each on the device, one after the other and round again."""
+    replays = {name: captured(run) for name, run in runs.items()}
     found: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(ROUNDS):
-        for name, run in runs.items():
-            found[name].append(float(do_bench(run, warmup=10, rep=50, return_mode="median")))
+        for name, replay in replays.items():
+            found[name].append(median_seconds(replay, calls=3, rounds=3) / CALLS * 1e3)
     return {name: statistics.median(times) for name, times in found.items()}
 
 
@@ -60,11 +61,18 @@ def measure(layer: Layer, rows: int, dtype: torch.dtype, device: str, bandwidth:
     case = make_case(layer, rows, dtype, device)
     moved = least_bytes(case)
     with torch.inference_mode():
-        times = milliseconds(variants(case))
+        runs = variants(case)
+        times = milliseconds(runs)
+        host = {name: host_seconds(run) for name, run in runs.items()}
     result: dict[str, Any] = {"side": layer.side, "width": layer.width, "rows": rows}
     for name, value in times.items():
         share = moved[name] / (value / 1e3) / bandwidth
-        result[name] = {"ms": round(value, 5), "bytes": moved[name], "share_of_copy": round(share, 3)}
+        result[name] = {
+            "ms": round(value, 5),
+            "host_us": round(host[name] * 1e6, 1),
+            "bytes": moved[name],
+            "share_of_copy": round(share, 3),
+        }
     result["times_sdpa"] = round(times["edited"] / times["sdpa"], 3)
     result["faster_than_eager"] = round(times["eager"] / times["edited"], 2)
     result["maps_on_top"] = round(times["edited with maps"] / times["edited"], 3)
@@ -134,8 +142,11 @@ def main() -> int:
     bandwidth = copy_bandwidth(options.device)
     dtype = getattr(torch, options.dtype)
     rows = ROWS[:1] if options.quick else ROWS
-    times = [measure(layer, count, dtype, options.device, bandwidth) for layer in LAYERS for count in rows]
+    times = list[dict[str, Any]]()
     data = {"copy_bytes_per_s": bandwidth, "correctness": correctness, "attention": times}
+    for layer in LAYERS:
+        times += [measure(layer, count, dtype, options.device, bandwidth) for count in rows]
+        common.write("kernels", options, data, whole=False)
     common.write("kernels", options, data)
     return 0
 

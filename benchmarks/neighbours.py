@@ -9,9 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 
-from adapedit import AdapEditPipeline
 from benchmarks import common
 
 
@@ -21,18 +19,14 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.steps, options.edits = 2, 2
-    if options.threads:
-        torch.set_num_threads(options.threads)
     found = {dtype: apart(options, dtype) for dtype in options.dtypes.split(",")}
-    common.gate(found.get("float32", {"largest": 0})["largest"])
     common.write("neighbours", options, {"edits": options.edits, "steps": options.steps, "dtypes": found})
+    common.gate(found.get("float32", {"largest": 0})["largest"])
 
 
 def apart(options: Any, dtype: str) -> dict[str, Any]:
     """Differences in grey levels between the pictures of edits alone and of the same edits in a batch."""
-    pipe = AdapEditPipeline.from_pretrained(
-        options.model, device=options.device, torch_dtype=getattr(torch, dtype)
-    )
+    pipe = common.pipeline(options, dtype)
     requests = common.unrelated(options.edits, options.steps)
     alone = [pipe.edit_batch([request])[0] for request in requests]
     differences = np.concatenate(

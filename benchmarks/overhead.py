@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from adapedit.methods.settings import PromptToPrompt
 from adapedit_engine import EditPlan, denoise
 from adapedit_engine.caches import CachedRunner
-from benchmarks import common
+from benchmarks import common, parity
 from benchmarks.baselines.eager import Controller, controlled
 from benchmarks.baselines.plain import as_loaded, plain_loop
 
@@ -27,9 +27,9 @@ def main() -> None:
     if options.quick:
         options.steps, options.repeats = 3, 2
     pipe = common.pipeline(options)
+    gate = same_latents(parity.pipelines(options, pipe), options.steps)
     plan, _ = plans(pipe, options.steps)
-    variants, outputs = loops(pipe, plan, options.steps)
-    gate = check(outputs())
+    variants, _ = loops(pipe, plan, options.steps)
     times = common.timed(variants, options.repeats, common.waiting(options.device))
     flops = unet_flops(pipe, plan)
     ceiling = common.matrix_ceiling(options.device, options.dtype)
@@ -116,15 +116,31 @@ def loops(pipe: Any, plan: EditPlan, steps: int) -> tuple[dict[str, Any], Any]:
     return variants, lambda: {name: run().float().cpu() for name, run in variants.items()}
 
 
-def check(latents: dict[str, Any]) -> dict[str, float]:
-    """A benchmark of loops that do different things says nothing: the same latents, or no times."""
-    found = {
+def same_latents(pipes: parity.Pipelines, steps: int) -> dict[str, Any]:
+    """How far the loops' latents are apart, by dtype. Raises `SystemExit` where they are not the same in float32."""
+
+    def outputs(pipe: Any) -> dict[str, Any]:
+        return loops(pipe, plans(pipe, steps)[0], steps)[1]()
+
+    exact, *others = pipes
+    found: dict[str, Any] = {**check(outputs(pipes[exact]))}
+    return found | {f"in_{dtype}": apart(outputs(pipes[dtype])) for dtype in others}
+
+
+def apart(latents: dict[str, Any]) -> dict[str, float]:
+    """The largest difference between latents that are to be the same."""
+    return {
         "edit_to_eager": float((latents["edit"] - latents["eager controller"]).abs().max()),
         "plain_to_diffusers": float(
             (latents["plain (same runner)"] - latents["plain (diffusers)"]).abs().max()
         ),
         "source_to_plain": float((latents["edit"][0] - latents["plain (same runner)"][0]).abs().max()),
     }
+
+
+def check(latents: dict[str, Any]) -> dict[str, float]:
+    """A benchmark of loops that do different things says nothing: the same latents in float32, or no times."""
+    found = apart(latents)
     tolerance = 2e-2 if latents["edit"].abs().max() > 50 else 5e-3
     for name, difference in found.items():
         if not difference < tolerance:

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from adapedit.methods.settings import PromptToPrompt
-from benchmarks import common, overhead
+from benchmarks import common, overhead, parity
 from benchmarks.baselines.edits import OtherWays, one_by_one
 
 TARGETS = ("dog sitting", "cat standing", "bird standing", "dog jumping", "cat sitting", "bird sitting")
@@ -26,8 +26,8 @@ def main() -> None:
     pipe, steps = common.pipeline(options), options.steps
     side = pipe.model.latent_size * pipe.model.vae_factor
     shared = sweep(8, steps)
-    gate = parity(pipe, shared[:3])
-    loops = overhead.check(overhead.loops(pipe, overhead.plans(pipe, 3)[0], 3)[1]())
+    pipes = parity.pipelines(options, pipe)
+    gate = parity.grey_levels(pipes, lambda each: apart(each, shared[:3])) | overhead.same_latents(pipes, 3)
     axes = {
         "steps": {n: [common.request(0, n)] for n in (steps, 2 * steps, 4 * steps)},
         "edits": {n: [common.request(i, steps) for i in range(n)] for n in (1, 2, 4, 8)},
@@ -61,7 +61,7 @@ def main() -> None:
         "scaling",
         options,
         {
-            "parity": {"grey_levels": gate, **loops},
+            "parity": gate,
             "times": times,
             "lines": lines,
             "eight_of_one_source": one_source,
@@ -104,11 +104,11 @@ def arithmetic(pipe: Any, options: Any, steps: int, times: Any) -> dict[str, flo
     }
 
 
-def parity(pipe: Any, requests: Sequence[Any]) -> int:
+def apart(pipe: Any, requests: Sequence[Any]) -> int:
     """Edits that share their source, against the same alone, in grey levels."""
     together = pipe.edit_batch(requests)
     alone = [pipe.edit_batch([each])[0] for each in requests]
-    return common.gate(max(map(common.grey_levels, together, alone)))
+    return max(map(common.grey_levels, together, alone))
 
 
 def sweep(count: int, steps: int) -> list[Any]:

@@ -17,7 +17,7 @@ import torch
 
 from adapedit.checked import row_steps
 from adapedit_engine import Controls
-from benchmarks import common, overhead
+from benchmarks import common, overhead, parity
 from benchmarks.baselines.edits import ROWS
 from benchmarks.serving_ways import OTHERS, arriving, at_once, static
 from benchmarks.turns import in_turns
@@ -42,6 +42,7 @@ def main() -> None:
     )
     for name, run in runs.items():
         run["share_of_ceiling"] = round(at_ceiling[name if name in OTHERS else "ours"] / run["seconds"], 3)
+    common.write("throughput", options, {**beforehand, "runs": runs}, whole=False)
     rates = {name: found["edits_per_s"] for name, found in runs.items()}
     size = max(sizes, key=lambda size: rates[static(size)])
     rate = options.load * rates["scheduler"]
@@ -75,16 +76,16 @@ def checked(options: Any) -> tuple[dict[str, Any], dict[str, float]]:
     matrix ceiling, by `OTHERS` and "ours"."""
     pipe = common.pipeline(options)
     requests = common.unrelated(options.edits, options.steps)
-    gate = parity(pipe, requests[:6], options.max_rows)
-    loops = overhead.check(overhead.loops(pipe, overhead.plans(pipe, 3)[0], 3)[1]())
+    pipes = parity.pipelines(options, pipe)
+    gate = parity.grey_levels(pipes, lambda each: apart(each, requests[:6], options.max_rows))
+    gate |= overhead.same_latents(pipes, 3)
     rows = row_times(pipe, (2, 4, 8, 16) if options.quick else (1, 2, 4, 6, 8, 12, 16, 24, 32), repeats=3)
     ceiling = common.matrix_ceiling(options.device, options.dtype)
     flops = overhead.unet_flops(pipe, overhead.plans(pipe, 1)[0]) / 4
     steps = sum(each.num_inference_steps for each in requests[: options.others])
     seconds = {name: flops * ROWS[name.partition(",")[0]] * steps / ceiling for name in OTHERS}
     seconds["ours"] = flops * sum(row_steps(each, pipe.model) for each in requests) / ceiling
-    parity_ = {"grey_levels": gate, **loops}
-    return {"parity": parity_, "row_times": rows, "ceiling_flops_per_s": ceiling}, seconds
+    return {"parity": gate, "row_times": rows, "ceiling_flops_per_s": ceiling}, seconds
 
 
 def both(count: int, pattern: str, latencies: Any) -> dict[str, Any]:
@@ -97,7 +98,7 @@ def both(count: int, pattern: str, latencies: Any) -> dict[str, Any]:
     return {"edits": count, "scheduler": ours, "static": theirs, **ratios}
 
 
-def parity(pipe: Any, requests: Sequence[Any], max_rows: int) -> int:
+def apart(pipe: Any, requests: Sequence[Any], max_rows: int) -> int:
     """The largest difference of pictures between the ways, in grey levels."""
     streamed = {item.place: item.result for item in pipe.stream(requests, max_rows=max_rows)}
     batched = pipe.edit_batch(requests)
@@ -105,7 +106,7 @@ def parity(pipe: Any, requests: Sequence[Any], max_rows: int) -> int:
     for place, each in enumerate(requests):
         (alone,) = pipe.edit_batch([each])
         largest = max(largest, *(common.grey_levels(alone, o) for o in (streamed[place], batched[place])))
-    return common.gate(largest)
+    return largest
 
 
 def row_times(pipe: Any, sizes: Sequence[int], repeats: int) -> dict[str, Any]:
