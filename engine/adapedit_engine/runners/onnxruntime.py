@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from adapedit_engine.bundle import Bundle
 from adapedit_engine.manifest import GraphSpec
 from adapedit_engine.runners import RunnerError
 from adapedit_engine.runners.session import DTYPES, Buffers, Session, check_call
+from adapedit_engine.runners.turns import OwnStream
 
 RTX_PACKAGE = "onnxruntime_ep_nv_tensorrt_rtx"
 RTX_PROVIDER = "NvTensorRTRTXExecutionProvider"
@@ -86,10 +88,12 @@ class OnnxRuntimeSession:
         self.spec: GraphSpec = bundle.graph(graph)
         self._provider = PROVIDERS[runner]
         self.device = torch.device(self._provider.device)
-        self._session: Any = _load(bundle.graph_path(graph), self._provider, threads)
+        self._own = OwnStream(self.device) if self.device.type == "cuda" else None
+        self._session: Any = _load(bundle.graph_path(graph), self._provider, threads, self._own)
         self._buffers = Buffers(self.spec, self.device)
         self._bindings: dict[tuple[str, ...], Any] = {}
         self._stable: dict[tuple[str, tuple[int, ...]], Tensor] = {}
+        self._graphs = GraphNumbers()
 
     def run(self, inputs: Mapping[str, Tensor], outputs: Sequence[str] | None = None) -> dict[str, Tensor]:
         """See `Session.run`."""
@@ -104,7 +108,8 @@ class OnnxRuntimeSession:
             binding.bind_input(name, *self._place(tensor))
         for name, tensor in results.items():
             binding.bind_output(name, *self._place(tensor))
-        self._session.run_with_iobinding(binding, self._options(sizes))
+        with nullcontext() if self._own is None else self._own.taking_turns():
+            self._session.run_with_iobinding(binding, self._options(wanted, sizes))
         return results
 
     def close(self) -> None:
@@ -123,19 +128,31 @@ class OnnxRuntimeSession:
             self._stable[key] = torch.empty_like(tensor, memory_format=torch.contiguous_format)
         return self._stable[key].copy_(tensor)
 
-    def _options(self, sizes: Mapping[str, int]) -> Any:
+    def _options(self, wanted: tuple[str, ...], sizes: Mapping[str, int]) -> Any:
         import onnxruntime
 
         if self.device.type == "cpu":
             return None
         options = onnxruntime.RunOptions()
-        options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        if self._provider.name != RTX_PROVIDER:  # which is not given a stream, and has to be waited for
+            options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         if self._provider.cuda_graph:
-            options.add_run_config_entry("gpu_graph_id", str(sizes.get("rows", 1)))
+            options.add_run_config_entry("gpu_graph_id", str(self._graphs.of(wanted, sizes)))
         return options
 
 
-def _load(path: Path, provider: Provider, threads: int | None) -> Any:
+class GraphNumbers:
+    """Numbers from 1 on for CUDA graphs: one holds what it computed when it was recorded, at the sizes of then."""
+
+    def __init__(self) -> None:
+        self._known: dict[Any, int] = {}
+
+    def of(self, wanted: tuple[str, ...], sizes: Mapping[str, int]) -> int:
+        """The number of the graph with these outputs and sides."""
+        return self._known.setdefault((wanted, frozenset(sizes.items())), len(self._known) + 1)
+
+
+def _load(path: Path, provider: Provider, threads: int | None, own: OwnStream | None) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -149,7 +166,7 @@ def _load(path: Path, provider: Provider, threads: int | None) -> Any:
                 _rtx_devices(onnxruntime), {"nv_runtime_cache_path": str(path.parent)}
             )
             return onnxruntime.InferenceSession(str(path), options)
-        chosen = [(provider.name, _provider_options(provider))]
+        chosen = [(provider.name, _provider_options(provider, own))]
         return onnxruntime.InferenceSession(str(path), options, providers=chosen)
     except RunnerError:
         raise
@@ -158,11 +175,10 @@ def _load(path: Path, provider: Provider, threads: int | None) -> Any:
         raise RunnerError(f"ONNX Runtime can't load {path.name} for {provider.name}: {reason}") from error
 
 
-def _provider_options(provider: Provider) -> dict[str, str]:
-    if provider.device == "cpu":
+def _provider_options(provider: Provider, own: OwnStream | None) -> dict[str, str]:
+    if own is None:
         return {}
-    stream = str(torch.cuda.current_stream().cuda_stream)
-    options = {"user_compute_stream": stream}
+    options = {"user_compute_stream": str(own.handle)}
     if provider.cuda_graph:
         options["enable_cuda_graph"] = "1"
     return options

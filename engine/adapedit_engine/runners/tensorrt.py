@@ -1,4 +1,4 @@
-"""TensorRT, full, lean or for RTX: plans of a bundle on an NVIDIA GPU, on torch's current stream.
+"""TensorRT, full, lean or for RTX: plans of a bundle on an NVIDIA GPU, in turn with torch's stream.
 
 Not run where this was written, which had no GPU: names and arguments were checked against the bindings.
 """
@@ -19,6 +19,7 @@ from adapedit_engine.runners import tensorrt_library as library
 from adapedit_engine.runners.session import Buffers, Session, check_call
 from adapedit_engine.runners.tensorrt_engine import check_engine
 from adapedit_engine.runners.tensorrt_library import Messages, TensorRT
+from adapedit_engine.runners.turns import OwnStream
 
 RUNNERS = tuple(library.FLAVOURS)
 
@@ -80,6 +81,7 @@ class TensorRTSession:
         self._cache: Any = None
         self._contexts: dict[int, Any] = {}
         self._device = torch.device("cuda", torch.cuda.current_device())
+        self._own = OwnStream(self._device)
         self._buffers = Buffers(self.spec, self._device)
         self._held: tuple[Tensor, ...] = ()
 
@@ -87,14 +89,16 @@ class TensorRTSession:
         """See `Session.run`. All outputs are computed, those wanted are returned."""
         sizes, wanted = check_call(self.graph, self.spec, inputs, outputs)
         given = {name: tensor.contiguous() for name, tensor in inputs.items()}
-        stream = torch.cuda.current_stream().cuda_stream
+        stream = self._own.handle
         context = self._context({name: tuple(tensor.shape) for name, tensor in given.items()}, stream)
         results = {spec.name: self._buffers.take(spec.name, sizes) for spec in self.spec.outputs}
         for name, tensor in given.items():
             context.set_input_shape(name, tuple(tensor.shape))
         for name, tensor in (given | results).items():
             context.set_tensor_address(name, tensor.data_ptr())
-        if not context.execute_async_v3(stream):
+        with self._own.taking_turns():
+            started = context.execute_async_v3(stream)
+        if not started:
             raise RunnerError(f"{self.graph}: TensorRT did not start; see its messages above")
         # The work goes on after this call: what it reads must outlive it until the next one is queued.
         self._held = tuple(given.values())
