@@ -15,6 +15,7 @@ from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteS
 from adapedit import AdapEditError, AdapEditPipeline, EditRequest
 from adapedit.inversion import INVERSIONS, make_inversion_settings
 from adapedit.inversion.base import InversionError, backwards
+from adapedit.inversion.null_text import _Search
 from adapedit.inversion.registry import inversion_key
 from adapedit.prepare import complete, make_context
 from tests.helpers.pictures import (
@@ -118,6 +119,25 @@ def test_direct_that_corrects_targets_gives_the_picture_back_where_nothing_is_ed
     assert far(plain.source_image, plain.target_image) <= 1
     assert far(adapedit.source_image, adapedit.target_image) <= 1
     assert far(free.source_image, free.target_image) > 1
+
+
+def test_the_search_goes_the_same_way_in_half_precision(tiny_folder: Path) -> None:
+    """A goal that is nearly reached has gradients that float16 rounds to nothing."""
+    moved = []
+    for dtype in (torch.float32, torch.float16):
+        model = AdapEditPipeline.from_pretrained(tiny_folder, torch_dtype=dtype).model
+        context = make_context(complete(request("direct"), model), model)
+        runner: Any = model.runner
+        search = _Search(settings("null-text", inner_steps=1, learning_rate=0.01), context, runner.controlled)
+        before, latents = search.empty.clone(), context.latents
+        with runner, torch.no_grad():
+            text = search._predict(3, latents, search._source)
+            goal = search._next(3, latents, search.empty, text) + 1e-4
+            search._improve(3, latents, goal, text)
+        moved.append(search.empty - before)
+    whole, half = moved
+    assert float(whole.abs().mean()) > 5e-3
+    assert float(((whole - half).abs() < 1e-3).float().mean()) > 0.98
 
 
 def test_keys_of_inversions_tell_apart_what_differs(pipe: AdapEditPipeline) -> None:
