@@ -15,6 +15,7 @@ from adapedit.inversion.base import (
     picture_of,
     reached,
     refuse_history,
+    refuse_reuse,
     single_steps,
     with_residuals,
 )
@@ -38,6 +39,7 @@ class EditFriendlyInversion(Inversion):
 
     def check(self, context: EditContext, model: EditModel) -> None:
         self._schedule(context, model)
+        refuse_reuse(context, "'edit-friendly'")
 
     def passes(self, context: EditContext, model: EditModel, seed: int) -> Passes:
         schedule, picture = self._schedule(context, model), picture_of(context)

@@ -102,13 +102,17 @@ class _Search:
 
     def _improve(self, step: int, x: Tensor, goal: Tensor, text: Tensor) -> None:
         share = step / (2 * len(self._schedule))
+        # A mean over many cells has gradients below what float16 can hold: there it is the sum that is followed back.
+        scale = 2.0 ** x.numel().bit_length() if self._dtype == torch.float16 else 1.0
         with torch.enable_grad():
             empty = self.empty.clone().requires_grad_(True)
             adam = torch.optim.Adam([empty], lr=self._settings.learning_rate * (1 - share))
             for _ in range(self._settings.inner_steps):
                 loss = (self._next(step, x, empty, text) - goal).square().mean()
                 adam.zero_grad()
-                loss.backward()
+                (loss * scale).backward()
+                if scale != 1 and empty.grad is not None:
+                    empty.grad /= scale
                 adam.step()
                 if float(loss.detach()) < self._settings.early_stop + step * RISE:
                     break

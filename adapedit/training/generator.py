@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from adapedit.scenes.captions import VOCABULARY, Caption, random_caption
 from adapedit.training.checkpoint import Trainee
 from adapedit.training.data import GRID, RenderedScenes, held_out, scene_at
 from adapedit.training.precision import fast_products
+from adapedit.training.stored import find, keep, made_from
 from adapedit.training.text import HIDDEN_SIZE, make_text_encoder, make_tokenizer
 from adapedit.training.vae import LATENT_CHANNELS
 from adapedit_engine.unet import ControlledUNet
@@ -57,9 +57,14 @@ def make_scheduler() -> DDIMScheduler:
 def encode_scenes(
     vae: AutoencoderKL, scenes: RenderedScenes, path: Path, count: int, batch: int = 32
 ) -> NDArray[np.float16]:
-    """Latents (mean, unscaled) of the first `count` scenes, [n, C, GRID, GRID] float16, kept on disk."""
+    """Latents (mean, unscaled) of the first `count` scenes, [n, C, GRID, GRID] float16, kept on disk.
+
+    What is there of another autoencoder, other scenes or another number of them is made again.
+    """
     count = min(count, len(scenes.images))
-    if path.exists() and len(stored := np.load(path)) == count:
+    origin = made_from(vae, scenes.seed, count)
+    stored = find(path, origin)
+    if stored is not None:
         return stored
     parts = []
     for start in range(0, count, batch):
@@ -72,10 +77,7 @@ def encode_scenes(
         if start % (batch * 50) == 0:
             print(f"encoded {start}/{count}", flush=True)
     latents = np.concatenate(parts)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    whole = path.with_suffix(".part.npy")
-    np.save(whole, latents)
-    os.replace(whole, path)
+    keep(path, latents, origin)
     return latents
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from adapedit.scenes.world import ATTRIBUTES, FIGURE_ATTRIBUTES, Scene
 from adapedit.training.data import TRAIN_SEED, held_out, scene_at
 from adapedit.training.precision import fast_products
 from adapedit.training.reader import to_pixels
+from adapedit.training.stored import find, keep, made_from
 
 EDIT_STREAM = 23
 """Seed of the random edits: neither that of any scenes nor that of the suite."""
@@ -98,12 +100,19 @@ def build(
 ) -> None:
     """Draw and encode the edits of `count` scenes: latents (mean, unscaled) [count, EDITS, C, GRID, GRID] float16.
 
-    The file appears under its name only when whole; chunks that were done before are kept beside it.
+    The file appears under its name only when whole; chunks that were done before are kept beside it. What is there of
+    another autoencoder or of other scenes is made again.
     """
-    if path.exists():
+    encoder = AutoencoderKL.from_pretrained(vae, torch_dtype=torch.float32)
+    origin = made_from(encoder, seed, count)
+    if find(path, origin) is not None:
         return
     parts = path.with_suffix(".parts")
-    parts.mkdir(parents=True, exist_ok=True)
+    note, of_parts = parts / "origin.json", made_from(encoder, seed)
+    if not note.exists() or note.read_text() != of_parts:
+        shutil.rmtree(parts, ignore_errors=True)
+        parts.mkdir(parents=True)
+        note.write_text(of_parts)
     spans = [(start, min(start + chunk, count), seed, vae) for start in range(0, count, chunk)]
     files = [parts / f"{start:06d}-{stop:06d}.npy" for start, stop, *_ in spans]
     missing = [i for i, file in enumerate(files) if not file.exists()]
@@ -112,12 +121,8 @@ def build(
             np.save(files[i].with_suffix(".part.npy"), latents)
             os.replace(files[i].with_suffix(".part.npy"), files[i])
             print(f"edited {spans[i][1]}/{count}", flush=True)
-    whole = path.with_suffix(".part.npy")
-    np.save(whole, np.concatenate([np.load(file) for file in files]))
-    os.replace(whole, path)
-    for file in files:
-        file.unlink()
-    parts.rmdir()
+    keep(path, np.concatenate([np.load(file) for file in files]), origin)
+    shutil.rmtree(parts)
 
 
 def main() -> None:

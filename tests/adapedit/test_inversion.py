@@ -15,6 +15,7 @@ from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteS
 from adapedit import AdapEditError, AdapEditPipeline, EditRequest
 from adapedit.inversion import INVERSIONS, make_inversion_settings
 from adapedit.inversion.base import InversionError, backwards
+from adapedit.inversion.null_text import _Search
 from adapedit.inversion.registry import inversion_key
 from adapedit.prepare import complete, make_context
 from tests.helpers.pictures import (
@@ -120,6 +121,25 @@ def test_direct_that_corrects_targets_gives_the_picture_back_where_nothing_is_ed
     assert far(free.source_image, free.target_image) > 1
 
 
+def test_the_search_goes_the_same_way_in_half_precision(tiny_folder: Path) -> None:
+    """A goal that is nearly reached has gradients that float16 rounds to nothing."""
+    moved = []
+    for dtype in (torch.float32, torch.float16):
+        model = AdapEditPipeline.from_pretrained(tiny_folder, torch_dtype=dtype).model
+        context = make_context(complete(request("direct"), model), model)
+        runner: Any = model.runner
+        search = _Search(settings("null-text", inner_steps=1, learning_rate=0.01), context, runner.controlled)
+        before, latents = search.empty.clone(), context.latents
+        with runner, torch.no_grad():
+            text = search._predict(3, latents, search._source)
+            goal = search._next(3, latents, search.empty, text) + 1e-4
+            search._improve(3, latents, goal, text)
+        moved.append(search.empty - before)
+    whole, half = moved
+    assert float(whole.abs().mean()) > 5e-3
+    assert float(((whole - half).abs() < 1e-3).float().mean()) > 0.98
+
+
 def test_keys_of_inversions_tell_apart_what_differs(pipe: AdapEditPipeline) -> None:
     context = make_context(complete(request("direct"), pipe.model), pipe.model)
     direct, noisy = settings("direct"), settings("edit-friendly")
@@ -186,6 +206,21 @@ def test_inversions_that_cant_be_done_are_refused_before_any_work(tiny_folder: P
     (direct,) = edit(euler, request("direct"))
     context = make_context(complete(request("direct"), euler.model), euler.model)
     assert np.array_equal(pixels(direct.source_image), decoded(euler, context.image_latents))
+
+
+@pytest.mark.parametrize("left_out", [{"feature_interval": 3}, {"cross_attention_until": 0.5}])
+def test_corrections_of_the_whole_model_are_refused_where_some_of_it_is_left_out(
+    pipe: AdapEditPipeline, left_out: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (knob, value), *_ = left_out.items()
+    # Without targets the source is put where it was.
+    (result,) = edit(pipe, request("direct", **left_out))
+    context = make_context(complete(request("direct"), pipe.model), pipe.model)
+    assert np.array_equal(pixels(result.source_image), decoded(pipe, context.image_latents))
+    monkeypatch.setattr(pipe.model.runner, "infer", None)
+    for inversion in ("edit-friendly", settings("direct", targets=0.5)):
+        with pytest.raises(InversionError, match=f"{knob} is {value}, wanted 1 .* leave {knob} out, or use"):
+            edit(pipe, request(inversion, **left_out))
 
 
 def test_settings_are_validated() -> None:

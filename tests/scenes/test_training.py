@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -155,6 +158,65 @@ def test_latents_that_were_cut_short_are_made_again(tmp_path: Path, monkeypatch:
     assert np.allclose(three[:2], two, atol=0.02)
     monkeypatch.setattr(type(vae), "encode", lambda *args: pytest.fail("encoded again"))
     assert np.array_equal(encode_scenes(vae, scenes, path, 9), three)
+
+
+@pytest.fixture
+def small_vae() -> AutoencoderKL:
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(4, 4),
+        latent_channels=2,
+        norm_num_groups=2,
+    ).requires_grad_(False)
+
+
+def test_latents_of_another_autoencoder_or_of_other_scenes_are_made_again(
+    tmp_path: Path, small_vae: AutoencoderKL
+) -> None:
+    build(tmp_path, 2, workers=1)
+    scenes, path = RenderedScenes.open(tmp_path), tmp_path / "latents.npy"
+    first = encode_scenes(small_vae, scenes, path, 2)
+    small_vae.encoder.conv_in.bias.add_(1)
+    other = encode_scenes(small_vae, scenes, path, 2)
+    assert not np.array_equal(first, other) and np.array_equal(np.load(path), other)
+    np.save(path, first)
+    assert np.array_equal(encode_scenes(small_vae, scenes, path, 2), first)
+    # Of other scenes, and of nobody knows what.
+    assert np.array_equal(encode_scenes(small_vae, replace(scenes, seed=5), path, 2), other)
+    np.save(path, first)
+    path.with_suffix(".json").unlink()
+    assert np.array_equal(encode_scenes(small_vae, scenes, path, 2), other)
+
+
+def test_edits_of_another_autoencoder_are_made_again(
+    tmp_path: Path, small_vae: AutoencoderKL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage, path, folder = import_module("adapedit.training.pairs"), tmp_path / "edits.npy", tmp_path / "vae"
+    monkeypatch.setattr(stage, "ProcessPoolExecutor", lambda workers: ThreadPoolExecutor(1))
+    chunk, made = stage._chunk, []
+
+    def counted(span: tuple[int, int, int, Path]) -> np.ndarray:
+        made.append(span[:2])
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        return chunk(span)
+
+    monkeypatch.setattr(stage, "_chunk", counted)
+    small_vae.save_pretrained(folder)
+    with pytest.raises(KeyboardInterrupt):
+        stage.build(path, folder, 2, chunk=1)
+    small_vae.encoder.conv_in.bias.add_(1)
+    small_vae.save_pretrained(folder)
+    stage.build(path, folder, 2, chunk=1)
+    assert made == [(0, 1), (1, 2), (0, 1), (1, 2)] and not path.with_suffix(".parts").exists()
+    stage.build(path, folder, 2, chunk=1)
+    assert len(made) == 4 and np.load(path).shape[:2] == (2, stage.EDITS)
+    small_vae.encoder.conv_in.bias.add_(1)
+    small_vae.save_pretrained(folder)
+    stage.build(path, folder, 1, chunk=1)
+    stage.build(path, folder, 2, chunk=1)
+    assert made[4:] == [(0, 1), (0, 1), (1, 2)]
 
 
 @pytest.mark.parametrize(("stage", "arguments"), STAGES)
