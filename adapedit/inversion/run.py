@@ -80,20 +80,6 @@ def invert(
         passes.close()
 
 
-def without_pauses(passes: ContextPasses) -> ContextPasses:
-    """The same for a caller to whom no plans are no pause."""
-    answer: Any = None
-    try:
-        while True:
-            plans = passes.send(answer)
-            answer = (yield plans) if plans else []
-    except StopIteration as end:
-        contexts: list[EditContext] = end.value
-        return contexts
-    finally:
-        passes.close()
-
-
 def expected_calls(wanted: Sequence[Wanted]) -> int:
     """About how often `invert` will call back."""
     from adapedit.inversion.settings import NullText

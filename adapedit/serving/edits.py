@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
 from adapedit.inversion.base import Inverted
-from adapedit.inversion.run import Wanted, inversion_passes, without_pauses
+from adapedit.inversion.run import Wanted, inversion_passes
 from adapedit.methods.context import EditContext, Method
 from adapedit.methods.registry import make_method
 from adapedit.model import EditModel
@@ -176,7 +176,7 @@ def _begun(
             for i in places
         ]
         # The model that prepared an edit also runs what of its inversion is no plan.
-        contexts = yield from without_pauses(inversion_passes(wanted, edits[places[0]].model, inversions))
+        contexts = yield from inversion_passes(wanted, edits[places[0]].model, inversions)
         for i, context in zip(places, contexts, strict=True):
             begun[i] = edits[i].begun(context)
     return begun

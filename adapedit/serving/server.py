@@ -123,7 +123,7 @@ class EditServer:
         with self._wake:
             if not (self._ended or self._failure):
                 self._inbox.append(edit)
-                self._wake.notify()
+                self._arrivals.came()
                 return edit.future
         # Gives its place to the next that waits, who is told the same.
         edit.future.cancel()
@@ -225,7 +225,8 @@ class EditServer:
         No more than it can begin: what waits out here can still find others with the same source.
         """
         with self._wake:
-            while not self._may_step(scheduler):
+            since = time.monotonic()
+            while not self._may_step(scheduler, since):
                 if not (self._open or self._arrivals.likely):
                     self._ended = True
                     return False
@@ -264,11 +265,11 @@ class EditServer:
             del self._jobs[ticket]
         return bool(parts)
 
-    def _may_step(self, scheduler: Scheduler) -> bool:
-        """Whether there is something to do, and nobody on the way who would compute beside it and could join it."""
+    def _may_step(self, scheduler: Scheduler, since: float) -> bool:
+        """Whether there is something to do, and nobody on the way who would compute beside it and could soon join."""
         if scheduler.idle and not self._inbox:
             return False
-        if not self._on_cpu or scheduler.waiting or not self._arrivals.likely:
+        if not self._on_cpu or scheduler.waiting or not self._arrivals.worth_waiting(since):
             return True
         return first_rows(self._inbox) >= self._room_in(scheduler)
 

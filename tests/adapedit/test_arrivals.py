@@ -10,6 +10,7 @@ import pytest
 
 from adapedit import AdapEditError, AdapEditPipeline, EditRequest
 from adapedit.methods.settings import PromptToPrompt
+from adapedit.serving import arrivals
 from adapedit.serving.edits import PreparedEdit
 from adapedit.serving.inbox import AHEAD_SECONDS, most_urgent
 
@@ -25,6 +26,7 @@ def test_on_the_cpu_an_edit_that_is_being_prepared_joins_the_first_call(
     pipe: AdapEditPipeline, monkeypatch: pytest.MonkeyPatch
 ):
     """The worker would only compute beside it."""
+    monkeypatch.setattr(arrivals, "PATIENCE_SECONDS", 30)
     with pipe.serve(max_rows=8) as server:
         prepare = server._prepare
 
@@ -42,6 +44,36 @@ def test_on_the_cpu_an_edit_that_is_being_prepared_joins_the_first_call(
         assert all(future.result() for future in futures)
         stats = server.stats.scheduler
     assert (stats.calls, stats.rows) == (STEPS, 8 * STEPS)
+
+
+def test_a_running_edit_does_not_wait_for_the_end_of_a_long_preparation(
+    pipe: AdapEditPipeline, monkeypatch: pytest.MonkeyPatch
+):
+    ended = threading.Event()
+    with pipe.serve() as server:
+        prepare = server._prepare
+
+        def prepared(edit: EditRequest, deadline: float | None):
+            assert edit.seed == 0 or ended.wait(10), "the first edit waits for the second's preparation"
+            return prepare(edit, deadline)
+
+        monkeypatch.setattr(server, "_prepare", prepared)
+        first = server.submit(request(0, num_inference_steps=6))
+        first.add_done_callback(lambda _: ended.set())
+        assert server.submit(request(1)).result(30) and first.result(30)
+
+
+def test_only_what_has_come_makes_more_of_it_likely():
+    """Refused requests, however many, hold nobody up."""
+    wake = threading.Condition()
+    some = arrivals.Arrivals(wake)
+    with pytest.raises(AdapEditError), some.announced():
+        assert some.likely
+        raise AdapEditError("no such edit")
+    assert not some.likely
+    with wake:
+        some.came()
+        assert some.likely and some.worth_waiting(since=0.0)
 
 
 def test_an_edit_that_waits_for_room_keeps_nobody_waiting(pipe: AdapEditPipeline):

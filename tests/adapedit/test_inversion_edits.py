@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from adapedit import AdapEditPipeline
-from adapedit.inversion import INVERSIONS
+from adapedit.inversion import INVERSIONS, null_text
 from adapedit.methods.settings import METHODS
 from adapedit.prepare import complete, make_context
 from tests.helpers.pictures import (
@@ -119,6 +119,26 @@ def test_the_server_gives_what_the_pipeline_gives(pipe: AdapEditPipeline) -> Non
         assert far(one.target_image, other.target_image) <= 1
         assert one.reconstruction_psnr == pytest.approx(other.reconstruction_psnr, abs=0.2)
     assert far(again.target_image, found[0].target_image) <= 1
+
+
+def test_on_the_server_others_go_on_between_the_steps_of_an_optimisation(
+    pipe: AdapEditPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    step = null_text._Search.step
+
+    def counted(self: Any, *given: Any) -> Any:
+        calls.append(server.stats.scheduler.calls)
+        return step(self, *given)
+
+    monkeypatch.setattr(null_text._Search, "step", counted)
+    plain = request(method="plain", image=None, inversion=None, num_inference_steps=3 * STEPS)
+    with pipe.serve() as server:
+        edits = [server._prepare(asked, None) for asked in (request("null-text"), plain)]
+        with server._wake:  # so that they begin together
+            futures = [server._queue(edit, placed=False) for edit in edits]
+        assert all(future.result(30) for future in futures)
+    assert calls == list(range(STEPS, 2 * STEPS))
 
 
 def test_progress_counts_the_inversion_and_raising_in_it_cancels(pipe: AdapEditPipeline) -> None:

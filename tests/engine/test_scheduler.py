@@ -117,6 +117,27 @@ def test_plans_of_one_job_run_side_by_side_and_come_back_in_order():
     assert calls(s) == [[2, 2, 2], [2, 2], [2]]
 
 
+def test_a_job_that_pauses_holds_up_nobody_and_goes_on_at_the_next_step():
+    def searching(pauses: int) -> Passes:
+        yield [VirtualPlan(rows=2, steps=1)]
+        for _ in range(pauses):
+            assert (yield []) == []
+        return "found"
+
+    s = scheduler()
+    search, other, given_up = s.submit(searching(3)), s.submit(job((2, 4))), s.submit(searching(2000))
+    done = []
+    for _ in range(4):
+        s.step()
+        done.append(search.future.done())
+    assert done == [False, False, False, True] and other.future.result() == "done"
+    assert calls(s) == [[2, 2, 2], [2], [2], [2]]
+    # It may be cancelled in a pause, and is no longer one that a deadline refuses.
+    assert not s.waiting and given_up.future.cancel()
+    s.step()
+    assert s.idle
+
+
 def test_rows_never_exceed_the_limit_and_nobody_starves():
     s = scheduler(max_rows=8)
     tickets = [s.submit(job((rows, 2))) for rows in (6, 8, 2, 2, 4)]

@@ -86,6 +86,8 @@ class Scheduler:
         ended += self._admit()
         for group in self._calls():
             self._tick(group)
+        for job in [job for job in self._jobs.values() if job.pauses]:
+            self._resume(job, [])
         for run in [run for run in self._running if self.executor.done(run.state)]:
             self._running.remove(run)
             self._finish(run)
@@ -245,12 +247,11 @@ class Scheduler:
         except Exception as error:
             job.error = error
             return
-        job.outcomes, job.wanted = {}, len(runs)
+        job.outcomes, job.wanted, job.pauses = {}, len(runs), not runs
+        job.begun |= job.pauses
         self._ready += runs
         # Arrival decides among equals, whatever order they were asked for in.
         self._ready.sort(key=lambda run: run.order)
-        if not runs:
-            self._resume(job, [])
 
     def _checked(self, job: Job, place: int, plan: Any) -> Run:
         self.executor.check(plan)

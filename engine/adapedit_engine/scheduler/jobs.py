@@ -17,7 +17,7 @@ Passes = Generator[Sequence[Any], list[Any], Any]
 """A job: yields plans that may run side by side, is sent their outcomes in the same order, returns its result.
 
 An edit with a first pass for FWT yields twice, a single-pass edit once. What it does between two yields holds
-up all others, so that should be little.
+up all others, so that should be little: where it is much, no plans are a pause, and it goes on at the next step.
 """
 
 
@@ -78,6 +78,7 @@ class Job:
     wanted: int = 0
     result: Any = None
     begun: bool = False
+    pauses: bool = False
     ended: bool = False
     error: BaseException | None = None
 
