@@ -14,6 +14,10 @@ from adapedit_engine.runners import RunnerError
 from adapedit_engine.runners.pytorch import PyTorchRunner
 from adapedit_engine.unet import OUTPUT_NAMES
 
+MOST_SHAPES = 64
+"""Compilations of one process, by numbers of rows and sizes of pictures. PyTorch's own limit is 8, which the slots of a
+server exceed at two sizes."""
+
 
 def why_not(device: torch.device | str) -> str | None:
     """What keeps torch.compile from working on `device`, and how to mend it; None where nothing does."""
@@ -55,16 +59,19 @@ class CompiledRunner(PyTorchRunner):
             mode="reduce-overhead" if graphs else None,
         )
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def infer(self, inputs: Mapping[str, Tensor], outputs: Sequence[str] | None = None) -> dict[str, Tensor]:
         """See `Runner.infer`. All outputs are computed, so that there is one graph."""
         wanted = OUTPUT_NAMES if outputs is None else tuple(outputs)
         self._check(inputs, wanted)
+        inputs = _alike(inputs)
         layers = range(len(self.specs.cross_layers))
         projected = [(inputs[f"key_{i}"], inputs[f"value_{i}"]) for i in layers]
         if self._replays:
             torch.compiler.cudagraph_mark_step_begin()
-        results = self._compiled(inputs["sample"], inputs["timestep"], Controls.from_dict(inputs), projected)
+        controls = Controls.from_dict(inputs)
+        with torch._dynamo.config.patch(recompile_limit=MOST_SHAPES):
+            results = self._compiled(inputs["sample"], inputs["timestep"], controls, projected)
         named = dict(zip(OUTPUT_NAMES, results, strict=True))
         return {name: tensor for name in wanted if (tensor := named[name]) is not None}
 
@@ -77,3 +84,18 @@ class CompiledRunner(PyTorchRunner):
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         noise_pred, maps, features = self.controlled(sample, timestep, controls=controls, projected=projected)
         return noise_pred, maps, features
+
+
+def _alike(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inputs without what an edit's method makes of them besides their values.
+
+    A compilation holds for tensors that lie as its own did in memory, were or were not made in inference mode, and are
+    or are not one and the same. So each is contiguous here, made in inference mode, and itself alone.
+    """
+    alike: dict[str, Tensor] = {}
+    for name, tensor in inputs.items():
+        tensor = tensor.contiguous()
+        if not tensor.is_inference() or any(tensor is other for other in alike.values()):
+            tensor = tensor.clone()
+        alike[name] = tensor
+    return alike

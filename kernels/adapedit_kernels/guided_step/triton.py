@@ -51,7 +51,8 @@ def _stepped(
     return result
 
 
-@triton.jit
+# By default Triton compiles anew for a number that is 1, and for one that 16 divides: rows come and go in a server.
+@triton.jit(do_not_specialize=["rows", "tracks"])
 def guided_step_kernel(
     noise_pred,
     latents,

@@ -93,7 +93,8 @@ def _axis(place, size, wanted):
     return low, tl.minimum(low + 1, size - 1), at - low
 
 
-@triton.jit
+# A side of 1 would be a constant, which has no dtype, and every new size a compilation.
+@triton.jit(do_not_specialize=["height", "width", "wanted_height", "wanted_width"])
 def resize_kernel(
     small,
     out,
