@@ -1,7 +1,7 @@
 """EditServer: a queue, a thread that steps the scheduler, and one that decodes while the next steps run.
 
-On the CPU the stepping thread decodes as well, and waits for edits that are being prepared while there is room for
-them: the cores are those of the next steps, and two threads that compute at the same time are slower than one, see
+On the CPU the stepping thread decodes as well, and waits a little for edits that are being prepared while there is room
+for them: the cores are those of the next steps, and two threads that compute at the same time are slower than one, see
 `adapedit_engine.openmp`.
 """
 
