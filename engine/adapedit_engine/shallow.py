@@ -6,6 +6,7 @@ from the deep layers, which is kept from an earlier step, with the first convolu
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -32,11 +33,14 @@ def shallow_predict(unet: Any, sample: Tensor, timestep: Tensor, deep: Tensor, o
 
 @contextmanager
 def deep_features(unet: Any) -> Iterator[list[Tensor]]:
-    """Within the block, the deep features of each call are appended to the list."""
+    """Within the block, the deep features of each call are appended to the list: of calls of this thread alone."""
     found: list[Tensor] = []
-    channels = unet.conv_in.out_channels
+    channels, thread = unet.conv_in.out_channels, threading.get_ident()
 
     def keep(_: Any, inputs: tuple[Tensor, ...]) -> None:
+        # The layer is everybody's: meanwhile other threads call it for edits of their own.
+        if threading.get_ident() != thread:
+            return
         # Behind the deep features stands the first convolution's output, which the next step has anew.
         found.append(inputs[0][:, :-channels].clone())
 

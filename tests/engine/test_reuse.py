@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 
 import pytest
@@ -86,6 +87,26 @@ def test_gated_on_its_own_outputs_is_the_whole(runner):
     gated = Reuse(call=Call(gated=True), cross=tuple(kept.kept_cross))
     blind = {**inputs, **runner.condition(prompts(5, 6).flatten(0, 1))}  # the words are not looked at
     assert torch.equal(runner.infer_reusing(blind, ("noise_pred",), gated)["noise_pred"], whole)
+
+
+def test_features_are_those_of_the_own_call_while_another_thread_calls_the_same_unet(runner):
+    inputs = inputs_of(runner)
+    other = {**inputs, "sample": inputs["sample"].flip(0)[:3], "timestep": inputs["timestep"][:3]}
+    other |= runner.condition(prompts(1, 2).flatten(0, 1)[:3])
+    alone = Reuse(call=Call(keeps_deep=True))
+    runner.infer_reusing(inputs, ("noise_pred",), alone)
+    beside = Reuse(call=Call(keeps_deep=True))
+
+    def call_between(*_) -> None:
+        # On the way through the first layer, so that the other call is the first to reach the last block.
+        hook.remove()
+        thread = threading.Thread(target=lambda: runner.infer(other, ("noise_pred",)))
+        thread.start()
+        thread.join()
+
+    hook = runner.controlled.unet.conv_in.register_forward_hook(call_between)
+    runner.infer_reusing(inputs, ("noise_pred",), beside)
+    assert torch.equal(there(beside.kept_deep), there(alone.kept_deep))
 
 
 @pytest.mark.parametrize("up", ["UpBlock2D", "CrossAttnUpBlock2D"])
