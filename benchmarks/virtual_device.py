@@ -86,3 +86,6 @@ class VirtualExecutor:
 
     def outcome(self, state: VirtualState, seconds: float) -> VirtualState:
         return state
+
+    def drop(self, state: VirtualState) -> None:
+        """A state holds nothing."""

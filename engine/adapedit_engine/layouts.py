@@ -16,8 +16,8 @@ class Layouts:
     """The layouts of a runner's last calls, found again by the tables that they join.
 
     A layout holds a copy of its edits' prompts: at the size of Stable Diffusion v1.4 some 4 MB a row. So an edit is
-    in one of them at most, which is what `scheduler.memory.plan_bytes` counts, and in none once it has left. Those of
-    edits that never come again, having failed, go when `KEPT` others have come.
+    in one of them at most, which is what `scheduler.memory.plan_bytes` counts, and in none once it has left, which
+    whoever runs it says by `forget`. Never more than `KEPT` are held.
     """
 
     def __init__(self, runner: Runner) -> None:

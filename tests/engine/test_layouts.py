@@ -11,7 +11,7 @@ import torch
 from adapedit_engine import EditPlan, PyTorchRunner
 from adapedit_engine.layouts import KEPT, Layouts
 from adapedit_engine.rows import RowTables
-from adapedit_engine.scheduler import EngineExecutor, Passes, Scheduler
+from adapedit_engine.scheduler import EngineExecutor, Passes, RoutedExecutor, RoutedPlan, Scheduler
 from tests.engine.tiny import ddim, edit_plan, plan, tiny_unet
 
 
@@ -65,7 +65,9 @@ def one_pass(edit: EditPlan) -> Passes:
     return outcome
 
 
-def test_a_scheduler_that_is_idle_holds_no_layout(runner, monkeypatch):
+@pytest.fixture
+def made(monkeypatch) -> list[weakref.ref]:
+    """All layouts that were asked for."""
     made: list[weakref.ref] = []
     of = Layouts.of
 
@@ -75,6 +77,10 @@ def test_a_scheduler_that_is_idle_holds_no_layout(runner, monkeypatch):
         return layout
 
     monkeypatch.setattr(Layouts, "of", watched)
+    return made
+
+
+def test_a_scheduler_that_is_idle_holds_no_layout(runner, made):
     scheduler = Scheduler(EngineExecutor(runner), max_rows=16)
     for edit in (
         edit_plan(1, 2, schedule=ddim(3)),
@@ -85,3 +91,28 @@ def test_a_scheduler_that_is_idle_holds_no_layout(runner, monkeypatch):
     scheduler.drain()
     gc.collect()
     assert made and all(layout() is None for layout in made)
+
+
+def routed(runner: PyTorchRunner) -> tuple[RoutedExecutor, RoutedPlan]:
+    plan = RoutedPlan(plan=edit_plan(1, 2, guidance_until=0.4), runner=runner)
+    return RoutedExecutor(EngineExecutor(runner), EngineExecutor), plan
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("ends", ["cancelled", "failed"])
+def test_nor_does_it_of_edits_that_were_cancelled_or_failed(runner, made, monkeypatch, ends, steps):
+    executor, plan = routed(runner)
+    scheduler = Scheduler(executor, max_rows=16)
+    ticket = scheduler.submit(one_pass(plan))
+    for _ in range(steps):
+        scheduler.step()
+    assert made and made[-1]() is not None
+    if ends == "cancelled":
+        ticket.future.cancel()
+    else:
+        monkeypatch.delattr(PyTorchRunner, "infer")
+    scheduler.drain()
+    assert (scheduler.stats.cancelled, scheduler.stats.failed) == (ends == "cancelled", ends == "failed")
+    del ticket  # an error knows where it arose
+    gc.collect()
+    assert all(layout() is None for layout in made)

@@ -281,6 +281,9 @@ class Scheduler:
 
     def _forget(self, job: Job) -> None:
         del self._jobs[job.ticket.number]
+        for run in self._running:
+            if run.job is job:
+                self.executor.drop(run.state)
         self._running = [run for run in self._running if run.job is not job]
         self._ready = [run for run in self._ready if run.job is not job]
         # What a job does in its own `finally` is no concern of the others.

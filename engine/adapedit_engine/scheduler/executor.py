@@ -52,6 +52,10 @@ class Executor(Protocol):
 
     def outcome(self, state: Any, seconds: float) -> Any: ...
 
+    def drop(self, state: Any) -> None:
+        """Keep nothing of an edit that goes without an outcome: cancelled, or failed."""
+        ...
+
 
 class EngineExecutor:
     """The engine's loop on a runner that is open.
@@ -102,5 +106,8 @@ class EngineExecutor:
         return state.done
 
     def outcome(self, state: EditState, seconds: float) -> EditOutcome:
-        self._layouts.forget([state.tables])
+        self.drop(state)
         return outcome(state, seconds)
+
+    def drop(self, state: EditState) -> None:
+        self._layouts.forget([state.tables])

@@ -70,6 +70,9 @@ class RoutedExecutor:
     def outcome(self, state: Any, seconds: float) -> Any:
         return state[0].outcome(state[1], seconds)
 
+    def drop(self, state: Any) -> None:
+        state[0].drop(state[1])
+
     def _route(self, plan: Any) -> tuple[Executor, Any]:
         if not isinstance(plan, RoutedPlan):
             return self.home, plan
