@@ -66,7 +66,7 @@ class VirtualExecutor:
     def plan_bytes(self, plan: VirtualPlan) -> int:
         return plan.bytes
 
-    def call_bytes(self, rows: int) -> int:
+    def call_bytes(self, rows: int, kind: Hashable) -> int:
         return self._call_bytes(self.slot(rows))
 
     def begin(self, plan: VirtualPlan) -> VirtualState:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -9,15 +11,28 @@ from adapedit_engine import EditPlan, PyTorchRunner, begin, denoise, tick
 from adapedit_engine.caches import ByteCache, CachedRunner, digest, tensor_bytes
 from adapedit_engine.runners import RunnerError
 from adapedit_engine.scheduler import (
+    AdmissionError,
     EngineExecutor,
     PaddedRunner,
     Passes,
+    RoutedExecutor,
     Scheduler,
     measure_call_bytes,
     plan_bytes,
     slot_for,
 )
-from tests.engine.tiny import SIDE, TOKENS, ddim, edit_plan, largest, noise, plan, self_share, tiny_unet
+from tests.engine.tiny import (
+    SIDE,
+    STEPS,
+    TOKENS,
+    ddim,
+    edit_plan,
+    largest,
+    noise,
+    plan,
+    self_share,
+    tiny_unet,
+)
 
 GREY = 1 / 255
 
@@ -136,5 +151,34 @@ def test_the_memory_of_a_plan_is_known_beforehand(unet, runner):
 def test_the_peak_of_a_call_is_known_beforehand(runner):
     estimate = measure_call_bytes(runner, size=(SIDE, SIDE), tokens=TOKENS)
     at_12 = measure_call_bytes(runner, size=(SIDE, SIDE), tokens=TOKENS, rows=(12, 16))
-    assert estimate(12) == pytest.approx(at_12(12), rel=0.1)
-    assert estimate(2) > 2 * SIDE * SIDE * 32 * 4
+    size = (SIDE, SIDE)
+    assert estimate(12, size) == pytest.approx(at_12(12, size), rel=0.1)
+    assert estimate(2, size) > 2 * SIDE * SIDE * 32 * 4
+
+
+def test_the_peak_of_a_call_grows_with_its_picture(runner):
+    estimate = measure_call_bytes(runner, size=(SIDE, SIDE), tokens=TOKENS)
+    for size in ((2 * SIDE, 3 * SIDE), (SIDE, SIDE // 2)):
+        there = measure_call_bytes(runner, size=size, tokens=TOKENS)
+        assert estimate(4, size) == pytest.approx(there(4, size), rel=0.1)
+
+
+def test_weights_that_are_packed_in_the_first_call_are_not_taken_for_its_rows():
+    channels_last: Any = tiny_unet().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    with PyTorchRunner(channels_last, map_divisor=1) as fresh:
+        first, again = (measure_call_bytes(fresh, size=(4, 4), tokens=TOKENS) for _ in range(2))
+    assert first(32, (4, 4)) == again(32, (4, 4))
+
+
+def test_a_picture_whose_calls_are_larger_than_the_budget_is_refused(runner):
+    call_bytes = measure_call_bytes(runner, size=(SIDE, SIDE), tokens=TOKENS)
+    small, large = plan(1), plan(2, latents=noise(1, 4, 4 * SIDE, 4 * SIDE))
+    # Its tables fit, and beside them the call of the model's own size would.
+    budget = plan_bytes(large, runner) + call_bytes(2, (SIDE, SIDE))
+    executor = RoutedExecutor(EngineExecutor(runner, call_bytes=call_bytes), EngineExecutor)
+    scheduler = Scheduler(executor, budget_bytes=budget)
+    fits, too_large = scheduler.submit(one_pass(small)), scheduler.submit(one_pass(large))
+    scheduler.drain()
+    assert fits.future.result().steps == STEPS
+    with pytest.raises(AdmissionError, match="ask for a smaller picture"):
+        too_large.future.result()

@@ -3,13 +3,14 @@
 from adapedit_engine.scheduler.core import Scheduler
 from adapedit_engine.scheduler.executor import EngineExecutor, Executor
 from adapedit_engine.scheduler.jobs import AdmissionError, DeadlineError, Passes, SchedulerStats, Ticket
-from adapedit_engine.scheduler.memory import measure_call_bytes, plan_bytes
+from adapedit_engine.scheduler.memory import CallBytes, measure_call_bytes, plan_bytes
 from adapedit_engine.scheduler.routed import RoutedExecutor, RoutedPlan
 from adapedit_engine.scheduler.slots import SLOT_SIZES, PaddedRunner, slot_for, slots_up_to
 
 __all__ = [
     "SLOT_SIZES",
     "AdmissionError",
+    "CallBytes",
     "DeadlineError",
     "EngineExecutor",
     "Executor",

@@ -11,7 +11,6 @@ from typing import Any
 
 from adapedit_engine.scheduler.executor import Executor
 from adapedit_engine.scheduler.jobs import (
-    AdmissionError,
     DeadlineError,
     Job,
     Passes,
@@ -19,7 +18,9 @@ from adapedit_engine.scheduler.jobs import (
     SchedulerStats,
     Ticket,
     is_out_of_memory,
+    without_traceback,
 )
+from adapedit_engine.scheduler.limits import CallRows, check_limits, needed_bytes
 from adapedit_engine.scheduler.slots import in_slots
 
 RETRIES = 1
@@ -50,7 +51,7 @@ class Scheduler:
         self.executor, self.max_rows, self.budget_bytes = executor, max_rows, budget_bytes
         self.stats = SchedulerStats()
         self._join_running, self._clock = join_running, clock
-        self._call_rows = max_rows
+        self._call_rows = CallRows(max_rows)
         self._waiting: list[tuple[float, int, Ticket]] = []
         self._ready: list[Run] = []
         self._running: list[Run] = []
@@ -146,14 +147,12 @@ class Scheduler:
     def _fits(self, run: Run) -> bool:
         if not self._running:
             return True
-        rows = sum(other.rows for other in self._running) + run.rows
-        return rows <= self.max_rows and (
-            self.budget_bytes is None or self._needed(run, rows) <= self.budget_bytes
+        return run.rows <= self.free_rows and (
+            self.budget_bytes is None or self._needed(self._call_rows.now, run) <= self.budget_bytes
         )
 
-    def _needed(self, run: Run, rows: int) -> int:
-        held = sum(other.bytes for other in self._running) + run.bytes
-        return held + self.executor.call_bytes(min(rows, max(self._call_rows, run.rows)))
+    def _needed(self, call_rows: int, *more: Run) -> int:
+        return needed_bytes([*self._running, *more], call_rows, self.executor)
 
     def _begin(self, run: Run) -> None:
         run.job.begun = True
@@ -163,22 +162,22 @@ class Scheduler:
         except Exception as error:
             run.job.error = error
             return
-        rows = sum(other.rows for other in self._running) + run.rows
-        self.stats.most_bytes = max(self.stats.most_bytes, self._needed(run, rows))
-        self.stats.most_rows = max(self.stats.most_rows, rows)
         self._running.append(run)
+        self.stats.most_bytes = max(self.stats.most_bytes, self._needed(self._call_rows.now))
+        self.stats.most_rows = max(self.stats.most_rows, self.max_rows - self.free_rows)
 
     # -- running
 
     def _calls(self) -> list[list[Run]]:
         """Edits in flight as calls: plans of one kind together, in the order in which they began, in slots that they
         fill."""
+        self._try_larger()
         groups: list[tuple[Hashable, int, list[Run]]] = []
         for run in self._running:
             if run.job.error is not None:
                 continue
             for i, (kind, rows, members) in enumerate(groups):
-                if kind == run.kind and rows + run.rows <= self._call_rows:
+                if kind == run.kind and rows + run.rows <= self._call_rows.now:
                     groups[i] = (kind, rows + run.rows, [*members, run])
                     break
             else:
@@ -190,27 +189,40 @@ class Scheduler:
             for call in in_slots([run.rows for run in members], slot)
         ]
 
+    def _try_larger(self) -> None:
+        larger, budget = self._call_rows.larger, self.budget_bytes
+        # More may have been admitted beside small calls than there is room for beside larger ones.
+        if larger is not None and (budget is None or self._needed(larger) <= budget):
+            self._call_rows.grow()
+
     def _tick(self, group: list[Run], retries: int = RETRIES) -> None:
         """One call. Where it fails, halves are tried: an edit answers for nothing but a call of its own."""
         rows = sum(run.rows for run in group)
-        try:
-            states = self.executor.tick([run.state for run in group])
-        except Exception as error:
-            if is_out_of_memory(error):
-                self._call_rows = max(1, min(self._call_rows, rows // 2))
+        states = self._called(group)
+        if isinstance(states, Exception):
+            if is_out_of_memory(states):
+                self._call_rows.ran_out(rows)
             self.stats.retried += 1
             if len(group) == 1 and retries == 0:
-                group[0].job.error = error
+                group[0].job.error = states
                 return
             middle = len(group) // 2
             for half in [group] if len(group) == 1 else [group[:middle], group[middle:]]:
                 self._tick(half, retries - 1 if len(group) == 1 else retries)
             return
+        self._call_rows.went_well()
         self.stats.calls += 1
         self.stats.rows += rows
         self.stats.slot_rows += self.executor.slot(rows)
         for run, state in zip(group, states, strict=True):
             run.state, run.rows = state, self.executor.rows_now(state)
+
+    def _called(self, group: list[Run]) -> list[Any] | Exception:
+        try:
+            return self.executor.tick([run.state for run in group])
+        except Exception as error:
+            # What the failed call had made is to be gone when halves are tried: it may be what they need room for.
+            return without_traceback(error)
 
     def _finish(self, run: Run) -> None:
         try:
@@ -251,14 +263,7 @@ class Scheduler:
             bytes=self.executor.plan_bytes(plan),
             kind=self.executor.kind(plan),
         )
-        if run.rows > self.max_rows:
-            raise AdmissionError(f"the edit takes {run.rows} rows, max_rows is {self.max_rows}: raise it")
-        needed = run.bytes + self.executor.call_bytes(run.rows)
-        if self.budget_bytes is not None and needed > self.budget_bytes:
-            raise AdmissionError(
-                f"the edit needs {needed / 2**20:.1f} MiB alone, the budget is {self.budget_bytes / 2**20:.1f} MiB: "
-                "raise it, or ask for a smaller picture"
-            )
+        check_limits(run, self.max_rows, self.budget_bytes, self.executor)
         return run
 
     # -- ending
@@ -273,7 +278,7 @@ class Scheduler:
             self.stats.cancelled += 1
         elif job.error is not None:
             self.stats.failed += 1
-            future.set_exception(job.error)
+            future.set_exception(without_traceback(job.error))
         else:
             self.stats.finished += 1
             future.set_result(job.result)

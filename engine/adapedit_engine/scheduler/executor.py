@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, Protocol
 
 from adapedit_engine.layouts import Layouts
@@ -11,7 +11,7 @@ from adapedit_engine.plan import EditPlan, plan_rows
 from adapedit_engine.reuse import check_reuse
 from adapedit_engine.rows import check_plan
 from adapedit_engine.runners import Runner
-from adapedit_engine.scheduler.memory import plan_bytes
+from adapedit_engine.scheduler.memory import CallBytes, plan_bytes
 from adapedit_engine.scheduler.slots import slot_for
 
 
@@ -36,8 +36,8 @@ class Executor(Protocol):
         """Memory that a plan holds from its beginning to its end."""
         ...
 
-    def call_bytes(self, rows: int) -> int:
-        """Memory that a call of so many rows needs on top, while it runs."""
+    def call_bytes(self, rows: int, kind: Any) -> int:
+        """Memory that a call of so many rows of plans of this kind needs on top, while it runs."""
         ...
 
     def begin(self, plan: Any) -> Any: ...
@@ -63,7 +63,7 @@ class EngineExecutor:
     call_bytes: see `measure_call_bytes`; by default nothing is known of calls and only plans are counted.
     """
 
-    def __init__(self, runner: Runner, *, call_bytes: Callable[[int], int] | None = None) -> None:
+    def __init__(self, runner: Runner, *, call_bytes: CallBytes | None = None) -> None:
         self.runner = runner
         self._sizes: Sequence[int] | None = getattr(runner, "slot_sizes", None)
         self._call_bytes = call_bytes
@@ -76,7 +76,8 @@ class EngineExecutor:
     def rows(self, plan: EditPlan) -> int:
         return plan_rows(plan)
 
-    def kind(self, plan: EditPlan) -> Hashable:
+    def kind(self, plan: EditPlan) -> tuple[int, ...]:
+        """Channels, height and width of the latents, and tokens."""
         return (*plan.latents.shape[1:], plan.tokens)
 
     def slot(self, rows: int) -> int:
@@ -85,8 +86,8 @@ class EngineExecutor:
     def plan_bytes(self, plan: EditPlan) -> int:
         return plan_bytes(plan, self.runner)
 
-    def call_bytes(self, rows: int) -> int:
-        return 0 if self._call_bytes is None else self._call_bytes(self.slot(rows))
+    def call_bytes(self, rows: int, kind: tuple[int, ...]) -> int:
+        return 0 if self._call_bytes is None else self._call_bytes(self.slot(rows), (kind[1], kind[2]))
 
     def begin(self, plan: EditPlan) -> EditState:
         return begin(plan, self.runner)

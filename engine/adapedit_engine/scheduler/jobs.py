@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import traceback
 from collections.abc import Generator, Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from adapedit_kernels.errors import AdapEditError
+
+Error = TypeVar("Error", bound=BaseException)
 
 Passes = Generator[Sequence[Any], list[Any], Any]
 """A job: yields plans that may run side by side, is sent their outcomes in the same order, returns its result.
@@ -98,3 +101,25 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on whatever device."""
     said = str(error).lower()
     return isinstance(error, MemoryError) or "out of memory" in said or "can't allocate memory" in said
+
+
+def without_traceback(error: Error) -> Error:
+    """The error, and those that led to it, without their frames, which keep all tensors that were in them.
+
+    Where it arose is kept as text, in a note (Python 3.11 on) of errors that are not the project's own.
+    """
+    if (
+        error.__traceback__ is not None
+        and not isinstance(error, AdapEditError)
+        and hasattr(error, "add_note")
+    ):
+        error.add_note("".join(traceback.format_tb(error.__traceback__)))
+    chain: list[BaseException] = [error]
+    seen = set[int]()
+    while chain:
+        link = chain.pop()
+        if id(link) not in seen:
+            seen.add(id(link))
+            link.__traceback__ = None
+            chain += [other for other in (link.__cause__, link.__context__) if other is not None]
+    return error

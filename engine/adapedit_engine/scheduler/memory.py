@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from adapedit_engine.plan import EditPlan
 from adapedit_engine.reuse import kept_values
 from adapedit_engine.runners import Runner
 from adapedit_engine.unet import OUTPUT_NAMES
+
+CallBytes: TypeAlias = Callable[[int, tuple[int, int]], int]
+"""Memory that a call needs, of its rows and of the height and width of its latents."""
 
 
 def plan_bytes(plan: EditPlan, runner: Runner) -> int:
@@ -47,16 +50,23 @@ def plan_bytes(plan: EditPlan, runner: Runner) -> int:
 
 def measure_call_bytes(
     runner: Runner, *, size: tuple[int, int], tokens: int, rows: tuple[int, int] = (2, 4)
-) -> Callable[[int], int]:
+) -> CallBytes:
     """The peak of one edited UNet call with maps, as a straight line through two measured batch sizes.
 
-    runner: open. size: height and width of the latents. What single operators take and give back inside is
-    seen on CUDA, not on the CPU; a tenth is added for it.
+    runner: open. size: height and width of the latents that are measured; other sizes take as much by their pixels,
+    attention included, which is fused. What single operators take and give back inside is seen on CUDA, not on the
+    CPU; a tenth is added for it.
     """
-    few, many = (_peak(runner, size, tokens, count) for count in rows)
+    # The first call of all makes what stays (packed weights, workspaces), and is none to go by.
+    _, few, many = (_peak(runner, size, tokens, count) for count in (rows[0], *rows))
     slope = max(0.0, (many - few) / (rows[1] - rows[0]))
     base = max(0.0, few - slope * rows[0])
-    return lambda count: int(1.1 * (base + slope * count))
+
+    def call_bytes(count: int, of: tuple[int, int]) -> int:
+        pixels = of[0] * of[1] / (size[0] * size[1])
+        return int(1.1 * (base * max(1.0, pixels) + slope * count * pixels))
+
+    return call_bytes
 
 
 @torch.inference_mode()

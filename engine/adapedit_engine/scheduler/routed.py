@@ -39,7 +39,7 @@ class RoutedExecutor:
 
     def kind(self, plan: Any) -> Hashable:
         executor, plan = self._route(plan)
-        return id(executor), executor.kind(plan)
+        return executor, executor.kind(plan)
 
     def slot(self, rows: int) -> int:
         """By `home`: the scheduler asks without saying for which plans."""
@@ -49,9 +49,9 @@ class RoutedExecutor:
         executor, plan = self._route(plan)
         return executor.plan_bytes(plan)
 
-    def call_bytes(self, rows: int) -> int:
-        """By `home`, for the same reason: the others are UNets of about its size, or smaller."""
-        return self.home.call_bytes(rows)
+    def call_bytes(self, rows: int, kind: Any) -> int:
+        """By `home`, whose calls were measured: the others are UNets of about its size, or smaller."""
+        return self.home.call_bytes(rows, kind[1])
 
     def begin(self, plan: Any) -> Any:
         executor, plan = self._route(plan)
