@@ -39,7 +39,7 @@ class HostCopies:
     """
 
     def __init__(self, device: torch.device, *, cuda: Any = torch.cuda) -> None:
-        self._cuda = cuda
+        self._cuda, self._device = cuda, device
         self._stream = cuda.Stream(device) if device.type == "cuda" else None
 
     def begin(self, outcome: EditOutcome) -> HostCopy:
@@ -47,12 +47,13 @@ class HostCopies:
         if self._stream is None:
             return HostCopy(source=outcome, copy=outcome)
         computed = self._cuda.Event()
-        computed.record()
+        # Streams are a device's own, and the current device need not be this one.
+        computed.record(self._cuda.current_stream(self._device))
         self._stream.wait_event(computed)
         with self._cuda.stream(self._stream):
             copy = _each(outcome, lambda value: self._pinned(value).copy_(value, non_blocking=True))
             done = self._cuda.Event()
-            done.record()
+            done.record(self._stream)
         return HostCopy(source=outcome, copy=copy, done=done)
 
     def beside(self) -> AbstractContextManager[Any]:

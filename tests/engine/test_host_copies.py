@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import torch
 
@@ -21,6 +22,8 @@ class Device:
         device_said = self.said
 
         class Stream:
+            name = f"side stream of {device}"
+
             def wait_event(self, event):
                 device_said.append(f"side waits for {event.name}")
 
@@ -32,13 +35,18 @@ class Device:
         class Event:
             name = f"event {self.events}"
 
-            def record(self):
-                said.append(f"record {self.name}")
+            def record(self, stream=None):
+                said.append(
+                    f"record {self.name} on {'the current device' if stream is None else stream.name}"
+                )
 
             def synchronize(self):
                 said.append(f"host waits for {self.name}")
 
         return Event()
+
+    def current_stream(self, device=None):
+        return SimpleNamespace(name=f"the loop's stream of {device}")
 
     @contextmanager
     def stream(self, stream):
@@ -71,9 +79,15 @@ def test_on_the_cpu_an_outcome_stays_where_it_is():
 def test_on_a_gpu_only_who_wants_the_copy_waits_and_for_it_alone(monkeypatch):
     monkeypatch.setattr(HostCopies, "_pinned", lambda self, value: torch.empty_like(value))
     device, outcome = Device(), an_outcome()
-    copies = HostCopies(torch.device("cuda"), cuda=device)
+    copies = HostCopies(torch.device("cuda:1"), cuda=device)
     copy = copies.begin(outcome)
-    begun = ["record event 1", "side waits for event 1", "side begins", "record event 2", "side ends"]
+    begun = [
+        "record event 1 on the loop's stream of cuda:1",
+        "side waits for event 1",
+        "side begins",
+        "record event 2 on side stream of cuda:1",
+        "side ends",
+    ]
     assert device.said == begun
     assert copy.source is outcome
     there = copy.get()
