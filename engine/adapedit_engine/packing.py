@@ -15,6 +15,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 from adapedit_engine.doubling import doubles, doubling_weight
 from adapedit_engine.normalising import normalise, slowly_normalised
 from adapedit_engine.residual import in_place, works_in_place
+from adapedit_engine.samples import sample
 from adapedit_engine.transformer import is_lean, leanly
 
 Layer: TypeAlias = (
@@ -60,13 +62,16 @@ class PackedWeights:
     """Packed copies of a module's CPU weights (float32 or bfloat16), made when they are first needed.
 
     `attached()` sets them in place of the layers' own `forward` for the length of a block, or of the last one where
-    threads overlap. A weight that was changed since (loaded, merged with an adapter) is packed anew. Costs a second
-    copy of these weights in memory.
+    threads overlap. A weight that was changed since (loaded, merged with an adapter) is packed anew: at once where its
+    tensor tells of it, and when the next block opens where it was changed behind its back (through `.data`, or in
+    inference mode), which is seen by a sample of its numbers: where it is fewer of them that change, load the weight
+    as a new tensor. Costs a second copy of these weights in memory.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
         self._computes: dict[Layer, Compute] = {}
+        self._weights: dict[Layer, list[_Packed]] = {}
         self._lock = threading.Lock()
         self._blocks, self._changed = 0, list[Layer]()
 
@@ -88,11 +93,25 @@ class PackedWeights:
 
     def _attach(self) -> list[Layer]:
         changed = [layer for layer in _layers(self._module) if "forward" not in vars(layer)]
+        for packed in (packed for layer in changed for packed in self._weights.get(layer, ())):
+            packed.forget_if_changed()
         for layer in changed:
             if layer not in self._computes:
-                self._computes[layer] = _compute(layer)
+                self._weights[layer] = _weights(layer)
+                self._computes[layer] = _compute(layer, *self._weights[layer])
             vars(layer)["forward"] = _forward(layer, self._computes[layer])
         return changed
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Known:
+    """What was packed, and of what. sample: a view of the weight, by which its memory stays its own; seen: its numbers
+    when it was packed."""
+
+    sample: Tensor
+    seen: Tensor
+    version: int
+    packed: Tensor
 
 
 class _Packed:
@@ -103,7 +122,7 @@ class _Packed:
 
     def __init__(self, layer: Layer, outputs: slice = slice(None)) -> None:
         self._owner, self._outputs = layer, outputs
-        self._known: tuple[tuple[int, int], Tensor] | None = None
+        self._known: _Known | None = None
 
     @property
     def _layer(self) -> nn.Linear | nn.Conv2d:
@@ -118,12 +137,21 @@ class _Packed:
         return None if self._layer.bias is None else self._layer.bias[self._outputs]
 
     def of(self, input: Tensor) -> Tensor:
-        weight = self._layer.weight
-        version = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
+        weight, known = self._layer.weight, self._known
+        version = 0 if weight.is_inference() else weight._version
+        if known is None or known.sample.data_ptr() != weight.data_ptr() or known.version != version:
+            # What is changed while it is packed has another sample afterwards: it is taken before.
+            view = sample(weight)
+            seen = view.clone()
+            packed = self._pack(weight.detach()[self._outputs], input)
+            known = self._known = _Known(sample=view, seen=seen, version=version, packed=packed)
+        return known.packed
+
+    def forget_if_changed(self) -> None:
+        """Pack anew at the next call where the weight was changed in place and did not tell."""
         known = self._known
-        if known is None or known[0] != version:
-            known = self._known = version, self._pack(weight.detach()[self._outputs], input)
-        return known[1]
+        if known is not None and not torch.equal(known.sample, known.seen):
+            self._known = None
 
     def _pack(self, weight: Tensor, input: Tensor) -> Tensor:
         layer = self._layer
@@ -191,29 +219,36 @@ def _forward(layer: Layer, compute: Compute) -> Compute:
     return forward
 
 
-def _compute(layer: Layer) -> Compute:
+def _weights(layer: Layer) -> list[_Packed]:
+    """What a layer itself has packed: not what the layers in it have."""
     if isinstance(layer, GEGLU):
-        return _gated(layer)
+        half = layer.proj.out_features // 2
+        return [_Packed(layer, slice(half)), _Packed(layer, slice(half, None))]
+    return [_Packed(layer)] if isinstance(layer, nn.Linear | nn.Conv2d | Upsample2D) else []
+
+
+def _compute(layer: Layer, *weights: _Packed) -> Compute:
+    if isinstance(layer, GEGLU):
+        return _gated(*weights)
     if isinstance(layer, Upsample2D):
-        return _doubling(layer)
+        return _doubling(layer, *weights)
     if isinstance(layer, ResnetBlock2D):
         return in_place(layer)
     if isinstance(layer, Transformer2DModel):
         return leanly(layer)
     if isinstance(layer, nn.GroupNorm):
         return normalise(layer)
-    return _linear(layer) if isinstance(layer, nn.Linear) else _convolution(layer)
+    return _linear(layer, *weights) if isinstance(layer, nn.Linear) else _convolution(layer, *weights)
 
 
-def _linear(layer: nn.Linear) -> Compute:
-    linear, packed = getattr(torch.ops.mkldnn, _LINEAR), _Packed(layer)
+def _linear(layer: nn.Linear, packed: _Packed) -> Compute:
+    linear = getattr(torch.ops.mkldnn, _LINEAR)
     return lambda input: linear(input, packed.of(input), layer.bias, "none", [], "")
 
 
-def _gated(layer: GEGLU) -> Compute:
+def _gated(hidden: _Packed, gate: _Packed) -> Compute:
     """h GELU(g) with [h, g] = W x + b, as two products: the gate's with GELU behind it, the other's times that."""
-    linear, half = getattr(torch.ops.mkldnn, _LINEAR), layer.proj.out_features // 2
-    hidden, gate = _Packed(layer, slice(half)), _Packed(layer, slice(half, None))
+    linear = getattr(torch.ops.mkldnn, _LINEAR)
 
     def compute(input: Tensor) -> Tensor:
         open_by = linear(input, gate.of(input), gate.bias, "gelu", [], "none")
@@ -222,8 +257,8 @@ def _gated(layer: GEGLU) -> Compute:
     return compute
 
 
-def _convolution(layer: nn.Conv2d) -> Compute:
-    convolve, packed = getattr(torch.ops.mkldnn, _CONVOLUTION), _Packed(layer)
+def _convolution(layer: nn.Conv2d, packed: _Packed) -> Compute:
+    convolve = getattr(torch.ops.mkldnn, _CONVOLUTION)
     settings: tuple[Any, ...] = (layer.padding, layer.stride, layer.dilation, layer.groups, "none", [], "")
 
     def compute(input: Tensor) -> Tensor:
@@ -234,8 +269,8 @@ def _convolution(layer: nn.Conv2d) -> Compute:
     return compute
 
 
-def _doubling(layer: Upsample2D) -> Compute:
-    convolve, packed = getattr(torch.ops.mkldnn, _TRANSPOSED), _Packed(layer)
+def _doubling(layer: Upsample2D, packed: _Packed) -> Compute:
+    convolve = getattr(torch.ops.mkldnn, _TRANSPOSED)
     settings: tuple[Any, ...] = ([1, 1], [0, 0], [2, 2], [1, 1], 1, "none", [], "")
     plain = layer.forward
 

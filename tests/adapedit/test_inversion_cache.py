@@ -89,6 +89,16 @@ def test_another_inversion_is_not_found(
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_weights_that_do_not_tell_of_their_change_have_another_digest() -> None:
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            layer = torch.nn.Conv2d(4, 30, 3)
+            before = weights_digest(layer)
+            assert weights_digest(layer) == before
+            layer.weight.data += 0.1  # as adapters are merged
+            assert weights_digest(layer) != before
+
+
 def test_other_weights_have_other_inversions(pipe: AdapEditPipeline, tmp_path: Path) -> None:
     runner: Any = pipe.model.runner
     unet = runner.controlled.unet

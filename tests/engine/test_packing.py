@@ -214,6 +214,48 @@ def test_a_changed_weight_is_packed_anew():
             assert torch.allclose(layer(x), expected, atol=1e-6)
 
 
+def merged(layer: nn.Linear) -> None:
+    layer.weight.data += noise(4, 8, seed=3)  # as adapters are merged: it raises no version
+
+
+def loaded(layer: nn.Linear) -> None:
+    layer.load_state_dict({"weight": noise(4, 8, seed=4), "bias": noise(4, seed=5)})
+
+
+def replaced_twice(layer: nn.Linear) -> None:
+    for factor in (2, 3):  # the second may lie where the first one lay before
+        layer.weight.data = layer.weight.data * factor
+
+
+@needs_onednn
+@pytest.mark.parametrize("change", [merged, loaded, replaced_twice])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_so_is_one_that_does_not_tell_of_its_change(change, mode):
+    with mode():
+        layer, x = nn.Linear(8, 4), noise(3, 8)
+        packed = PackedWeights(layer)
+        for _ in range(3):
+            with packed.attached():
+                assert torch.allclose(layer(x), x @ layer.weight.T + layer.bias, atol=1e-4)
+            change(layer)
+
+
+@needs_onednn
+@torch.no_grad()
+def test_and_all_others_of_an_edit():
+    unet = channels_last(tiny_unet())
+    with PyTorchRunner(unet, pack=True) as packed:
+        denoise([edit_plan(1, 2)], packed)
+    for weight in unet.parameters():
+        if weight.ndim > 1:
+            weight.data *= 0.9
+    with PyTorchRunner(unet, pack=False) as plain:
+        (other,) = denoise([edit_plan(1, 2)], plain)
+    with packed:
+        (one,) = denoise([edit_plan(1, 2)], packed)
+    assert largest(one.latents, other.latents) < 1e-5 * float(other.latents.abs().max())
+
+
 @needs_onednn
 def test_blocks_may_overlap():
     layer = nn.Linear(8, 4)
