@@ -124,6 +124,7 @@ STUDIES: dict[str, tuple[str, Section]] = {
     "scenes-size": ("Methods, more edits of the size", study),
     "rendered": ("Methods on drawn sources", study),
     "ablation": ("AdapEdit without its parts (Figure 6 of the paper)", study),
+    "ablation-no-blend": ("The paper's parts alone, without the local blend", study),
     "knobs": ("AdapEdit's knobs (Figure 7 of the paper)", study),
     "variants": ("Variants of AdapEdit", study),
     "inversion": ("Inversions without an edit", inversion),
