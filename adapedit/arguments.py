@@ -17,6 +17,12 @@ def check_count(name: str, value: Any, least: int = 1) -> None:
         raise AdapEditError(f"{name} is {value!r}, wanted a whole number from {least} on")
 
 
+def check_seconds(name: str, value: Any) -> None:
+    """Raise unless `value` is None or a number of seconds."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+        raise AdapEditError(f"{name} is {value!r}, wanted a number of seconds")
+
+
 def check_callback(callback: Any) -> None:
     """Raise unless `callback` is None or can be called."""
     if callback is not None and not callable(callback):

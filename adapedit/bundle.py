@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from adapedit.arguments import folder_path
-from adapedit.model import EditModel, ModelError, ModelFacts, load_model
+from adapedit.checkpoint import expanded
+from adapedit.model import EditModel, ModelError, ModelFacts, Vocabulary, load_model, load_vocabulary
 from adapedit.words import settled
 from adapedit_engine.bundle import Bundle
 from adapedit_engine.manifest import MANIFEST_FILE
@@ -53,7 +54,10 @@ class BundleModel(EditModel):
 
 def is_bundle(source: str | Path | None) -> bool:
     """Whether `source` is the folder of a bundle, whole or not."""
-    return source is not None and (Path(source).expanduser() / MANIFEST_FILE).is_file()
+    try:
+        return source is not None and (expanded(source) / MANIFEST_FILE).is_file()
+    except OSError:
+        return False  # too long for a name, or closed to us: whoever opens it says so
 
 
 def load_bundle(folder: str | Path, runner: str = "onnxruntime", *, verify: bool = True) -> BundleModel:
@@ -64,7 +68,7 @@ def load_bundle(folder: str | Path, runner: str = "onnxruntime", *, verify: bool
     import diffusers
     from transformers import CLIPTokenizer
 
-    bundle = Bundle.open(folder_path(folder).expanduser(), verify=verify)
+    bundle = Bundle.open(expanded(folder_path(folder)), verify=verify)
     opened = open_bundle_runner(bundle, runner)
     kind: Any = getattr(diffusers, bundle.manifest.scheduler, None)
     if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
@@ -81,6 +85,21 @@ def load_bundle(folder: str | Path, runner: str = "onnxruntime", *, verify: bool
         scheduler=scheduler.from_pretrained(bundle.folder, subfolder="scheduler"),
         facts=ModelFacts.read(bundle.folder),
         latent_size=bundle.manifest.height,
+    )
+
+
+def load_any_vocabulary(source: str | Path | None = None) -> Vocabulary:
+    """The tokenizer of a bundle or of a checkpoint alone. Raises as `load_bundle` and `load_model` do."""
+    if not is_bundle(source):
+        return load_vocabulary(source)
+    from transformers import CLIPTokenizer
+
+    bundle = Bundle.open(expanded(str(source)), verify=False)
+    return Vocabulary(
+        name=str(source),
+        tokenizer=settled(CLIPTokenizer.from_pretrained(bundle.folder, subfolder="tokenizer")),
+        max_tokens=bundle.manifest.tokens,
+        facts=ModelFacts.read(bundle.folder),
     )
 
 

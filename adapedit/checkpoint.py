@@ -47,6 +47,14 @@ class Place:
         return self.name if self.folder is None else self.folder
 
 
+def expanded(path: str | Path) -> Path:
+    """With `~` and `~user` replaced; where there is no such user it stays, as a name that nothing has."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def locate(
     source: str | Path | None, *, builtin: Path = BUILTIN, components: Sequence[str] = COMPONENTS
 ) -> Place:
@@ -56,7 +64,7 @@ def locate(
     of it; builtin: where the built-in one is.
     """
     name = "builtin" if source is None else str(source)
-    folder = builtin if name == "builtin" else Path(name).expanduser()
+    folder = builtin if name == "builtin" else expanded(name)
     if _is_folder(folder):
         _check_folder(folder, components)
         return Place(name=name, folder=folder)

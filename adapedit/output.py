@@ -85,6 +85,9 @@ class OutputFolder:
             return
         paths = sorted(self.part.iterdir(), key=lambda path: (path.suffix == ".json", path.name))
         for path in paths:
+            if (self.folder / path.name).is_dir():
+                raise IsADirectoryError(errno.EISDIR, f"{path.name} in it is a folder")
+        for path in paths:
             if path.suffix == ".json":
                 (self.folder / path.name).unlink(missing_ok=True)
         for path in paths:

@@ -19,7 +19,7 @@ from adapedit.images import Fit, ImageInput
 from adapedit.methods.settings import make_settings
 from adapedit.model import EditModel, load_model
 from adapedit.progress import Clock, Progress, StepCount
-from adapedit.request import EditRequest
+from adapedit.request import EditRequest, check_request, check_requests
 from adapedit.result import EditResult, make_result
 from adapedit.sharing import merge, share, split
 from adapedit_engine.loop import EditOutcome, denoise
@@ -140,8 +140,8 @@ class AdapEditPipeline:
 
         All requests are checked before any work; an error names the request by its place.
         """
-        if isinstance(requests, EditRequest):
-            raise AdapEditError("got one request; give a list, or call the pipeline itself")
+        check_requests(requests)
+        requests = list(requests)
         check_callback(callback)
         if max_rows is not None:
             check_count("max_rows", max_rows)
@@ -151,10 +151,7 @@ class AdapEditPipeline:
         edits = []
         for place, request in enumerate(requests):
             try:
-                if not isinstance(request, EditRequest):
-                    raise AdapEditError(
-                        f"got a {type(request).__name__}; make a request with EditRequest.make"
-                    )
+                check_request(request)
                 edits.append(CheckedEdit.of(request, self.model))
             except AdapEditError as error:
                 if len(requests) == 1:

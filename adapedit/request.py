@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from adapedit.images import ImageField
 from adapedit.inversion.settings import InversionSettings
-from adapedit.methods.settings import AdapEdit, MethodSettings, one_line
+from adapedit.methods.settings import AdapEdit, MethodSettings, make_settings, one_line
 from adapedit_kernels.errors import AdapEditError
 
 
@@ -69,7 +69,12 @@ class EditRequest(BaseModel):
 
     @classmethod
     def make(cls, **fields: Any) -> EditRequest:
-        """The request, or an `AdapEditError` that says in one line which field is wrong and what was wanted."""
+        """The request, or an `AdapEditError` that says in one line which field is wrong and what was wanted.
+
+        method: settings, or the name of a method for its defaults.
+        """
+        if isinstance(fields.get("method"), str):
+            fields["method"] = make_settings(fields["method"])
         try:
             return cls(**fields)
         except ValidationError as error:
@@ -81,9 +86,9 @@ class EditRequest(BaseModel):
 
         Raises `AdapEditError` where there is none, or one that says something else.
         """
-        path = Path(path)
-        path = path / "edit.json" if path.is_dir() else path
         try:
+            path = Path(path)
+            path = path / "edit.json" if path.is_dir() else path
             fields = dict(json.loads(path.read_text(encoding="utf-8"))["request"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise AdapEditError(
@@ -93,3 +98,15 @@ class EditRequest(BaseModel):
         if request.image is None:
             return request
         return request.model_copy(update={"image": request.image.beside(path.parent)})
+
+
+def check_request(request: Any) -> None:
+    """Raise `AdapEditError` for anything but a request."""
+    if not isinstance(request, EditRequest):
+        raise AdapEditError(f"got a {type(request).__name__}; make a request with EditRequest.make")
+
+
+def check_requests(requests: Any) -> None:
+    """Raise `AdapEditError` for a single request where several are wanted, which would be taken for its fields."""
+    if isinstance(requests, EditRequest):
+        raise AdapEditError("got one request; give a list, or call the pipeline itself")

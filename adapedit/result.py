@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -111,7 +112,7 @@ class EditResult:
             "adapedit": __version__,
             "model": self.model,
             "made_with": self.made_with,
-            "request": self.request.model_dump(mode="json"),
+            "request": self._request(),
             "words": [asdict(word) for word in self.words],
             "timings": {name: round(seconds, 4) for name, seconds in self.timings.items()},
             "warnings": list(self.warnings),
@@ -120,6 +121,13 @@ class EditResult:
             described["input"] = {"size": list(self.image.size), "notes": list(self.image.notes)}
             described["reconstruction_psnr"] = round(self.reconstruction_psnr, 3)
         return described
+
+    def _request(self) -> dict[str, Any]:
+        """The request as it can be repeated from any working folder: with the whole path of its picture."""
+        request, image = self.request.model_dump(mode="json"), self.request.image
+        if image is not None and image.kept is None:
+            request["image"]["file"] = os.path.abspath(image.file)
+        return request
 
     def save(self, folder: str | Path) -> Path:
         """Write source.png, target.png, maps.png and edit.json; earlier ones are replaced.

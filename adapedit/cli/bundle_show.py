@@ -10,6 +10,7 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -51,7 +52,7 @@ def bundle(found: Bundle, json: bool) -> None:
     console = Console()
     rows = "any number of rows" if manifest.rows is None else f"{manifest.rows} rows"
     console.print(
-        f"[bold]{found.folder}[/bold]: {manifest.model}, {manifest.precision}, {rows}, latents of "
+        f"[bold]{escape(str(found.folder))}[/bold]: {manifest.model}, {manifest.precision}, {rows}, latents of "
         f"{manifest.height} x {manifest.width}, maps of {manifest.map_size[0]} x {manifest.map_size[1]}, "
         f"{manifest.tokens} tokens, {manifest.scheduler}",
         highlight=False,

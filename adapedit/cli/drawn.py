@@ -127,4 +127,4 @@ def evaluate_inversions(
         ]
         table.add_row(label, *cells, f"{found['seconds']:.1f}")
     Console().print(table)
-    Console().print(f"{out / 'inversion.html'}")
+    print(out / "inversion.html")

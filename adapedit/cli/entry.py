@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import NoReturn
 
 USER_ERROR, INTERRUPTED = 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and exit: 0, 2 for an input that can't be used, 130 after Ctrl-C."""
+    """Run the command line and exit: 0, 2 for an input that can't be used, 130 after Ctrl-C.
+
+    1 where some edits of a batch or of pairs failed, a check did not pass, or whoever read the output has gone.
+    """
     for stream in (sys.stdout, sys.stderr):
         # A pipe on Windows, or an odd locale, may lack the Greek letters: a mark in their place, not an error.
         if isinstance(stream, io.TextIOWrapper):
@@ -23,6 +30,23 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """The same, returning the exit code."""
+    pressed: list[int] = []
+
+    def interrupt(number: int, _: FrameType | None) -> None:
+        pressed.append(number)
+        raise KeyboardInterrupt
+
+    with _handling(signal.SIGINT, interrupt):
+        try:
+            return _run(arguments)
+        except Exception:
+            if not pressed:
+                raise
+    # A library that was interrupted while it was imported may swallow that, and fail of something else.
+    return _interrupted()
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
         from adapedit.cli.evaluate import app  # takes long enough to be interrupted
 
@@ -37,7 +61,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
             )
         code = code if isinstance(code, int) else 0
     except KeyboardInterrupt:
-        code = INTERRUPTED
+        return _interrupted()
     except BrokenPipeError:
         # Whoever read our output has gone; what the interpreter still wants to flush goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -49,9 +73,25 @@ def run(arguments: Sequence[str] | None = None) -> int:
         if type(error).__name__ != "NoArgsIsHelpError":  # the help that it has printed says all
             print(f"adapedit: {message}", file=sys.stderr)
         return USER_ERROR
-    if code == INTERRUPTED:
-        print("adapedit: interrupted", file=sys.stderr)
-    return code
+    return _interrupted() if code == INTERRUPTED else code
+
+
+def _interrupted() -> int:
+    print("adapedit: interrupted", file=sys.stderr)
+    return INTERRUPTED
+
+
+@contextmanager
+def _handling(number: int, handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """A signal's handler for the length of a block; nothing where this is not the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 def _message(error: Exception) -> str | None:
@@ -64,6 +104,11 @@ def _message(error: Exception) -> str | None:
     ):  # of the command line itself: an unknown option, a missing argument
         command = getattr(getattr(error, "ctx", None), "command_path", "adapedit")
         text = f"{error.format_message()} Try '{command} --help'."
+    elif isinstance(
+        error, OSError
+    ):  # a disk that is full, a name that is too long, a folder that is closed to us
+        named = f"{error.filename}: " if error.filename else ""
+        text = f"{named}{error.strerror or error}; check the path, its permissions and the space on its disk"
     elif type(error).__name__ == "OutOfMemoryError":
         text = f"not enough memory ({str(error).splitlines()[0]}); lower --max-rows or use --dtype float16"
     else:

@@ -133,6 +133,10 @@ def evaluate(
     if name is not None and not re.fullmatch(r"\w[\w-]*", name):
         raise AdapEditError(f"--name is {name!r}; give letters, digits and hyphens, a file is called so")
     if suite is Suite.inversion:
+        given = {"--methods": chosen, "--set": set_, "--sources": sources is d.Sources.rendered}
+        for option, there in given.items():
+            if there:
+                raise AdapEditError(f"{option} is of edits, and inversion makes none: leave it out")
         d.evaluate_inversions(
             inversion,
             inversion_set,
@@ -147,6 +151,8 @@ def evaluate(
             json=json,
         )
         return
+    if of_pairs and sources is d.Sources.rendered:
+        raise AdapEditError("--sources rendered is of the scene suite, pairs have none to draw: leave it out")
     drawn = d.sources_of(sources, inversion, inversion_set)
     p.check_options(of_pairs, pairs, clip_model, lpips, half is not Half.both)
     study = make_study("scenes" if of_pairs else suite.value, chosen, _per_method(set_))
@@ -264,4 +270,4 @@ def _print(report: dict[str, Any], out: Path, name: str) -> None:
             f"{curve['knob']}: rank correlation with success {rho['value']:+.2f} "
             f"({rho['low']:+.2f} to {rho['high']:+.2f}), expected {'+' if curve['expected sign'] > 0 else '-'}"
         )
-    console.print(f"{out / (name + '.html')}")
+    print(out / f"{name}.html")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from adapedit.cli.bundle_show import status
@@ -83,4 +84,5 @@ def run(
     console.print(table)
     for note in opened.notes:
         console.print(f"The picture: {note}", style="dim", highlight=False)
-    console.print(f"Saved invert.png and invert.json in [bold]{out}[/bold]", highlight=False)
+    saved = f"Saved invert.png and invert.json in [bold]{escape(str(out))}[/bold]"
+    console.print(saved, highlight=False, soft_wrap=True)

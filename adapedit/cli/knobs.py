@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from adapedit.approximations import EXACT
@@ -28,13 +27,8 @@ def knob_name(text: str) -> str:
 
 
 def knob_value(text: str) -> Any:
-    """The value as the settings take it: `none`, `a,b` (words), `word:2,other:0.5` (values of words), else as it is."""
-    if text.lower() in ("none", "null"):
-        return None
-    if ":" in text:
-        pairs = [part.rpartition(":") for part in text.split(",")]
-        return [{"word": word, "value": value} for word, _, value in pairs]
-    return text
+    """The value: None for `none`, else the text, of which `make` knows what its knob wants."""
+    return None if text.lower() in ("none", "null") else text
 
 
 def parse(assignments: Sequence[str] | None) -> dict[str, Any]:
@@ -50,14 +44,20 @@ def parse(assignments: Sequence[str] | None) -> dict[str, Any]:
 
 
 def make(method: str, knobs: Mapping[str, Any]) -> Any:
-    """Settings of one method; a single word where words are wanted is made a list."""
+    """Settings of one method, of values as text: `a,b` where words are wanted, `word:2,other:0.5` for their values."""
     if method not in METHODS:
         return make_settings(method)
     fields, ready = METHODS[method].model_fields, dict(knobs)
     for name, value in knobs.items():
         if isinstance(value, str) and name in fields and fields[name].default == ():
             if fields[name].annotation == tuple[WordValue, ...]:
-                raise AdapEditError(f"{name} is {value!r}; write it as WORD:VALUE, such as {name}=dog:0.5")
+                if ":" not in value:
+                    raise AdapEditError(
+                        f"{name} is {value!r}; write it as WORD:VALUE, such as {name}=dog:0.5"
+                    )
+                pairs = [part.rpartition(":") for part in value.split(",")]
+                ready[name] = [{"word": word, "value": number} for word, _, number in pairs]
+                continue
             if value.lower() in ("true", "false"):
                 ready[name] = value.lower() == "true"
                 continue
@@ -86,10 +86,11 @@ def make_each(methods: Sequence[str], knobs: Mapping[str, Any]) -> list[Any]:
 
 def methods_for(model: str, knobs: Mapping[str, Any]) -> list[str]:
     """All methods that a model can run as they are: with a UNet of its own or named in `knobs`, InstructPix2Pix too."""
-    from adapedit.model import BUILTIN, ModelFacts
+    from adapedit.checkpoint import BUILTIN, expanded
+    from adapedit.model import ModelFacts
 
     name, knob = "instruct-pix2pix", "checkpoint"
-    facts = ModelFacts.read(BUILTIN if model == "builtin" else Path(model).expanduser())
+    facts = ModelFacts.read(BUILTIN if model == "builtin" else expanded(model))
     has_one = knob in facts.defaults.get(name, {}) or not {knob, f"{name}.{knob}"}.isdisjoint(knobs)
     return [method for method in METHODS if method != name or has_one]
 

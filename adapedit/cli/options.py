@@ -28,7 +28,11 @@ Guidance = Annotated[
     typer.Option(help="Guidance scale; by default what suits the model (7.5 for Stable Diffusion)."),
 ]
 Method = Annotated[
-    str, typer.Option(help="adapedit, prompt-to-prompt or plain (the seed alone).", rich_help_panel=METHOD)
+    str,
+    typer.Option(
+        help="adapedit, prompt-to-prompt, masactrl, sdedit, instruct-pix2pix, or plain: the seed alone.",
+        rich_help_panel=METHOD,
+    ),
 ]
 Set = Annotated[
     list[str] | None,

@@ -188,4 +188,4 @@ def _print(report: dict[str, Any], out: Path) -> None:
             f"see {out / 'failures.jsonl'}",
             markup=False,
         )
-    console.print(f"{out / 'pairs.html'}")
+    print(out / "pairs.html")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -88,7 +89,8 @@ def invert(
     image: Annotated[Path, typer.Option(metavar="FILE", help="A picture.", show_default=False)],
     prompt: Annotated[str, typer.Option(help="What it shows.", show_default=False)],
     inversions: Annotated[
-        str | None, typer.Option(metavar="NAME,NAME", help="By default all.", show_default=False)
+        str | None,
+        typer.Option(metavar="NAME,NAME", help="By default all that the model can run.", show_default=False),
     ] = None,
     fit: HowToFit = Fit.crop,
     seed: o.Seed = 0,
@@ -102,11 +104,15 @@ def invert(
     json: o.Json = False,
 ) -> None:
     """How well a picture comes back from each inversion without an edit: writes invert.png and invert.json."""
+    from adapedit.bundle import is_bundle
     from adapedit.images import open_image, read_file
     from adapedit.inversion.settings import INVERSIONS, make_inversion_settings
     from adapedit.output import check_output
 
     names = [name.strip() for name in inversions.split(",")] if inversions else list(INVERSIONS)
+    if not inversions and is_bundle(model):
+        names.remove("null-text")
+        print("adapedit: null-text needs gradients, which a bundle does not have: left out", file=sys.stderr)
     chosen = {name: make_inversion_settings(name) for name in names}
     open_image(read_file(image), size=(64, 64), name=str(image))
     check_output(out)

@@ -17,9 +17,11 @@ from rich.progress import (
 )
 
 from adapedit.alignment import Alignment, align
+from adapedit.model import EditModel
 from adapedit.output import check_output
 from adapedit.request import EditRequest
 from adapedit.result import EditResult
+from adapedit_kernels.errors import AdapEditError
 
 
 def run_edits(
@@ -51,6 +53,7 @@ def run_edits(
         from adapedit.pipeline import MAX_ROWS, AdapEditPipeline
         from adapedit_engine.host_memory import keep_freed_memory
 
+        asked = device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if device == "cpu":
@@ -60,6 +63,7 @@ def run_edits(
             pipe = AdapEditPipeline.from_pretrained(model, **options)
         else:
             pipe = AdapEditPipeline(load_any(model, runner=runner, **options))
+            refuse_other_device(asked, pipe.model)
         progress.update(task, description="Denoising")
         results = pipe.edit_batch(
             requests,
@@ -79,12 +83,20 @@ def run_edits(
     return results
 
 
+def refuse_other_device(asked: str, model: EditModel) -> None:
+    """Raise where a device was asked for and a bundle's runner runs on another."""
+    if asked != "auto" and asked.partition(":")[0] != model.device.type:
+        raise AdapEditError(
+            f"--device is {asked}, and the bundle's runner runs on {model.device.type}; choose another by --runner"
+        )
+
+
 def align_only(request: EditRequest, model: str) -> Alignment:
     """The alignment of the request's prompts by the model's tokenizer; nothing else of the model is read."""
-    from adapedit.model import load_vocabulary
+    from adapedit.bundle import load_any_vocabulary
     from adapedit.prepare import refuse_unknown_words
 
-    vocabulary = load_vocabulary(model)
+    vocabulary = load_any_vocabulary(model)
     for name in ("source", "target"):
         prompt = getattr(request, f"{name}_prompt")
         refuse_unknown_words(prompt, name, vocabulary.facts.known_words, vocabulary.name)

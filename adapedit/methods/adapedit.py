@@ -123,7 +123,9 @@ class AdapEditMethod(Method):
             lambda_tau=self.settings.lambda_tau,
             **vars(self._relation()),
         ).relation[0]
-        warnings = collapse_warnings(alignment, relation, spatial if self._spatial else None)
+        warnings = collapse_warnings(
+            alignment, relation, spatial if self._spatial else None, self._relation()
+        )
         return Findings(word_steps=word_steps, relation=relation, spatial_map=spatial, warnings=warnings)
 
     @property
@@ -198,19 +200,25 @@ def key_tokens(alignment: Alignment) -> Tensor:
     return alignment.key_tokens if alignment.key_tokens.any() else alignment.anchor_tokens
 
 
-def collapse_warnings(alignment: Alignment, relation: Tensor, spatial_map: Tensor | None) -> tuple[str, ...]:
+def collapse_warnings(
+    alignment: Alignment, relation: Tensor, spatial_map: Tensor | None, by: RelationSettings
+) -> tuple[str, ...]:
     """Say when FWT or DPS has nothing to tell apart, and which knob mends it.
 
-    relation [N] (Lambda), spatial_map [P] (S). An edit that changes nothing has nothing to warn of.
+    relation [N] (Lambda), spatial_map [P] (S), both found `by` these settings. An edit that changes nothing has nothing
+    to warn of.
     """
     if not key_tokens(alignment).any():
         return ()
     warnings = []
+    better = {"normalise": "sum", "threshold_mode": "relative", "centre": True}
+    missing = [f"{knob}={value!r}" for knob, value in better.items() if getattr(by, knob) != value]
+    advice = f"; try {', '.join(missing)}" if missing else ""
     words = torch.tensor([relation[word.tokens[0]] for word in alignment.target_words if not word.is_key])
     if len(words) > 1 and float(words.max() - words.min()) < 0.05:
         warnings.append(
             f"FWT has collapsed: all kept words are related to the edit by {float(words.mean()):.2f}, so all get the "
-            "same steps; try normalise='sum', threshold_mode='relative', centre=True"
+            f"same steps{advice}"
         )
     if spatial_map is not None and (float(spatial_map.max()) < 0.05 or float(spatial_map.std()) < 0.02):
         warnings.append(

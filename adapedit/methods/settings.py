@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -191,6 +192,8 @@ def one_line(error: ValidationError) -> str:
     """What pydantic found first, in a line: the field, what it got, what it wanted."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"]) or "request"
+    if first["type"] == "missing":
+        return f"{where} is missing"
     wanted = first["msg"].removeprefix("Value error, ")
     wanted = wanted[0].lower() + wanted[1:]
-    return f"{where} is {first['input']!r}: {wanted}"
+    return f"{where} is {reprlib.repr(first['input'])}: {wanted}"

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
-from adapedit.methods.settings import make_settings
 from adapedit.model import EditModel
 from adapedit.prepare import complete
 from adapedit.request import EditRequest
@@ -166,7 +166,10 @@ def _line(number: int, text: str, defaults: Mapping[str, Any]) -> BatchLine:
         fields = json.loads(text)
         if not isinstance(fields, dict):
             raise AdapEditError("a line has to be a JSON object with source_prompt and target_prompt")
-        given = str(fields.pop("id", name))
+        given = fields.pop("id", None)
+        if isinstance(given, bool) or not isinstance(given, (str, int, NoneType)):
+            raise AdapEditError(f"id is {given!r}, wanted a string or a whole number")
+        given = name if given is None else str(given)
         if not IDS.fullmatch(given):
             raise AdapEditError(f"id {given!r} is no folder name; use letters, digits, '.', '_' and '-'")
         if FAILURES.fullmatch(given):
@@ -174,8 +177,6 @@ def _line(number: int, text: str, defaults: Mapping[str, Any]) -> BatchLine:
                 f"id {given!r} is the name of a file that failures are written to; use another"
             )
         name = given
-        if isinstance(fields.get("method"), str):
-            fields["method"] = make_settings(fields["method"])
         return BatchLine(number=number, id=name, request=EditRequest.make(**{**defaults, **fields}))
     except Exception as error:
         # Whatever a line is made of, a hundred thousand brackets too, the others are run.

@@ -16,11 +16,11 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
-from adapedit.arguments import check_count
+from adapedit.arguments import check_count, check_seconds
 from adapedit.checked import REPLAY_BYTES
 from adapedit.model import EditModel
 from adapedit.progress import Progress
-from adapedit.request import EditRequest
+from adapedit.request import EditRequest, check_request
 from adapedit.result import EditResult
 from adapedit.serving.arrivals import GRACE_SECONDS, Arrivals
 from adapedit.serving.caching import Caches, CachingModel
@@ -70,6 +70,8 @@ class EditServer:
         check_count("max_pending", max_pending)
         check_count("cache_bytes", cache_bytes, least=0)
         check_count("trajectory_bytes", trajectory_bytes, least=0)
+        if budget_bytes is not None:
+            check_count("budget_bytes", budget_bytes)
         self.model = CachingModel.of(model, cache_bytes)
         self._runner = CachedRunner(in_slots(model.runner, max_rows), cache_bytes)
         replay_bytes = REPLAY_BYTES if budget_bytes is None else cache_bytes
@@ -102,9 +104,9 @@ class EditServer:
         if not self._open:
             raise AdapEditError("this server is not running: submit inside `with pipe.serve() as server:`")
         if os.getpid() != self._process:
-            raise AdapEditError(
-                f"this server runs in process {self._process}, and not in its forks: make a new one in each"
-            )
+            raise AdapEditError(f"this server runs in process {self._process}: make a new one in each fork")
+        check_request(request)
+        check_seconds("deadline", deadline)
         until = None if deadline is None else time.monotonic() + deadline
         with self._arrivals.announced():
             with self._preparing:

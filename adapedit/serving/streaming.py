@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 
+from adapedit.arguments import check_callback, check_count
 from adapedit.progress import Progress
-from adapedit.request import EditRequest
+from adapedit.request import EditRequest, check_requests
 from adapedit.result import EditResult
 from adapedit.serving.outcomes import Finished, finished
 
@@ -18,7 +19,22 @@ def streamed(
     ahead: int,
     callback: Progress | None,
 ) -> Iterator[Finished]:
-    """See `EditServer.stream`. submit: a request that it raises for, whatever it raises, is one that failed."""
+    """See `EditServer.stream`. submit: a request that it raises for, whatever it raises, is one that failed.
+
+    Raises `AdapEditError` at once for arguments of other kinds.
+    """
+    check_requests(requests)
+    check_count("ahead", ahead)
+    check_callback(callback)
+    return _streamed(requests, submit, ahead, callback)
+
+
+def _streamed(
+    requests: Iterable[EditRequest],
+    submit: Callable[[EditRequest], Future[EditResult]],
+    ahead: int,
+    callback: Progress | None,
+) -> Iterator[Finished]:
     source, more, taken, done = iter(enumerate(requests)), True, 0, 0
     flying: dict[Future[EditResult], tuple[int, EditRequest]] = {}
     try:
