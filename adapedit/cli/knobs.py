@@ -86,8 +86,8 @@ def make_each(methods: Sequence[str], knobs: Mapping[str, Any]) -> list[Any]:
 
 def methods_for(model: str, knobs: Mapping[str, Any]) -> list[str]:
     """All methods that a model can run as they are: with a UNet of its own or named in `knobs`, InstructPix2Pix too."""
-    from adapedit.checkpoint import BUILTIN, expanded
-    from adapedit.model import ModelFacts
+    from adapedit.checkpoint import expanded
+    from adapedit.model import BUILTIN, ModelFacts
 
     name, knob = "instruct-pix2pix", "checkpoint"
     facts = ModelFacts.read(BUILTIN if model == "builtin" else expanded(model))
