@@ -89,7 +89,7 @@ def blend_tokens(alignment: Alignment, words: Words) -> Tensor:
                 found = alignment.find(text, prompt=prompt)  # type: ignore[arg-type]
             except AdapEditError as error:
                 if missing is not None:
-                    raise AdapEditError(f"{missing}; and {error}") from error
+                    raise AdapEditError(f"{error}; and {missing}") from error
                 missing = error
                 continue
             weights[row, alignment.token_mask(found)] = 1
