@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ from benchmarks.render_evaluation import table
 
 Data = Mapping[str, Any]
 LATENCY = ("mean", "p50", "p95", "p99")
+KEEPS_UP = 0.97
+"""Share of what comes that has to be done in the same time; the last edits of a run have nobody behind them."""
 
 
 def throughput(data: Data, results: Path) -> list[str]:
@@ -19,14 +21,18 @@ def throughput(data: Data, results: Path) -> list[str]:
         for name, run in data["runs"].items()
     ]
     arrivals = [
-        (pattern, way, *(both[way]["latency_s"][key] for key in LATENCY))
-        for pattern, both in data["arrivals"].items()
-        for way in ("scheduler", "static")
+        (pattern, way, *(found["latency_s"][key] for key in LATENCY))
+        for pattern, came in data["arrivals"].items()
+        for way, found in came["ways"].items()
     ]
     times = data["row_times"]
     plot = Series("ms a row", [int(n) for n in times], [t["ms_a_row"] for t in times.values()])
     chart(results / "rows.svg", "Cost of a row", "rows in a call", "ms a row", [plot])
-    ratios = ", ".join(f"{both['p95_over_static']} {name}" for name, both in data["arrivals"].items())
+    over = [
+        (pattern, way, ratios["p95"], ratios["mean"])
+        for pattern, came in data["arrivals"].items()
+        for way, ratios in came["over"].items()
+    ]
     return [
         table(("", "edits/s", "cores busy", "of the matrix ceiling"), rows),
         "",
@@ -34,8 +40,11 @@ def throughput(data: Data, results: Path) -> list[str]:
         "",
         f"The scheduler makes {data['scheduler_over_one_by_one']} times the edits of one by one, "
         f"{data['scheduler_over_best_static']} times those of the best static batches ({data['best_static']}) and "
-        f"{data['scheduler_over_eager']} times those of the eager way. At {data['arrivals_per_s']} arrivals a second "
-        f"its p95 over static batching's is {ratios}.",
+        f"{data['scheduler_over_eager']} times those of the eager way. So long a run that its end weighs little makes "
+        f"{data['capacity_edits_per_s']} edits a second: its capacity, of which {data['arrivals_per_s']} arrivals a "
+        "second are the share above. The scheduler's latencies over theirs:",
+        "",
+        table(("edits that come", "", "p95", "mean"), over),
         "",
         "![Cost of a row](rows.svg)",
     ]
@@ -75,14 +84,13 @@ def simulate(data: Data, results: Path) -> list[str]:
             (
                 load["share_of_capacity"],
                 way,
-                load[way]["edits_per_s"],
-                *(load[way]["latency_s"][key] for key in LATENCY),
-                f"{load[way]['device_busy']:.0%}",
+                load["ways"][way]["edits_per_s"],
+                *(load["ways"][way]["latency_s"][key] for key in LATENCY),
+                f"{load['ways'][way]['device_busy']:.0%}",
             )
             for load in found["loads"]
-            for way in ("scheduler", "static")
+            for way in load["ways"]
         ]
-        shares = [load["share_of_capacity"] for load in found["loads"]]
         name = device.lower().replace(" ", "-").replace(",", "").replace(".", "-")
         pictures = []
         for key, title, unit in (
@@ -90,26 +98,36 @@ def simulate(data: Data, results: Path) -> list[str]:
             ("edits_per_s", "Throughput", "edits/s"),
         ):
             series = [
-                Series(
-                    way,
-                    shares,
-                    [each[way].get(key) or each[way]["latency_s"][key] for each in found["loads"]],
-                )
-                for way in ("scheduler", "static")
+                Series(way, [x for x, _ in points], [y for _, y in points])
+                for way in found["loads"][0]["ways"]
+                if (points := _points(found["loads"], way, key))
             ]
             file = f"{key.replace('_', '-')}-{name}.svg"
             chart(results / file, f"{title}: {device}", "arrivals / capacity", unit, series)
             pictures.append(f"![{title}]({file})")
-        capacity = ", ".join(f"{way} {rate}" for way, rate in found["capacity_edits_per_s"].items())
+        capacity = "; ".join(f"{way} {rate}" for way, rate in found["capacity_edits_per_s"].items())
+        sizes = ", ".join(f"{size} ({way})" for way, size in found["static_sizes"].items())
         parts += [
             f"### {device}\n",
-            f"Capacity, edits/s: {capacity}. Static batches below take at most {found['static_size']}.\n",
+            f"Capacity, edits/s: {capacity}.\n\nStatic batches below take at most so many: {sizes}.\n",
             table(("load", "", "edits/s", *(f"{key} s" for key in LATENCY), "busy"), rows),
             "",
             " ".join(pictures),
             "",
         ]
     return parts
+
+
+def _points(loads: Sequence[Data], way: str, key: str) -> list[tuple[float, float]]:
+    """By load, throughput or latency; the latter only where the way keeps up: beyond that it is the run's length."""
+    points = []
+    for load in loads:
+        run = load["ways"][way]
+        if key in run:
+            points.append((load["share_of_capacity"], run[key]))
+        elif run["edits_per_s"] >= KEEPS_UP * load["arrivals_per_s"]:
+            points.append((load["share_of_capacity"], run["latency_s"][key]))
+    return points
 
 
 def memory(data: Data, results: Path) -> list[str]:

@@ -6,7 +6,7 @@ import random
 import threading
 import time
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from adapedit_engine.host_memory import keep_freed_memory
 from benchmarks import common
 from benchmarks.baselines.edits import OtherWays, one_by_one
-from benchmarks.static_batching import StaticServer, burst_times, in_batches
+from benchmarks.static_batching import Kind, StaticServer, burst_times, in_batches, mixed, of_a_kind
 from benchmarks.turns import Clock
 
 OTHERS = ("plain, one by one", "eager, one by one")
@@ -26,16 +26,39 @@ WARM_UP = 4
 """Edits that are run before any time counts."""
 
 
-def static(size: int) -> str:
+SUSTAINED = "scheduler, sustained"
+"""Through the scheduler, too, and so many edits that beginning and end of the run weigh little."""
+
+SUSTAINED_EDITS = 4
+"""How many times as many."""
+
+KINDS: dict[str, Kind] = {"": mixed, " of a kind": of_a_kind}
+"""Static batches by what their names end with."""
+
+
+def static(size: int, kind: str = "") -> str:
     """The name of the way that takes batches of so many."""
-    return f"static batches of {size}"
+    return f"static batches of {size}{kind}"
+
+
+def static_ways(sizes: Sequence[int]) -> list[str]:
+    """All of them."""
+    return [static(size, kind) for kind in KINDS for size in sizes]
+
+
+def batches(name: str) -> tuple[int, Kind]:
+    """What `static` has named so."""
+    _, _, what = name.partition(" of ")
+    size, _, kind = what.partition(" ")
+    return int(size), KINDS[f" {kind}" if kind else ""]
 
 
 def at_once(clock: Clock, options: Namespace, name: str) -> dict[str, Any]:
     """All edits at once by the way of that name: edits a second, and the share of all cores' time that was used."""
     pipe = _pipeline(options)
     run, wait = _way(pipe, options, name), common.waiting(options.device)
-    edits = common.unrelated(options.others if name in OTHERS else options.edits, options.steps)
+    others = {**dict.fromkeys(OTHERS, options.others), SUSTAINED: SUSTAINED_EDITS * options.edits}
+    edits = common.unrelated(others.get(name, options.edits), options.steps)
     run(edits[:WARM_UP])
     wait()
     clock.begin()
@@ -61,28 +84,30 @@ def _pipeline(options: Namespace) -> Any:
 def _way(pipe: Any, options: Namespace, name: str) -> Callable[[list[Any]], Any]:
     if name == "one by one":
         return lambda edits: [pipe.edit_batch([each]) for each in edits]
-    if name == "scheduler":
+    if name in ("scheduler", SUSTAINED):
         return lambda edits: list(pipe.stream(edits, ahead=options.edits, max_rows=options.max_rows))
     if name in OTHERS:
         others = OtherWays(pipe)
         return partial(one_by_one, others.plain if name.startswith("plain") else others.eager)
-    return partial(in_batches, pipe, size=int(name.rpartition(" ")[2]))
+    size, kind = batches(name)
+    return partial(in_batches, pipe, size=size, kind=kind)
 
 
 def arriving(
-    clock: Clock, options: Namespace, size: int | None, rate: float, patterns: Mapping[str, tuple[int, int]]
+    clock: Clock, options: Namespace, name: str, rate: float, patterns: Mapping[str, tuple[int, int]]
 ) -> dict[str, Any]:
     """Latencies of edits that come at random times, `rate` a second on average; the same times whatever the server.
 
-    size: of static batches; None: the scheduler. patterns: by name, how many come, and how many of them at a time.
+    name: "scheduler", or one of the static ways. patterns: by name, how many come, and how many of them at a time.
     """
     pipe = _pipeline(options)
     pipe.edit_batch(common.unrelated(WARM_UP, options.steps))
     clock.begin()
     found = {}
-    for name, (count, burst) in patterns.items():
-        server = pipe.serve(max_rows=options.max_rows) if size is None else StaticServer(pipe, size)
-        found[name] = _arrive(clock, server, options.steps, rate, count, burst)
+    for pattern, (count, burst) in patterns.items():
+        ours = name == "scheduler"
+        server = pipe.serve(max_rows=options.max_rows) if ours else StaticServer(pipe, *batches(name))
+        found[pattern] = _arrive(clock, server, options.steps, rate, count, burst)
     return found
 
 

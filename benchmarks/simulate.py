@@ -24,6 +24,13 @@ from benchmarks.virtual_device import VirtualClock, VirtualExecutor, VirtualPlan
 
 LOADS = (0.5, 0.7, 0.8, 0.9)
 STATIC = (2, 4, 8, 16)
+RULES: dict[str, dict[str, Any]] = {
+    "static, mixed": {},
+    "static, of a kind": {"kind": tuple},
+    "static, to the end": {"leave": False},
+}
+"""Ways of static batching, with what they want of `on_paper`: edits with the same passes and steps are of a kind."""
+
 Cost = Callable[[int], float]
 
 
@@ -78,25 +85,20 @@ def simulated(
     capacity = {"scheduler": ours(at_once, cost, slots, max_rows)["edits_per_s"]}
     # Edits take four rows each, and batches of them have to fit the largest slot.
     sizes = [size for size in STATIC if slots is None or 4 * size <= max(slots)]
-    for size in sizes:
-        capacity[f"static {size}"] = theirs(at_once, cost, slots, size)["edits_per_s"]
-    size = max(sizes, key=lambda size: capacity[f"static {size}"])
+    best_of = {}
+    for name, rule in RULES.items():
+        rates = {size: theirs(at_once, cost, slots, size, **rule)["edits_per_s"] for size in sizes}
+        best_of[name] = max(sizes, key=rates.__getitem__)
+        capacity |= {f"{name}, {size}": rate for size, rate in rates.items()}
     loads = []
     for share in LOADS:
         rate = share * capacity["scheduler"]
         coming = arrivals(options.arrivals, steps, rate)
-        both = {
-            "scheduler": ours(coming, cost, slots, max_rows),
-            "static": theirs(coming, cost, slots, size),
-        }
-        ratios = {
-            f"{key}_over_static": round(
-                both["scheduler"]["latency_s"][key] / both["static"]["latency_s"][key], 3
-            )
-            for key in ("mean", "p95")
-        }
-        loads.append({"share_of_capacity": share, "arrivals_per_s": round(rate, 3), **both, **ratios})
-    return {"capacity_edits_per_s": capacity, "static_size": size, "most_steps": steps, "loads": loads}
+        ways = {"scheduler": ours(coming, cost, slots, max_rows)}
+        for name, rule in RULES.items():
+            ways[name] = theirs(coming, cost, slots, best_of[name], **rule)
+        loads.append({"share_of_capacity": share, "arrivals_per_s": round(rate, 3), "ways": ways})
+    return {"capacity_edits_per_s": capacity, "static_sizes": best_of, "most_steps": steps, "loads": loads}
 
 
 def arrivals(count: int, steps: int, rate: float | None) -> list[tuple[float, Paper]]:
@@ -144,10 +146,10 @@ def job(passes: Paper) -> Passes:
 
 
 def theirs(
-    coming: Sequence[tuple[float, Paper]], cost: Cost, slots: Sequence[int] | None, size: int
+    coming: Sequence[tuple[float, Paper]], cost: Cost, slots: Sequence[int] | None, size: int, **rule: Any
 ) -> dict[str, Any]:
     """Through static batches of at most `size`."""
-    return told(len(coming), *on_paper(coming, size, lambda rows: cost(slot_for(rows, slots))))
+    return told(len(coming), *on_paper(coming, size, lambda rows: cost(slot_for(rows, slots)), **rule))
 
 
 def told(count: int, ended: float, busy: float, latencies: Sequence[float]) -> dict[str, Any]:

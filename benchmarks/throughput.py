@@ -1,6 +1,9 @@
 """Unrelated edits through the scheduler, one by one and in static batches: `python -m benchmarks.throughput`.
 
-First all at once (edits a second), then as they come, singly and in bursts, at 80 % of the capacity found (latencies).
+First all at once (edits a second), then as they come, singly and in bursts, at 80 % of the capacity found (latencies):
+that of a run long enough for its beginning and its end to weigh little. Static batches are of two kinds, see
+`benchmarks.static_batching`; latencies are held against the best of each, by throughput, and first of all against the
+best of all.
 Each way has a process of its own, and they run in turn over short stretches, see `turns`: what the machine does
 meanwhile falls on all of them. The edits have other prompts, seeds, methods and numbers of steps (`--steps` and an
 eighth, a quarter, half of it). Beside them, for some of the edits: diffusers' plain loop, which edits nothing, and the
@@ -19,7 +22,7 @@ from adapedit.checked import row_steps
 from adapedit_engine import Controls
 from benchmarks import common, overhead, parity
 from benchmarks.baselines.edits import ROWS
-from benchmarks.serving_ways import OTHERS, arriving, at_once, static
+from benchmarks.serving_ways import KINDS, OTHERS, SUSTAINED, arriving, at_once, static, static_ways
 from benchmarks.turns import in_turns
 
 BURST = 8
@@ -34,39 +37,34 @@ def main() -> None:
         options.steps, options.edits, options.others, options.arrivals, options.bursts = 8, 6, 2, 6, 1
     sizes = (4,) if options.quick else (2, 4, 8, 16)
     beforehand, at_ceiling = checked(options)
-    runs = in_turns(
-        {
-            name: (at_once, (options, name))
-            for name in ("one by one", "scheduler", *(static(size) for size in sizes), *OTHERS)
-        }
-    )
+    ways = ("one by one", "scheduler", SUSTAINED, *static_ways(sizes), *OTHERS)
+    runs = in_turns({name: (at_once, (options, name)) for name in ways})
+    rates = {name: found["edits_per_s"] for name, found in runs.items()}
+    capacity = runs.pop(SUSTAINED)["edits_per_s"]
     for name, run in runs.items():
         run["share_of_ceiling"] = round(at_ceiling[name if name in OTHERS else "ours"] / run["seconds"], 3)
-    common.write("throughput", options, {**beforehand, "runs": runs}, whole=False)
-    rates = {name: found["edits_per_s"] for name, found in runs.items()}
-    size = max(sizes, key=lambda size: rates[static(size)])
-    rate = options.load * rates["scheduler"]
+    found = {**beforehand, "runs": runs, "capacity_edits_per_s": capacity}
+    common.write("throughput", options, found, whole=False)
+    best_of = {kind: max((static(size, kind) for size in sizes), key=rates.__getitem__) for kind in KINDS}
+    best = max(best_of.values(), key=rates.__getitem__)
+    rate = options.load * capacity
     patterns = {"singly": (options.arrivals, 1), f"in bursts of {BURST}": (options.bursts * BURST, BURST)}
     latencies = in_turns(
-        {
-            "scheduler": (arriving, (options, None, rate, patterns)),
-            "static": (arriving, (options, size, rate, patterns)),
-        }
+        {name: (arriving, (options, name, rate, patterns)) for name in ("scheduler", *best_of.values())}
     )
-    arrivals = {name: both(count, name, latencies) for name, (count, _) in patterns.items()}
+    arrivals = {name: together(count, name, latencies) for name, (count, _) in patterns.items()}
     common.write(
         "throughput",
         options,
         {
-            **beforehand,
-            "runs": runs,
+            **found,
             "scheduler_over_one_by_one": round(rates["scheduler"] / rates["one by one"], 3),
-            "scheduler_over_best_static": round(rates["scheduler"] / rates[static(size)], 3),
+            "scheduler_over_best_static": round(rates["scheduler"] / rates[best], 3),
             "scheduler_over_eager": round(rates["scheduler"] / rates["eager, one by one"], 3),
-            "best_static": static(size),
+            "best_static": best,
             "arrivals_per_s": round(rate, 3),
             "arrivals": arrivals,
-            "p95_over_static": arrivals["singly"]["p95_over_static"],
+            "p95_over_static": arrivals["singly"]["over"][best]["p95"],
         },
     )
 
@@ -88,14 +86,16 @@ def checked(options: Any) -> tuple[dict[str, Any], dict[str, float]]:
     return {"parity": gate, "row_times": rows, "ceiling_flops_per_s": ceiling}, seconds
 
 
-def both(count: int, pattern: str, latencies: Any) -> dict[str, Any]:
-    """One pattern's latencies through the scheduler and through static batching, and their ratios."""
-    ours, theirs = latencies["scheduler"][pattern], latencies["static"][pattern]
-    ratios = {
-        f"{key}_over_static": round(ours["latency_s"][key] / theirs["latency_s"][key], 3)
-        for key in ("p95", "mean")
+def together(count: int, pattern: str, latencies: Any) -> dict[str, Any]:
+    """One pattern's latencies by way, and the scheduler's over those of each static one."""
+    ways = {name: found[pattern] for name, found in latencies.items()}
+    ours = ways["scheduler"]["latency_s"]
+    over = {
+        name: {key: round(ours[key] / way["latency_s"][key], 3) for key in ("p95", "mean")}
+        for name, way in ways.items()
+        if name != "scheduler"
     }
-    return {"edits": count, "scheduler": ours, "static": theirs, **ratios}
+    return {"edits": count, "ways": ways, "over": over}
 
 
 def apart(pipe: Any, requests: Sequence[Any], max_rows: int) -> int:

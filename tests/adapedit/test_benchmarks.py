@@ -14,16 +14,16 @@ import pytest
 from adapedit.checked import row_steps
 from adapedit.methods.settings import AdapEdit, Plain
 from benchmarks import __main__ as every
-from benchmarks import common, goals, simulate
+from benchmarks import common, goals, serving_ways, simulate
 from benchmarks.baselines.edits import ROWS, OtherWays
-from benchmarks.static_batching import StaticServer, burst_times, on_paper
+from benchmarks.static_batching import StaticServer, burst_times, in_batches, mixed, of_a_kind, on_paper
 
 
 class Batches:
     """A pipeline that remembers its batches, and fails where it is told to."""
 
     def __init__(self) -> None:
-        self.batches: list[list[object]] = []
+        self.batches: list[list] = []
 
     def edit_batch(self, requests):
         self.batches.append(list(requests))
@@ -51,6 +51,32 @@ def test_static_batching_on_paper():
     # 2 rows, then 8, then the longer of them alone; the third waits for both, the last finds nobody.
     assert latencies == [14, 14, 18, 4]
     assert (ended, busy) == (104, 22)
+    # Of a kind: the first alone, then both of the others.
+    assert on_paper(arrivals, 2, seconds=lambda rows: rows, kind=tuple)[2] == [10, 18, 18, 4]
+    # Rows that stay: the second takes part in both steps of the first.
+    assert on_paper(arrivals, 2, seconds=lambda rows: rows, leave=False)[2] == [18, 18, 22, 4]
+
+
+def test_batches_of_a_kind_take_edits_of_one_method_and_length():
+    wanted = ((Plain(), 2), (AdapEdit(), 2), (Plain(), 4), (Plain(), 2), (Plain(), 2))
+    edits = [common.request(place, steps, method=method) for place, (method, steps) in enumerate(wanted)]
+    pipe = Batches()
+    in_batches(pipe, edits, 2, of_a_kind)
+    assert [[edits.index(each) for each in batch] for batch in pipe.batches] == [[0, 3], [1], [2], [4]]
+    pipe = Batches()
+    with StaticServer(pipe, 4, kind=len) as server:
+        first = server.submit("x")
+        first.result()
+        futures = [server.submit(name) for name in ("aa", "b", "cc")]
+        assert [future.result() for future in futures] == ["done aa", "done b", "done cc"]
+    assert sorted(name for batch in pipe.batches for name in batch) == ["aa", "b", "cc", "x"]
+    assert all(len({len(name) for name in batch}) == 1 for batch in pipe.batches)
+
+
+@pytest.mark.parametrize("name", serving_ways.static_ways((2, 16)))
+def test_static_ways_are_known_by_name(name):
+    assert serving_ways.static(*serving_ways.batches(name)[:1], "") in name
+    assert serving_ways.batches(name)[1] is (of_a_kind if name.endswith("of a kind") else mixed)
 
 
 def test_arrivals_keep_their_rate():
@@ -66,15 +92,17 @@ def test_costs_between_what_was_measured():
     assert [cost(rows) for rows in (2, 3, 4, 8, 12)] == pytest.approx([0.020, 0.026, 0.032, 0.056, 0.080])
 
 
-@pytest.mark.parametrize(("slots", "largest"), [(None, "static 16"), ((1, 2, 4, 8, 16, 32), "static 8")])
+@pytest.mark.parametrize(("slots", "largest"), [(None, 16), ((1, 2, 4, 8, 16, 32), 8)])
 def test_the_scheduler_is_simulated_beside_static_batching(slots, largest):
     options = SimpleNamespace(arrivals=60)
     found = simulate.simulated(options, lambda rows: 0.01 + 0.004 * rows, slots, 32, 16)
-    assert list(found["capacity_edits_per_s"])[-1] == largest
-    assert found["capacity_edits_per_s"]["scheduler"] > found["capacity_edits_per_s"]["static 2"]
+    capacity = found["capacity_edits_per_s"]
+    assert list(capacity)[-1] == f"static, to the end, {largest}"
+    assert capacity["scheduler"] > capacity["static, mixed, 2"] > capacity["static, to the end, 2"]
     for load in found["loads"]:
-        assert 0 < load["scheduler"]["device_busy"] <= 1 and 0 < load["static"]["device_busy"] <= 1
-        assert load["scheduler"]["latency_s"]["p50"] > 0
+        assert len(load["ways"]) == 4
+        for run in load["ways"].values():
+            assert 0 < run["device_busy"] <= 1 and run["latency_s"]["p50"] > 0
 
 
 def test_unrelated_edits_are_the_same_every_time():
