@@ -21,7 +21,7 @@ from adapedit.model import EditModel, load_model
 from adapedit.progress import Clock, Progress, StepCount
 from adapedit.request import EditRequest, check_request, check_requests
 from adapedit.result import EditResult, make_result
-from adapedit.sharing import merge, share, split
+from adapedit.sharing import alike_passes, merge, share, split
 from adapedit_engine.loop import EditOutcome, denoise
 from adapedit_engine.plan import EditPlan
 from adapedit_engine.runners import Runner
@@ -163,17 +163,21 @@ class AdapEditPipeline:
             clock.lap("invert")
         drafts = [edit.draft for edit in edits]
         observing = {place: edit.observe for place, edit in enumerate(edits) if edit.observe is not None}
-        places = list(observing)
-        first = _groups(list(observing.values()), share_sources, max_rows)
+        # Of passes that are the same, as those of one edit with other knobs are, one is run.
+        alike = alike_passes(observing) if share_sources else [(place,) for place in observing]
+        passing = [observing[places[0]] for places in alike]
+        first = _groups(passing, share_sources, max_rows)
         second = _groups(drafts, share_sources, max_rows)
-        observations = [merge([observing[places[i]] for i in group]) for group in first]
+        observations = [merge([passing[k] for k in group]) for group in first]
         routes = routed(second, [edit.runner for edit in edits])
         merged = [[merge([drafts[i] for i in group]) for group in groups] for _, groups in routes]
         trajectories = Trajectories(REPLAY_BYTES, self.model.runner, records_all=False)
         # A source that the first pass runs is not run again in the second.
         with self.model.runner as runner, ExitStack() as recorded:
             observations = [
-                recorded.enter_context(trajectories.attached(plan, [drafts[places[i]] for i in group]))
+                recorded.enter_context(
+                    trajectories.attached(plan, [drafts[i] for k in group for i in alike[k]])
+                )
                 for plan, group in zip(observations, first, strict=True)
             ]
             known = [observations] + [
@@ -184,8 +188,8 @@ class AdapEditPipeline:
             seen: dict[int, EditOutcome] = {}
             passes = denoise(observations, runner, callback=steps.of(0), max_rows=max_rows)
             for group, outcome in zip(first, passes, strict=True):
-                parts = split(outcome, [observing[places[i]] for i in group])
-                seen |= {places[i]: part for i, part in zip(group, parts, strict=True)}
+                for k, part in zip(group, split(outcome, [passing[k] for k in group]), strict=True):
+                    seen |= dict.fromkeys(alike[k], part)
             clock.lap("observe")
             plans = [edit.method.plan(edit.context, seen.get(i)) for i, edit in enumerate(edits)]
         finished: dict[int, EditOutcome] = {}

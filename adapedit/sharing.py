@@ -6,7 +6,7 @@ track is run once. It takes nothing from the others, so each edit is what it wou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from adapedit_engine.adaptive import Adaptive
 from adapedit_engine.blend import LocalBlend
+from adapedit_engine.caches import digest
 from adapedit_engine.loop import EditOutcome
 from adapedit_engine.plan import EditPlan, plan_rows
 from adapedit_engine.schedule import Schedule
@@ -91,6 +92,42 @@ def split(outcome: EditOutcome, plans: Sequence[EditPlan]) -> list[EditOutcome]:
             )
         )
     return parts
+
+
+def alike_passes(plans: Mapping[int, EditPlan]) -> list[tuple[int, ...]]:
+    """Places whose plans are one and the same pass, which need be run once, in the order of their first ones."""
+    groups: dict[Hashable, list[int]] = {}
+    for place, plan in plans.items():
+        key = observation_key(plan)
+        groups.setdefault(place if key is None else key, []).append(place)
+    return [tuple(places) for places in groups.values()]
+
+
+def observation_key(plan: EditPlan) -> Hashable | None:
+    """A first pass by its content: another knob of the same edit finds it again. None: not to be kept.
+
+    Only plain generation is; what a plan of another kind depends on is its method's business.
+    """
+    if plan.edited or plan.adaptive or plan.local_blend or plan.conditioning_channels is not None:
+        return None
+    schedule = (getattr(plan.schedule, field.name) for field in fields(plan.schedule))
+    values = (
+        plan.latents,
+        plan.encoder_hidden_states,
+        plan.guidance_weights,
+        plan.noise,
+        plan.unconditional_steps,
+        plan.source_latents,
+        *schedule,
+    )
+    return (
+        plan.collect,
+        plan.record,
+        plan.guidance_until,
+        plan.feature_interval,
+        plan.cross_attention_until,
+        *(digest(value) if isinstance(value, Tensor) else value for value in values),
+    )
 
 
 def _own(values: Tensor | None, tracks: list[int], wanted: bool) -> Tensor | None:

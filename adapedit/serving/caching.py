@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import dataclass, fields, make_dataclass
 
 from PIL import Image
@@ -13,7 +12,6 @@ from adapedit.inversion.run import inverted_bytes
 from adapedit.model import EditModel
 from adapedit_engine.caches import ByteCache, CachedRunner, digest, tensor_bytes
 from adapedit_engine.loop import EditOutcome
-from adapedit_engine.plan import EditPlan
 from adapedit_engine.trajectories import Trajectories, can_replay
 
 
@@ -36,33 +34,6 @@ class CachingModel(EditModel):
         if len(input_ids) != 1:
             return super().encode_ids(input_ids)
         return self.embeddings.get(digest(input_ids), lambda: super(CachingModel, self).encode_ids(input_ids))
-
-
-def observation_key(plan: EditPlan) -> Hashable | None:
-    """A first pass by its content: another knob of the same edit finds it again. None: not to be kept.
-
-    Only plain generation is; what a plan of another kind depends on is its method's business.
-    """
-    if plan.edited or plan.adaptive or plan.local_blend or plan.conditioning_channels is not None:
-        return None
-    schedule = (getattr(plan.schedule, field.name) for field in fields(plan.schedule))
-    values = (
-        plan.latents,
-        plan.encoder_hidden_states,
-        plan.guidance_weights,
-        plan.noise,
-        plan.unconditional_steps,
-        plan.source_latents,
-        *schedule,
-    )
-    return (
-        plan.collect,
-        plan.record,
-        plan.guidance_until,
-        plan.feature_interval,
-        plan.cross_attention_until,
-        *(digest(value) if isinstance(value, Tensor) else value for value in values),
-    )
 
 
 def outcome_bytes(outcome: EditOutcome) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Generator, Hashable, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 from adapedit.inversion.base import Inverted
 from adapedit.inversion.run import Wanted, inversion_passes
@@ -16,8 +17,8 @@ from adapedit.model import EditModel
 from adapedit.prepare import complete, make_context
 from adapedit.request import EditRequest
 from adapedit.result import EditResult
-from adapedit.serving.caching import Caches, observation_key
-from adapedit.sharing import merge, share, split
+from adapedit.serving.caching import Caches
+from adapedit.sharing import merge, observation_key, share, split
 from adapedit_engine.caches import ByteCache
 from adapedit_engine.host_copies import HostCopies, HostCopy
 from adapedit_engine.loop import EditOutcome
@@ -98,32 +99,34 @@ def edit_passes(edits: Sequence[PreparedEdit], caches: Caches, copies: HostCopie
     began = time.perf_counter()
     edits = yield from _begun(edits, caches.inversions)
     seen: dict[int, EditOutcome] = {}
-    missing: dict[int, EditPlan] = {}
+    missing: dict[Hashable, list[int]] = {}
     for i, edit in enumerate(edits):
         if edit.observe is not None:
             known = None if edit.key is None else caches.observations.find(edit.key)
             if known is None:
-                missing[i] = edit.observe
+                missing.setdefault(i if edit.key is None else edit.key, []).append(i)
             else:
                 seen[i] = known
     if missing:
-        places, plans = list(missing), list(missing.values())
+        # Of passes that are the same, as those of one edit with other knobs are, one is run.
+        alike = list(missing.values())
+        plans = [cast(EditPlan, edits[places[0]].observe) for places in alike]
         groups = share(plans)
         with ExitStack() as stack:
             outcomes = yield [
                 _routed(
                     stack,
-                    merge([plans[i] for i in group]),
+                    merge([plans[k] for k in group]),
                     None,
                     caches.trajectories,
-                    ahead=[edits[places[i]].draft for i in group if edits[places[i]].runner is None],
+                    ahead=[edits[i].draft for k in group for i in alike[k] if edits[i].runner is None],
                 )
                 for group in groups
             ]
         for group, outcome in zip(groups, outcomes, strict=True):
-            for i, part in zip(group, split(outcome, [plans[i] for i in group]), strict=True):
-                seen[places[i]] = part
-                if (key := edits[places[i]].key) is not None:
+            for k, part in zip(group, split(outcome, [plans[k] for k in group]), strict=True):
+                seen |= dict.fromkeys(alike[k], part)
+                if (key := edits[alike[k][0]].key) is not None:
                     caches.observations.keep(key, part)
     parts: dict[int, EditedPart] = {}
     planned: dict[int, EditPlan] = {}

@@ -13,8 +13,7 @@ from adapedit.approximations import EXACT, parse, split
 from adapedit.cli import knobs
 from adapedit.cli.commands import app
 from adapedit.serving.batch import read_lines
-from adapedit.serving.caching import observation_key
-from adapedit.sharing import share
+from adapedit.sharing import observation_key, share
 from adapedit_engine.runners import RunnerError
 from adapedit_engine.runners.compiled import CompiledRunner
 from adapedit_engine.runners.pytorch import PyTorchRunner

@@ -5,30 +5,41 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
+from typing import Any
 
 import pytest
 
 from adapedit import AdapEditPipeline, EditRequest
-from adapedit.methods.settings import PromptToPrompt
+from adapedit.methods.settings import AdapEdit, PromptToPrompt
 from adapedit.serving import EditServer
 from adapedit.serving import edits as edits_module
 from adapedit.serving import server as server_module
 from adapedit.serving.inbox import parted
 from adapedit.sharing import merge
 from adapedit_engine.scheduler import DeadlineError
+from tests.helpers.edits import grey_levels
 
 TARGETS = ["a blue dog", "a small dog", "a red cat", "a red bird"]
 
 
-def request(target: str = TARGETS[0]) -> EditRequest:
+def request(target: str = TARGETS[0], method: Any = None) -> EditRequest:
     return EditRequest(
-        source_prompt="a red dog", target_prompt=target, num_inference_steps=2, method=PromptToPrompt()
+        source_prompt="a red dog",
+        target_prompt=target,
+        num_inference_steps=2,
+        method=method or PromptToPrompt(),
     )
 
 
 def group(server: EditServer, deadlines: Sequence[float | None] = (None,) * len(TARGETS)) -> list[Future]:
     """The futures of edits that the worker finds together."""
-    edits = [server._prepare(request(target), at) for target, at in zip(TARGETS, deadlines, strict=True)]
+    return found_together(server, [request(target) for target in TARGETS], deadlines)
+
+
+def found_together(
+    server: EditServer, requests: Sequence[EditRequest], deadlines: Sequence[float | None]
+) -> list[Future]:
+    edits = [server._prepare(one, at) for one, at in zip(requests, deadlines, strict=True)]
     with server._wake:
         return [server._queue(edit, placed=False) for edit in edits]
 
@@ -47,6 +58,18 @@ def test_a_deadline_that_passes_is_no_neighbours(
         assert all(future.result(30) for future in others)
         # The others still share their source: 2 (1 + 3) rows a step.
         assert server.stats.scheduler.rows == 2 * 8
+
+
+def test_a_first_pass_that_edits_have_in_common_is_run_once(pipe: AdapEditPipeline):
+    """Three knobs of one edit: both prompts are looked at once, and the source is not run again."""
+    knobs = [AdapEdit(lambda_tau=value, observed_prompts="both") for value in (0.2, 0.5, 1.0)]
+    with pipe.serve() as server:
+        futures = found_together(server, [request(method=method) for method in knobs], [None] * 3)
+        results = [future.result(30) for future in futures]
+        assert server.stats.scheduler.rows == 2 * (4 + 6)
+    for method, result in zip(knobs, results, strict=True):
+        (alone,) = pipe.edit_batch([request(method=method)])
+        assert grey_levels(result.target_image, alone.target_image) <= 1
 
 
 def test_what_has_no_room_in_the_budget_together_runs_apart(pipe: AdapEditPipeline):

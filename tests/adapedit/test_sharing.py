@@ -36,13 +36,13 @@ EDITS = (
 def rows(monkeypatch) -> list[int]:
     """Rows of every call of the UNet."""
     seen: list[int] = []
-    infer = PyTorchRunner.infer
+    infer = PyTorchRunner._infer
 
-    def counting(self, inputs, outputs=None):
+    def counting(self, inputs, *others):
         seen.append(inputs["sample"].shape[0])
-        return infer(self, inputs, outputs)
+        return infer(self, inputs, *others)
 
-    monkeypatch.setattr(PyTorchRunner, "infer", counting)
+    monkeypatch.setattr(PyTorchRunner, "_infer", counting)
     return seen
 
 
@@ -72,6 +72,15 @@ def test_rows_are_two_for_each_of_source_and_targets(pipe, rows):
     rows.clear()
     pipe.edit_batch(edits, share_sources=False)
     assert rows == [6] * STEPS + [12] * STEPS
+
+
+def test_a_first_pass_that_edits_have_in_common_is_run_once(pipe, rows):
+    """Over both prompts, too: three knobs of one edit look at the same two pictures."""
+    edits = [request(lambda_tau=value, observed_prompts="both") for value in (0.2, 0.5, 1.0)]
+    others = [request(SOURCE, LONGER, observed_prompts="both")]
+    pipe.edit_batch(edits + others)
+    # The source with two targets; then four edits, whose source is not run again.
+    assert rows == [6] * STEPS + [8] * STEPS
 
 
 def test_shared_edits_are_split_where_they_take_too_many_rows(pipe, rows):
