@@ -109,7 +109,7 @@ def edit(
     }
     given = {name: value for name, value in named.items() if value is not None}
     settings = knobs.make(method, {**given, **knobs.parse(set_)})
-    picture = p.fields(image, fit, inversion, inversion_set) | approximations(approximate)
+    picture = p.fields(image, fit, inversion, inversion_set, method) | approximations(approximate)
     request = _request(source, target, seed, steps, guidance, settings, picture)
     from adapedit.cli import session, show
 
@@ -122,7 +122,7 @@ def edit(
         show.print_json({**result.to_dict(), "out": str(out), "files": files})
     else:
         show.print_words(result.alignment, result.words)
-        show.print_saved(out, files, result)
+        show.print_saved(out, files, [result])
 
 
 @app.command(
@@ -161,16 +161,16 @@ def sweep(
     """One knob over several values: writes sweep.png, a contact sheet, and sweep.json."""
     from adapedit.cli import knobs
 
-    picture = p.fields(image, fit, inversion, inversion_set) | approximations(approximate)
+    picture = p.fields(image, fit, inversion, inversion_set, method) | approximations(approximate)
     fields = {**_fields(source, target, seed, steps, guidance), **picture}
     wanted = [value.strip() for value in values.split(",") if value.strip()]
     requests = knobs.varied(fields, method, knobs.parse(set_), knob, wanted)
     from adapedit.cli import session, sheets
 
-    results = session.run_edits(
-        requests, model=model, device=device, dtype=dtype.value, out=out, max_rows=max_rows
-    )
     labels = [f"{knobs.knob_name(knob)} = {value}" for value in wanted]
+    results = session.run_edits(
+        requests, model=model, device=device, dtype=dtype.value, out=out, max_rows=max_rows, labels=labels
+    )
     sheets.save(out, "sweep", results, labels, {"knob": knobs.knob_name(knob), "values": wanted}, json)
 
 
@@ -216,7 +216,7 @@ def compare(
     from adapedit.cli import session, sheets
 
     results = session.run_edits(
-        requests, model=model, device=device, dtype=dtype.value, out=out, max_rows=max_rows
+        requests, model=model, device=device, dtype=dtype.value, out=out, max_rows=max_rows, labels=chosen
     )
     sheets.save(out, "compare", results, chosen, {"methods": chosen}, json)
 

@@ -63,16 +63,32 @@ InversionSet = Annotated[
 
 
 def fields(
-    image: Path | None, fit: Fit, inversion: str | None, assignments: list[str] | None
+    image: Path | None,
+    fit: Fit,
+    inversion: str | None,
+    assignments: list[str] | None,
+    method: str | None = None,
 ) -> dict[str, Any]:
-    """What a request has of these options."""
+    """What a request has of these options. method: the one that runs, where it is one."""
     from adapedit_kernels.errors import AdapEditError
 
     if image is None:
         if inversion is not None or assignments:
             raise AdapEditError("--inversion wants a picture; give one with --image")
         return {}
+    if inversion is not None or assignments:
+        _refuse_uninverted(method)
     return {"image": {"file": str(image), "fit": fit.value}, "inversion": settings(inversion, assignments)}
+
+
+def _refuse_uninverted(method: str | None) -> None:
+    """Raise for a method that edits the picture without leading back to it: an inversion would be ignored."""
+    from adapedit.methods.registry import inverts
+    from adapedit.methods.settings import METHODS
+    from adapedit_kernels.errors import AdapEditError
+
+    if method in METHODS and not inverts(METHODS[method]()):
+        raise AdapEditError(f"{method} edits a picture without inverting it; leave --inversion out")
 
 
 def settings(inversion: str | None, assignments: list[str] | None) -> Any:

@@ -33,8 +33,12 @@ def run_edits(
     runner: str | None = None,
     out: Path | None = None,
     max_rows: int | None = None,
+    labels: Sequence[str] | None = None,
 ) -> list[EditResult]:
-    """Check the output folder, load the model, run the edits together, and say on stderr what they warn of."""
+    """Check the output folder, load the model, run the edits together, and say on stderr what they warn of.
+
+    labels: of each edit, where there are several, for its warnings.
+    """
     if out is not None:
         check_output(out)
     console = Console(stderr=True)
@@ -77,9 +81,10 @@ def run_edits(
             told.add(f"the picture: {notes}comes back at {result.reconstruction_psnr:.1f} dB")
     for message in sorted(told):
         print(f"adapedit: {message}", file=sys.stderr)
-    for result in results:
+    for place, result in enumerate(results):
+        which = "" if labels is None else f"{labels[place]}: "
         for message in result.warnings:
-            print(f"adapedit: warning: {message}", file=sys.stderr)
+            print(f"adapedit: warning: {which}{message}", file=sys.stderr)
     return results
 
 

@@ -60,7 +60,7 @@ def save(
     if as_json:
         show.print_json({**description, "out": str(out), "files": files})
     else:
-        show.print_saved(out, files, results[0])
+        show.print_saved(out, files, results)
 
 
 def _settings(results: Sequence[EditResult]) -> str:

@@ -56,12 +56,14 @@ def print_words(alignment: Alignment, reports: Sequence[WordReport] | None = Non
     Console().print(words_table(alignment, reports))
 
 
-def print_saved(folder: Path, files: Sequence[str], result: EditResult) -> None:
-    """Where the pictures are, and how long it took."""
-    seconds = result.timings["total"]
+def print_saved(folder: Path, files: Sequence[str], results: Sequence[EditResult]) -> None:
+    """Where the pictures are, how long it took, and the seed that all have."""
+    seconds = results[0].timings["total"]
+    seeds = {result.request.seed for result in results}
+    seed = f", seed {seeds.pop()}" if len(seeds) == 1 else ""
     names = ", ".join(files[:-1]) + f" and {files[-1]}" if len(files) > 1 else files[0]
     Console().print(
-        f"Saved {names} in [bold]{escape(str(folder))}[/bold] [dim]({seconds:.1f} s, seed {result.request.seed})[/dim]",
+        f"Saved {names} in [bold]{escape(str(folder))}[/bold] [dim]({seconds:.1f} s{seed})[/dim]",
         highlight=False,
         soft_wrap=True,
     )

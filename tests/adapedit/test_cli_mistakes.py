@@ -158,6 +158,20 @@ def test_options_that_would_be_ignored_are_refused(
     assert "--sources rendered is of the scene suite" in one_line(capfd)
 
 
+def test_a_sweep_says_which_edit_it_warns_of_and_no_seed_that_is_not_all_edits(
+    tiny_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    blank = ["--set", "alpha_tau=1", "--set", "threshold_mode=absolute"]
+    options = ["--model", str(tiny_folder), "--steps", "2", "--device", "cpu", *blank]
+    assert run(["sweep", SOURCE, TARGET, "--knob", "seed", "--values", "3,4", *options]) == 0
+    printed = capfd.readouterr()
+    assert "Saved sweep.png and sweep.json" in printed.out and "seed" not in printed.out
+    assert "warning: seed = 3: FWT has collapsed" in printed.err
+    assert "warning: seed = 4: FWT has collapsed" in printed.err
+    assert run(["sweep", SOURCE, TARGET, "--knob", "lambda-tau", "--values", "0,1", *options]) == 0
+    assert "seed 0)" in capfd.readouterr().out
+
+
 def test_an_edit_of_a_picture_names_it_whole(pipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("RGB", (64, 64), "red").save("dog.png")
     asked = request(steps=2).model_copy(update={"image": ImageInput.of("dog.png")})

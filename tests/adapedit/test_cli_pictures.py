@@ -107,6 +107,10 @@ def test_batch_lines_may_name_a_picture(tiny_folder: Path, tmp_path: Path, dog: 
         (("--image", "none.png"), "image none.png is not there"),
         (("--image", "x", "--inversion", "back"), "there is no inversion 'back'; use one of: ddim"),
         (("--image", "x", "--inversion-set", "skip=1"), "inversion direct has no knob 'skip'"),
+        (
+            ("--image", "x", "--method", "sdedit", "--inversion", "direct"),
+            "sdedit edits a picture without inverting",
+        ),
     ],
 )
 def test_mistakes_are_one_line(
