@@ -71,7 +71,10 @@ class ImageInput(BaseModel):
         if not hasattr(value, "getexif"):
             return value
         buffer = io.BytesIO()
-        _upright(value)[0].save(buffer, "PNG")
+        try:
+            _upright(value)[0].save(buffer, "PNG")
+        except ImageError as error:
+            raise ImageError(f"the image {error}") from error
         content = buffer.getvalue()
         made = cls(file=INPUT_FILE, sha256=hashlib.sha256(content).hexdigest(), **more)
         made._content = content

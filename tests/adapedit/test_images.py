@@ -103,6 +103,8 @@ def test_sixteen_bits_with_a_transparent_value() -> None:
 def test_floating_point_is_refused() -> None:
     with pytest.raises(ImageError, match="floating-point"):
         opened(encoded(Image.new("F", (32, 32)), "TIFF"))
+    with pytest.raises(ImageError, match="^the image has floating-point values"):
+        ImageInput.of(Image.new("F", (32, 32)))
 
 
 @pytest.mark.parametrize(("orientation", "back"), [(3, 2), (6, 1), (8, 3)])
