@@ -58,7 +58,7 @@ def parts(results: Path, options: Sequence[str]) -> list[Part]:
         benchmark("overhead", 90),
         benchmark("latency", 120),
         benchmark("scaling", 150),
-        benchmark("throughput", 240, "--arrivals", "100", "--bursts", "2"),
+        benchmark("throughput", 270, "--arrivals", "100", "--bursts", "2", "--sizes", "8,16"),
     ]
 
 

@@ -30,12 +30,20 @@ BURST = 8
 
 def main() -> None:
     parser = common.arguments(
-        __doc__, steps=16, edits=64, others=12, arrivals=1000, bursts=6, max_rows=32, load=0.8
+        __doc__,
+        steps=16,
+        edits=64,
+        others=12,
+        arrivals=1000,
+        bursts=6,
+        max_rows=32,
+        load=0.8,
+        sizes="2,4,8,16",
     )
     options = parser.parse_args()
     if options.quick:
         options.steps, options.edits, options.others, options.arrivals, options.bursts = 8, 6, 2, 6, 1
-    sizes = (4,) if options.quick else (2, 4, 8, 16)
+    sizes = (4,) if options.quick else tuple(int(size) for size in options.sizes.split(","))
     beforehand, at_ceiling = checked(options)
     ways = ("one by one", "scheduler", SUSTAINED, *static_ways(sizes), *OTHERS)
     runs = in_turns({name: (at_once, (options, name)) for name in ways})
