@@ -116,12 +116,12 @@ def make_study(name: str, methods: Sequence[str] | None = None, knobs: Knobs | N
         }
     else:
         table = ABLATIONS if name == "ablation" else VARIANTS
-        variants = {
-            label: make_settings("adapedit", **{**own, **changes})
-            for label, changes in table.items()
-            # What `knobs` leave out already is the whole that the rest is compared with.
-            if not changes or not changes.items() <= own.items()
-        }
+        made = {label: make_settings("adapedit", **{**own, **changes}) for label, changes in table.items()}
+        # What `knobs` leave out already is the whole that the rest is compared with. Knobs that were not named are the
+        # model's, whatever they are here.
+        named = {label: one.model_dump(exclude_unset=True) for label, one in made.items()}
+        whole = named["adapedit"]
+        variants = {label: one for label, one in made.items() if label == "adapedit" or named[label] != whole}
     return Study(name=name, title=TITLES[name], variants=variants, sweeps=sweeps)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from adapedit.evaluation.report import make_report, paired
 from adapedit.evaluation.scores import Score, evaluate
 from adapedit.evaluation.store import ScoreStore, StoreError, fingerprint
-from adapedit.evaluation.studies import SWEEPS, TITLES, WITH_BLEND, make_study
+from adapedit.evaluation.studies import ABLATIONS, SWEEPS, TITLES, WITH_BLEND, make_study
 from adapedit.evaluation.suite import scene_suite
 from adapedit.methods.settings import METHODS, make_settings
 from adapedit_kernels.errors import AdapEditError
@@ -105,8 +106,10 @@ def test_studies_compare_different_settings(name: str) -> None:
     assert len(set(settings)) >= len(settings) - 3  # sweeps pass through the defaults
 
 
-def test_what_is_left_out_of_all_is_not_left_out_again() -> None:
-    study = make_study("ablation", knobs={"adapedit": {"local_blend": False}})
+@pytest.mark.parametrize("off", [False, "false"])  # the command line gives text
+def test_what_is_left_out_of_all_is_not_left_out_again(off: Any) -> None:
+    study = make_study("ablation", knobs={"adapedit": {"local_blend": off}})
+    assert [*make_study("ablation").variants] == [*ABLATIONS]
     assert "without the local blend" not in study.variants
     assert study.variants["without DPS"].local_blend is False
     assert study.variants["the local blend alone"].local_blend is True
