@@ -196,7 +196,17 @@ def _same_adaptive(one: Adaptive | None, other: Adaptive | None) -> bool:
     # What is looked for in the source goes into the spatial map of every target.
     if (one.joined or other.joined) and not torch.equal(one.key_tokens[0], other.key_tokens[0]):
         return False
-    names = ("temporal", "spatial", "relation", "lambda_tau", "lambda_spatial", "joined", "update_every")
+    # Their maps are of one size, as their latents are.
+    names = (
+        "temporal",
+        "spatial",
+        "relation",
+        "lambda_tau",
+        "lambda_spatial",
+        "joined",
+        "spatial_grow",
+        "update_every",
+    )
     return all(getattr(one, name) == getattr(other, name) for name in names)
 
 

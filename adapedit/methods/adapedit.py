@@ -176,6 +176,8 @@ class AdapEditMethod(Method):
             lambda_tau=settings.lambda_tau,
             lambda_spatial=settings.lambda_spatial,
             joined=settings.observed_prompts == "both",
+            spatial_grow=settings.spatial_grow,
+            map_size=context.map_size,
             self_layers=layers if from_relation else None,
         )
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from adapedit_kernels import RelationSettings, spatial_similarity, word_relation
@@ -29,6 +30,7 @@ class Adaptive:
     lambda_spatial: factor of the spatial map, Eq. 9; above 1 the map is cut off at 1.
     joined:        the spatial map of a track is the larger of its own and its source's: an edit has to act where
                    the source shows what it changes, too, or that stays.
+    spatial_grow:  cells by which the spatial map is widened to all sides; wants `map_size`, height and width of maps.
     update_every:  steps between two updates.
     self_layers:   [L, K1] bool, self-attention layers whose queries and keys come from the source for the
                    share of the trajectory that FWT gives to tokens without a word; None: as the plan's tables
@@ -43,6 +45,8 @@ class Adaptive:
     lambda_tau: float = 1.0
     lambda_spatial: float = 1.0
     joined: bool = False
+    spatial_grow: int = 0
+    map_size: tuple[int, int] | None = None
     update_every: int = 1
     self_layers: Tensor | None = None
 
@@ -55,6 +59,11 @@ class Adaptive:
         if self.self_layers is not None and self.self_layers.shape[-1] != tracks:
             raise AdaptiveError(
                 f"adaptive.self_layers has {self.self_layers.shape[-1]} tracks, wanted {tracks}"
+            )
+        if self.spatial_grow < 0 or (self.spatial_grow and self.map_size is None):
+            raise AdaptiveError(
+                f"adaptive.spatial_grow is {self.spatial_grow} with map_size {self.map_size}, wanted 0 or more cells "
+                "of maps whose height and width are given"
             )
         if self.update_every < 1:
             raise AdaptiveError(f"adaptive.update_every is {self.update_every}, wanted at least 1")
@@ -104,4 +113,12 @@ def observe(maps: Tensor, features: Tensor, adaptive: Adaptive, source_track: Te
     spatial = spatial.clamp(max=1)
     if adaptive.joined:
         spatial = torch.maximum(spatial, spatial.index_select(0, source_track))
+    if adaptive.spatial_grow and adaptive.map_size is not None:
+        spatial = widened(spatial, adaptive.map_size, adaptive.spatial_grow)
     return Found(found.word_steps, spatial, found.default_steps)
+
+
+def widened(spatial: Tensor, map_size: tuple[int, int], cells: int) -> Tensor:
+    """Every pixel takes the largest value of those within so many cells of it, [K1, P] to [K1, P]."""
+    grid = spatial.unflatten(1, (1, *map_size))
+    return F.max_pool2d(grid, 2 * cells + 1, stride=1, padding=cells).flatten(1)

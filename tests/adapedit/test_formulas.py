@@ -13,7 +13,7 @@ from adapedit.prepare import complete, make_context
 from adapedit_engine.loop import EditOutcome
 from adapedit_engine.rows import RowTables
 from adapedit_kernels import edited_attention
-from tests.helpers.edits import LONGER, SOURCE, STEPS, TARGET, request
+from tests.helpers.edits import LONGER, SOURCE, STEPS, TARGET, grey_levels, request
 from tests.helpers.slow_reference import FlexibleWordTiming, edited_map, spatial_map
 from tests.helpers.tiny_model import TOKENS
 
@@ -104,6 +104,16 @@ def test_word_steps_and_spatial_map(pipe, target, knobs, slow):
         features = seen.features[0].double().tolist()
         slow_map = spatial_map(features, expected.key_embedding, 1.0, centre=slow.get("centre", True))
         assert plan.spatial_map[1].tolist() == pytest.approx(slow_map, abs=2e-5)
+
+
+@pytest.mark.parametrize("single_pass", [False, True])
+def test_a_widened_spatial_map_is_nowhere_less(pipe, single_pass):
+    """In both ways of finding it; and the edit acts by it."""
+    own, wide = pipe.edit_batch(
+        [request(single_pass=single_pass, spatial_grow=cells) for cells in (0, 1)], share_sources=False
+    )
+    assert (wide.spatial_map >= own.spatial_map - 1e-3).all() and (wide.spatial_map > own.spatial_map).any()
+    assert grey_levels(wide.target_image, own.target_image) > 0
 
 
 @pytest.mark.parametrize("target", [TARGET, LONGER])

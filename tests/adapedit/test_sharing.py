@@ -18,6 +18,7 @@ EDITS = (
     request(single_pass=True),
     request(SOURCE, LONGER, single_pass=True, lambda_s=0.7),
     request(SOURCE, LONGER, single_pass=True, lambda_tau=0.3),
+    request(SOURCE, LONGER, single_pass=True, spatial_grow=1),
     request(SOURCE, LONGER, observed_prompts="both", local_blend=True, blend_threshold=0.8),
     request(SOURCE, TARGET, observed_prompts="both", local_blend=True, blend_threshold=0.8),
     request(
@@ -27,7 +28,7 @@ EDITS = (
     request(
         SOURCE, TARGET, observed_prompts="both", local_blend=True, blend_by="words", blend_difference=0.1
     ),
-    request(SOURCE, LONGER, observed_prompts="both", lambda_tau=0.4),
+    request(SOURCE, LONGER, observed_prompts="both", lambda_tau=0.4, spatial_grow=1),
     request(SOURCE, LONGER, single_pass=True, observed_prompts="both"),
 )
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 
-from adapedit_engine.adaptive import Adaptive, observe
+from adapedit_engine.adaptive import Adaptive, AdaptiveError, observe
 from tests.engine.tiny import TOKENS, noise
 
 TRACKS, PIXELS = 3, 16
@@ -47,3 +48,23 @@ def test_a_source_without_words_of_the_edit_adds_nothing():
     joined = observe(maps, features, replace(alone, joined=True), SOURCES)
     assert torch.equal(joined.spatial_map[1], own.spatial_map[1])
     assert not own.spatial_map[0].any()
+
+
+def test_a_widened_map_takes_the_largest_value_around_each_cell():
+    maps, features = seen()
+    own = observe(maps, features, adaptive(), SOURCES)
+    wide = observe(maps, features, replace(adaptive(), spatial_grow=1, map_size=(2, 8)), SOURCES)
+    for track in range(TRACKS):
+        grid = own.spatial_map[track].view(2, 8)
+        for x in range(8):
+            around = grid[:, max(0, x - 1) : x + 2].max()  # two rows, each a neighbour of the other
+            assert torch.equal(wide.spatial_map[track].view(2, 8)[:, x], around.expand(2))
+    assert not torch.equal(wide.spatial_map, own.spatial_map)
+    assert torch.equal(wide.word_steps, own.word_steps)
+
+
+@pytest.mark.parametrize(("cells", "size"), [(-1, (4, 4)), (1, None)])
+def test_a_map_is_not_widened_without_its_size(cells: int, size: tuple[int, int] | None):
+    given = replace(adaptive(), spatial_grow=cells, map_size=size)
+    with pytest.raises(AdaptiveError, match=f"spatial_grow is {cells}"):
+        given.check(tracks=TRACKS, tokens=TOKENS)
