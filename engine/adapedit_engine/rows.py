@@ -134,8 +134,8 @@ class RowTables:
         weight, spatial_map, adaptive = self.spatial_weight[step_index], self.spatial_map, self.plan.adaptive
         if found is not None and adaptive is not None:
             if adaptive.temporal:
-                weight = self._found_weight(step_index, found.word_steps)
-                selves |= self._found_self_rows(step_index, found.self_share)
+                weight = self.found_weight(step_index, found.word_steps)
+                selves |= self.found_self_rows(step_index, found.self_share)
             if adaptive.spatial:
                 spatial_map = found.spatial_map.index_select(0, self.track_of_row)
         return Controls(
@@ -147,12 +147,14 @@ class RowTables:
             **selves,
         )
 
-    def _found_weight(self, step_index: int, word_steps: Tensor) -> Tensor:
+    def found_weight(self, step_index: int | Tensor, word_steps: Tensor) -> Tensor:
+        """`spatial_weight` [B, N] of a step by the word steps [K1, N] that the single pass has found."""
         assert self.own_weight is not None and self.strength is not None
         held_now = held(step_index, word_steps.index_select(0, self.track_of_row), self.plan.steps)
         return spatial_weight(held_now, self.own_weight, self.strength)
 
-    def _found_self_rows(self, step_index: int, self_share: Tensor) -> dict[str, Tensor]:
+    def found_self_rows(self, step_index: int | Tensor, self_share: Tensor) -> dict[str, Tensor]:
+        """The self-attention rows [L, B] that FWT's share [K1] sets; empty where it sets none."""
         if self.adaptive_layers is None:
             return {}
         shared = held(step_index, self_share.index_select(0, self.track_of_row), self.plan.steps)

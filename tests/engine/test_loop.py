@@ -9,7 +9,6 @@ import torch
 from diffusers import DDPMScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
 
 from adapedit_engine import (
-    Adaptive,
     Controls,
     EditPlan,
     Found,
@@ -29,8 +28,10 @@ from tests.engine.tiny import (
     STEPS,
     TEXT,
     TOKENS,
+    adaptive,
     ddim,
     edit_plan,
+    key_tokens,
     largest,
     noise,
     plan,
@@ -49,17 +50,6 @@ def unet():
 def runner(unet):
     with PyTorchRunner(unet, map_divisor=1) as opened:
         yield opened
-
-
-def key_tokens(tracks: int = 2) -> torch.Tensor:
-    keys = torch.zeros(tracks, TOKENS, dtype=torch.bool)
-    keys[1:, 2] = True
-    return keys
-
-
-def adaptive(**changes) -> Adaptive:
-    words = torch.tensor([-1, 0, 1, 2, 2, -1]).repeat(2, 1)
-    return Adaptive(**{"key_tokens": key_tokens(), "word_of_token": words, "lambda_tau": 0.9, **changes})
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 
-from adapedit_engine import ControlledUNet, EditPlan, Schedule
+from adapedit_engine import Adaptive, ControlledUNet, EditPlan, Schedule
 
 T = TypeVar("T")
 
@@ -96,3 +96,16 @@ def there(value: T | None) -> T:
     """The value, which is not None."""
     assert value is not None
     return value
+
+
+def key_tokens(tracks: int = 2) -> Tensor:
+    """One token of every track but the first."""
+    keys = torch.zeros(tracks, TOKENS, dtype=torch.bool)
+    keys[1:, 2] = True
+    return keys
+
+
+def adaptive(**changes: Any) -> Adaptive:
+    """For two tracks of four words, of which the third has two tokens."""
+    words = torch.tensor([-1, 0, 1, 2, 2, -1]).repeat(2, 1)
+    return Adaptive(**{"key_tokens": key_tokens(), "word_of_token": words, "lambda_tau": 0.9, **changes})

@@ -1,4 +1,5 @@
-"""A whole step as one CUDA graph per slot: UNet, guidance, scheduler step and map sums, replayed without the host.
+"""A whole step as one CUDA graph: UNet, guidance, scheduler step, local blends, map sums, and what the single pass
+finds in them, replayed without the host.
 
 `StaticSteps` is tested on the CPU; the capture of `GraphedSteps` was written for CUDA and not run on one yet, and
 nothing else depends on either. The controls of all steps lie on the device and
@@ -18,6 +19,7 @@ from adapedit_engine.loop import EditState
 from adapedit_engine.plan import PlanError
 from adapedit_engine.rows import RowTables
 from adapedit_engine.runners import Runner, RunnerError
+from adapedit_engine.runners.static_parts import StaticBlends, StaticFindings
 from adapedit_engine.unet import OUTPUT_NAMES
 from adapedit_kernels import guided_step
 
@@ -27,9 +29,9 @@ WARM_UP = 3
 class StaticSteps:
     """Edits that begin together, with as many steps, in buffers that stay where they are.
 
-    states: fresh ones of `begin`, of plans without local blend, single pass, input scaling, recording, solver that
-    looks back, early end of guidance and reuse between steps: those change what is computed from step to step, and
-    run through `tick`. runner: open.
+    states: fresh ones of `begin`, of plans without input scaling, recording, solver that looks back, early end of
+    guidance and reuse between steps: those change what is computed from step to step, and run through `tick`.
+    runner: open.
     """
 
     @torch.inference_mode()
@@ -39,18 +41,12 @@ class StaticSteps:
             raise PlanError("a graph of steps takes fresh edits with as many steps; run others through tick")
         tables = [state.tables for state in states]
         if any(
-            p.local_blend
-            or p.adaptive
-            or p.record
-            or p.reuses
-            or t.input_scale is not None
-            or t.history is not None
-            or t.late is not None
+            p.record or p.reuses or t.input_scale is not None or t.history is not None or t.late is not None
             for p, t in zip(plans, tables, strict=True)
         ):
             raise PlanError(
-                "a graph of steps takes no local blend, single pass, input scaling, record, solver that looks back, "
-                "guidance_until, feature_interval or cross_attention_until; run such edits through tick"
+                "a graph of steps takes no input scaling, record, solver that looks back, guidance_until, "
+                "feature_interval or cross_attention_until; run such edits through tick"
             )
         self._steps, self._runner = plans[0].steps, runner
         self._layout = Layout.of(tables, runner)
@@ -74,6 +70,18 @@ class StaticSteps:
             [t.conditional_row + start for t, start in zip(tables, self._layout.first_row, strict=True)]
         )
         self._start = torch.cat([state.latents for state in states])
+        size: tuple[int, int] = (self._start.shape[-2], self._start.shape[-1])
+        map_size = runner.specs.map_size(*size)
+        self._blends: StaticBlends | None = None
+        if any(plan.local_blend for plan in plans):
+            self._blends = StaticBlends(self._layout, self._steps, latent_size=size, map_size=map_size)
+        self._findings = [
+            StaticFindings(table, row, track, map_size[0] * map_size[1])
+            for table, row, track in zip(
+                tables, self._layout.first_row, self._layout.first_track, strict=True
+            )
+            if table.adaptive is not None
+        ]
         self.latents = self._start.clone()
         self._step = torch.zeros(1, dtype=torch.int64, device=runner.device)
         self.map_sum: Tensor | None = None
@@ -105,14 +113,20 @@ class StaticSteps:
             return table.index_select(0, self._step).squeeze(0)
 
         layout = self._layout
+        controls = {name: now(table) for name, table in self._controls.items()}
+        for findings in self._findings:
+            findings.apply(controls, self._step)
         inputs = {
             "sample": self.latents.index_select(0, layout.track_of_row).to(self._runner.dtype),
             "timestep": now(self._timesteps),
             **(layout.prompt | {name: now(table) for name, table in self._prompts.items()}),
-            **{name: now(table) for name, table in self._controls.items()},
+            **controls,
         }
         outputs = self._runner.infer(inputs, OUTPUT_NAMES)
-        self._add(outputs)
+        map_sum, feature_sum = self._add(outputs)
+        for findings in self._findings:
+            findings.update(map_sum, feature_sum, self._step)
+        blends = self._blends
         self.latents.copy_(
             guided_step(
                 outputs["noise_pred"],
@@ -123,18 +137,19 @@ class StaticSteps:
                 now(self._output_weight),
                 None if self._noise is None else now(self._noise),
                 None if self._noise_weight is None else now(self._noise_weight),
+                None if blends is None else blends.mask(now(blends.active), map_sum),
+                None if blends is None else blends.source,
                 check_values=False,
             )
         )
         self._step.add_(1)
 
-    def _add(self, outputs: dict[str, Tensor]) -> None:
+    def _add(self, outputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         maps = outputs["cross_attention_maps"].index_select(0, self._rows).float()
         features = outputs["visual_features"].index_select(0, self._rows).float()
         if self.map_sum is None or self.feature_sum is None:
             self.map_sum, self.feature_sum = torch.zeros_like(maps), torch.zeros_like(features)
-        self.map_sum.add_(maps)
-        self.feature_sum.add_(features)
+        return self.map_sum.add_(maps), self.feature_sum.add_(features)
 
 
 def _noise(tables: Sequence[RowTables]) -> tuple[Tensor | None, Tensor | None]:
