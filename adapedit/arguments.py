@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ def check_count(name: str, value: Any, least: int = 1) -> None:
 
 
 def check_seconds(name: str, value: Any) -> None:
-    """Raise unless `value` is None or a number of seconds."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+    """Raise unless `value` is None or a number of seconds, which NaN is not."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if value is not None and (not number or math.isnan(value)):
         raise AdapEditError(f"{name} is {value!r}, wanted a number of seconds")
 
 

@@ -96,6 +96,8 @@ def split(outcome: EditOutcome, plans: Sequence[EditPlan]) -> list[EditOutcome]:
 
 def alike_passes(plans: Mapping[int, EditPlan]) -> list[tuple[int, ...]]:
     """Places whose plans are one and the same pass, which need be run once, in the order of their first ones."""
+    if len(plans) < 2:
+        return [(place,) for place in plans]  # nothing to digest for
     groups: dict[Hashable, list[int]] = {}
     for place, plan in plans.items():
         key = observation_key(plan)

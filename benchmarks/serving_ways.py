@@ -32,7 +32,8 @@ SUSTAINED = "scheduler, sustained"
 SUSTAINED_EDITS = 4
 """How many times as many."""
 
-KINDS: dict[str, Kind] = {"": mixed, " of a kind": of_a_kind}
+OF_A_KIND = " of a kind"
+KINDS: dict[str, Kind] = {"": mixed, OF_A_KIND: of_a_kind}
 """Static batches by what their names end with."""
 
 
@@ -48,9 +49,8 @@ def static_ways(sizes: Sequence[int]) -> list[str]:
 
 def batches(name: str) -> tuple[int, Kind]:
     """What `static` has named so."""
-    _, _, what = name.partition(" of ")
-    size, _, kind = what.partition(" ")
-    return int(size), KINDS[f" {kind}" if kind else ""]
+    kind = OF_A_KIND if name.endswith(OF_A_KIND) else ""
+    return int(name.removesuffix(kind).rpartition(" ")[2]), KINDS[kind]
 
 
 def at_once(clock: Clock, options: Namespace, name: str) -> dict[str, Any]:

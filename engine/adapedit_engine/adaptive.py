@@ -6,9 +6,9 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from adapedit_engine.blend import widened
 from adapedit_kernels import RelationSettings, spatial_similarity, word_relation
 from adapedit_kernels.errors import AdapEditError
 
@@ -116,9 +116,3 @@ def observe(maps: Tensor, features: Tensor, adaptive: Adaptive, source_track: Te
     if adaptive.spatial_grow and adaptive.map_size is not None:
         spatial = widened(spatial, adaptive.map_size, adaptive.spatial_grow)
     return Found(found.word_steps, spatial, found.default_steps)
-
-
-def widened(spatial: Tensor, map_size: tuple[int, int], cells: int) -> Tensor:
-    """Every pixel takes the largest value of those within so many cells of it, [K1, P] to [K1, P]."""
-    grid = spatial.unflatten(1, (1, *map_size))
-    return F.max_pool2d(grid, 2 * cells + 1, stride=1, padding=cells).flatten(1)

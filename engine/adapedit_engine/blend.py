@@ -62,6 +62,15 @@ def word_places(maps: Tensor, token_weights: Tensor) -> Tensor:
     return (chosen / chosen.amax(1, keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)).amax(2)
 
 
+def widened(places: Tensor, map_size: tuple[int, int], cells: int) -> Tensor:
+    """Every pixel takes the largest value of those within so many cells of it to all sides, [K1, P] to [K1, P].
+
+    map_size: height and width, whose product is P.
+    """
+    grid = places.unflatten(1, (1, *map_size))
+    return F.max_pool2d(grid, 2 * cells + 1, stride=1, padding=cells).flatten(1)
+
+
 def blend_mask(
     places: Tensor,
     source_track: Tensor,
@@ -76,9 +85,7 @@ def blend_mask(
     places [K1, P] in 0..1; source_track [K1] int64. Returns [K1, 1, h, w] of 0 and 1 in the places' dtype: maximum over
     2 grow + 1 cells a side, nearest neighbours, threshold.
     """
-    heat = places.unflatten(1, map_size).unsqueeze(1)
-    heat = F.interpolate(
-        F.max_pool2d(heat, 2 * grow + 1, stride=1, padding=grow), latent_size, mode="nearest"
-    )
+    heat = widened(places, map_size, grow).unflatten(1, (1, *map_size))
+    heat = F.interpolate(heat, latent_size, mode="nearest")
     own = heat > threshold
     return (own | own.index_select(0, source_track)).to(places.dtype)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from adapedit_engine.blend import blend_mask, word_places
+from adapedit_engine.blend import LocalBlend, blend_mask, word_places
 from adapedit_engine.layout import Layout, join
+from adapedit_engine.rows import RowTables
 from adapedit_engine.runners import Runner
 from adapedit_kernels import guided_step
 
@@ -99,15 +100,31 @@ def _mask(state: EditState, runner: Runner) -> Tensor:
     blend, (height, width) = state.plan.local_blend, state.latents.shape[-2:]
     if blend is None or not _blends(state):
         return torch.ones(state.plan.tracks, 1, height, width, device=state.latents.device)
-    places, tokens = state.tables.blend_places, state.tables.blend_tokens
+    map_size = runner.specs.map_size(height, width)
+    return acting_mask(state.tables, blend, state.map_sum, map_size=map_size, latent_size=(height, width))
+
+
+def acting_mask(
+    tables: RowTables,
+    blend: LocalBlend,
+    map_sum: Tensor | None,
+    *,
+    map_size: tuple[int, int],
+    latent_size: tuple[int, int],
+) -> Tensor:
+    """The mask [K1, 1, h, w], 0 and 1, of a plan's local blend while it acts.
+
+    map_sum [K1, P, N]: of the plan's tracks so far; None where the places are known beforehand.
+    """
+    places = tables.blend_places
     if places is None:
-        assert state.map_sum is not None and tokens is not None
-        places = word_places(state.map_sum, tokens)
+        assert map_sum is not None and tables.blend_tokens is not None
+        places = word_places(map_sum, tables.blend_tokens)
     return blend_mask(
         places,
-        state.tables.source_track,
-        map_size=runner.specs.map_size(height, width),
-        latent_size=(height, width),
+        tables.source_track,
+        map_size=map_size,
+        latent_size=latent_size,
         threshold=blend.threshold,
         grow=blend.grow,
     )

@@ -79,6 +79,13 @@ def test_static_ways_are_known_by_name(name):
     assert serving_ways.batches(name)[1] is (of_a_kind if name.endswith("of a kind") else mixed)
 
 
+def test_the_goal_of_the_tail_is_held_against_both_kinds_of_static_batches():
+    over = {name: {"p95": p95} for name, p95 in zip(serving_ways.static_ways((8,)), (0.6, 0.4), strict=True)}
+    data = {"arrivals": {"singly": {"over": over}}, "p95_over_static": 0.4}
+    best, mixing = (goal for goal in goals.GOALS if goal.text.startswith("p95"))
+    assert [goals.found(goal, goal.cpu, data) for goal in (best, mixing)] == ["0.4", "0.6 ✗"]
+
+
 def test_arrivals_keep_their_rate():
     for size in (1, 8):
         times = burst_times(4000, 2.0, size, random.Random(0))

@@ -121,6 +121,8 @@ def test_a_server_says_what_it_was_given(pipe) -> None:
             server.submit({"source_prompt": SOURCE})
         with pytest.raises(AdapEditError, match="deadline is 'soon'"):
             server.submit(request(), deadline="soon")
+        with pytest.raises(AdapEditError, match="deadline is nan"):
+            server.submit(request(), deadline=float("nan"))
         with pytest.raises(AdapEditError, match="got one request"):
             server.stream(request())
         for ahead in (0, -1, "x"):

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from adapedit_engine.adaptive import Found, observe
-from adapedit_engine.blend import LocalBlend, blend_mask, word_places
 from adapedit_engine.layout import Layout
 from adapedit_engine.rows import RowTables
+from adapedit_engine.stepping import acting_mask
 
 
 class StaticBlends:
@@ -24,19 +22,25 @@ class StaticBlends:
     ) -> None:
         self._tables, self._first = layout.tables, layout.first_track
         self._latent_size, self._map_size = latent_size, map_size
-        blends = [table.plan.local_blend for table in self._tables]
         device = layout.track_of_row.device
         # [T, K]: whether each track's blend acts after a step.
         self.active = torch.tensor(
-            [[_acts(b, s, steps) for b, t in self._pairs(blends) for _ in range(t)] for s in range(steps)],
+            [
+                [_acts(table, step, steps) for table in self._tables for _ in range(table.plan.tracks)]
+                for step in range(steps)
+            ],
             device=device,
         )
         # A track that blends with itself is left as it is.
         self.source = torch.cat(
             [
                 start
-                + (torch.arange(table.plan.tracks, device=device) if blend is None else table.source_track)
-                for blend, table, start in zip(blends, self._tables, self._first, strict=True)
+                + (
+                    table.source_track
+                    if table.plan.local_blend
+                    else torch.arange(table.plan.tracks, device=device)
+                )
+                for table, start in zip(self._tables, self._first, strict=True)
             ]
         )
 
@@ -48,27 +52,20 @@ class StaticBlends:
             if blend is None:
                 masks.append(map_sum.new_ones(tracks, 1, *self._latent_size))
                 continue
-            places = table.blend_places
-            if places is None:
-                assert table.blend_tokens is not None
-                places = word_places(map_sum[start : start + tracks], table.blend_tokens)
-            mask = blend_mask(
-                places,
-                table.source_track,
+            mask = acting_mask(
+                table,
+                blend,
+                map_sum[start : start + tracks],
                 map_size=self._map_size,
                 latent_size=self._latent_size,
-                threshold=blend.threshold,
-                grow=blend.grow,
             )
             now = active[start : start + tracks].reshape(-1, 1, 1, 1)
             masks.append(torch.where(now, mask, torch.ones_like(mask)))
         return torch.cat(masks)
 
-    def _pairs(self, blends: Sequence[LocalBlend | None]) -> list[tuple[LocalBlend | None, int]]:
-        return [(blend, table.plan.tracks) for blend, table in zip(blends, self._tables, strict=True)]
 
-
-def _acts(blend: LocalBlend | None, step: int, steps: int) -> bool:
+def _acts(table: RowTables, step: int, steps: int) -> bool:
+    blend = table.plan.local_blend
     return blend is not None and blend.active(step, steps)
 
 
