@@ -22,7 +22,8 @@ from adapedit.progress import Clock, Progress, StepCount
 from adapedit.request import EditRequest, check_request, check_requests
 from adapedit.result import EditResult, make_result
 from adapedit.sharing import alike_passes, merge, share, split
-from adapedit_engine.loop import EditOutcome, denoise
+from adapedit_engine.denoising import denoise
+from adapedit_engine.loop import EditOutcome
 from adapedit_engine.plan import EditPlan
 from adapedit_engine.runners import Runner
 from adapedit_engine.trajectories import Trajectories
@@ -57,13 +58,20 @@ class AdapEditPipeline:
         device: str | torch.device = "cpu",
         torch_dtype: torch.dtype = torch.float32,
         scheduler: Any = None,
+        static_steps: bool | None = None,
     ) -> AdapEditPipeline:
         """Load the built-in model, or a diffusers folder or hub name of Stable Diffusion 1.x or 2.x.
 
         scheduler: a diffusers scheduler in place of DDIM; see `Schedule.from_scheduler` for those that work.
+        static_steps: run each step over buffers that stay where they are, as one CUDA graph where the device is one of
+        CUDA, and the same without a graph elsewhere; None: on CUDA. See `adapedit_engine.static_steps.StaticSteps`.
         Raises `ModelError` in one line for anything that is no such model.
         """
-        return cls(load_model(model, device=device, dtype=torch_dtype, scheduler=scheduler))
+        return cls(
+            load_model(
+                model, device=device, dtype=torch_dtype, scheduler=scheduler, static_steps=static_steps
+            )
+        )
 
     @classmethod
     def from_bundle(

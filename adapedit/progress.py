@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from adapedit_engine.loop import group_plans
+from adapedit_engine.denoising import group_plans
 from adapedit_engine.plan import EditPlan
 
 Progress = Callable[[int, int], None]

@@ -77,6 +77,7 @@ def _times(data: Mapping[str, Any], _: Path) -> list[str]:
         "edit_over_plain_diffusers": "The edit loop costs {} of diffusers' plain loop on the same rows",
         "edit_over_plain_same_runner": "and {} of the plain loop through the same runner",
         "eager_over_edit": "the eager controller way takes {} times the edit loop",
+        "other_way_over_edit": "in the other way of running steps it takes {} of the edit's time",
         "eager_over_faithful": "The eager controller way takes {} times the faithful edit",
     }
     facts = [text.format(data[name]) for name, text in said.items() if name in data]

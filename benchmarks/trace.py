@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from adapedit_engine.layouts import Layouts
-from adapedit_engine.loop import begin, tick
+from adapedit_engine.loop import begin
+from adapedit_engine.ticker import Ticker
 from benchmarks import common, overhead
 
 LOOP = "adapedit.loop"
@@ -53,10 +53,10 @@ def main() -> None:
 @torch.inference_mode()
 def run(plan: Any, runner: Any) -> None:
     """One edit, its steps in a range of their own."""
-    state, layouts = begin(plan, runner), Layouts(runner)
+    state, ticker = begin(plan, runner), Ticker(runner)
     with record_function(LOOP):
         while not state.done:
-            (state,) = tick([state], runner, layouts.of([state.tables]))
+            (state,) = ticker.tick([state])
 
 
 def report(profiler: Any, device: str) -> dict[str, Any]:

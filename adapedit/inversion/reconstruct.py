@@ -21,7 +21,7 @@ from adapedit.model import EditModel
 from adapedit.prepare import complete, make_context
 from adapedit.request import EditRequest
 from adapedit.result import psnr
-from adapedit_engine.loop import denoise
+from adapedit_engine.denoising import denoise
 
 VAE = "VAE alone"
 

@@ -13,7 +13,8 @@ from adapedit.inversion.registry import inversion_key, make_inversion, together
 from adapedit.methods.context import EditContext
 from adapedit.model import EditModel
 from adapedit_engine.caches import ByteCache, tensor_bytes
-from adapedit_engine.loop import EditOutcome, denoise
+from adapedit_engine.denoising import denoise
+from adapedit_engine.loop import EditOutcome
 from adapedit_engine.plan import EditPlan
 from adapedit_engine.runners import Runner
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, make_dataclass
+from typing import Any
 
 from PIL import Image
 from torch import Tensor
@@ -64,6 +65,12 @@ class Caches:
             pictures=ByteCache(max_bytes, picture_bytes),
             trajectories=trajectories if can_replay(runner) else None,
         )
+
+    @property
+    def stats(self) -> dict[str, Any]:
+        """The `CacheStats` of each, by name; None for one that is not there."""
+        caches = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: None if cache is None else cache.stats for name, cache in caches.items()}
 
 
 def picture_bytes(picture: Image.Image) -> int:

@@ -30,6 +30,7 @@ class ServerStats:
     """Counts of the scheduler, and of what was found in the caches.
 
     trajectories: None where sources are not kept, since nobody asked for it or the runner can't replay them.
+    slots: of static steps with their graphs; None where edits don't run by them.
     """
 
     scheduler: SchedulerStats
@@ -39,6 +40,7 @@ class ServerStats:
     inversions: CacheStats
     pictures: CacheStats
     trajectories: CacheStats | None
+    slots: CacheStats | None
 
 
 def finished(place: int, request: EditRequest, future: Future[EditResult]) -> Finished:

@@ -35,6 +35,7 @@ from adapedit_engine.host_copies import HostCopies
 from adapedit_engine.host_memory import keep_freed_memory
 from adapedit_engine.openmp import release_threads
 from adapedit_engine.scheduler import Scheduler, SchedulerStats, Ticket
+from adapedit_engine.static_steps import StaticSteps
 from adapedit_kernels.errors import AdapEditError
 
 
@@ -151,15 +152,13 @@ class EditServer:
     @property
     def stats(self) -> ServerStats:
         """What has happened so far."""
-        caches = self._caches
+        slots = StaticSteps.of(self._runner)
         return ServerStats(
             scheduler=self._scheduler.stats if self._scheduler else SchedulerStats(),
             embeddings=self.model.embeddings.stats,
             projections=self._runner.prompts.stats,
-            observations=caches.observations.stats,
-            inversions=caches.inversions.stats,
-            pictures=caches.pictures.stats,
-            trajectories=None if caches.trajectories is None else caches.trajectories.stats,
+            slots=None if slots is None else slots.stats,
+            **self._caches.stats,
         )
 
     def __enter__(self) -> EditServer:

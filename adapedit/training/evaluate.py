@@ -22,7 +22,7 @@ from adapedit.scenes.render import render
 from adapedit.scenes.world import FIGURE_ATTRIBUTES, Scene
 from adapedit.training.data import HELD_OUT_SEED, grid_masks, held_out, scene_at
 from adapedit.training.reader import to_pixels
-from adapedit_engine.loop import denoise
+from adapedit_engine.denoising import denoise
 from adapedit_engine.plan import EditPlan
 from adapedit_engine.schedule import Schedule
 

@@ -3,9 +3,10 @@
 from adapedit_engine.adaptive import Adaptive, Found, observe
 from adapedit_engine.blend import LocalBlend, blend_mask
 from adapedit_engine.controls import CONTROL_NAMES, ControlError, Controls
+from adapedit_engine.denoising import denoise, group_plans
 from adapedit_engine.layers import LayerSpec, UnsupportedModelError
 from adapedit_engine.layout import Layout
-from adapedit_engine.loop import EditOutcome, EditState, begin, denoise, group_plans, outcome, tick
+from adapedit_engine.loop import EditOutcome, EditState, begin, outcome, tick
 from adapedit_engine.plan import EditPlan, PlanError, plan_rows
 from adapedit_engine.rows import RowTables, check_plan, held, spatial_weight
 from adapedit_engine.runners import Runner, RunnerError

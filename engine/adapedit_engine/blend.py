@@ -77,13 +77,13 @@ def blend_mask(
     *,
     map_size: tuple[int, int],
     latent_size: tuple[int, int],
-    threshold: float,
+    threshold: float | Tensor,
     grow: int = 1,
 ) -> Tensor:
     """Where a track keeps its own latents: its own places and those of its source, together.
 
-    places [K1, P] in 0..1; source_track [K1] int64. Returns [K1, 1, h, w] of 0 and 1 in the places' dtype: maximum over
-    2 grow + 1 cells a side, nearest neighbours, threshold.
+    places [K1, P] in 0..1; source_track [K1] int64; threshold: a number, or [K1, 1, 1, 1]. Returns [K1, 1, h, w] of 0
+    and 1 in the places' dtype: maximum over 2 grow + 1 cells a side, nearest neighbours, threshold.
     """
     heat = widened(places, map_size, grow).unflatten(1, (1, *map_size))
     heat = F.interpolate(heat, latent_size, mode="nearest")

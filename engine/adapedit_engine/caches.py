@@ -134,6 +134,10 @@ class CachedRunner:
         return self.runner.needs_all_controls
 
     @property
+    def static_steps(self) -> bool:
+        return bool(getattr(self.runner, "static_steps", False))
+
+    @property
     def slot_sizes(self) -> Sequence[int] | None:
         return getattr(self.runner, "slot_sizes", None)
 

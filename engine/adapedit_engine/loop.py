@@ -5,30 +5,40 @@ A state is a value: a tick returns new states and changes none. Nothing here wai
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from adapedit_engine.adaptive import Found, observe
 from adapedit_engine.layout import Layout, join
-from adapedit_engine.layouts import Layouts
-from adapedit_engine.plan import EditPlan, PlanError, plan_rows
-from adapedit_engine.reuse import EXACT, NOTHING_KEPT, Call, Kept, call_at, check_reuse, reusing_infer
-from adapedit_engine.rows import RowTables, check_plan
+from adapedit_engine.plan import EditPlan
+from adapedit_engine.reuse import EXACT, NOTHING_KEPT, Call, Kept, call_at, reusing_infer
+from adapedit_engine.rows import RowTables
 from adapedit_engine.runners import Runner
 from adapedit_engine.stepping import look_back, step
 from adapedit_engine.traced_call import traced_infer
 from adapedit_engine.unet import OUTPUT_NAMES
 from adapedit_kernels.errors import AdapEditError
 
-Progress = Callable[[int, int], None]
-
 
 class LoopError(AdapEditError):
     """Ticking what can't be ticked: no states, or one that is done."""
+
+
+@dataclass(eq=False)
+class Seat:
+    """Where the newest state of an edit lies in static steps: its first track in a slot, after so many steps."""
+
+    slot: Any = None
+    track: int = 0
+    step: int = 0
+
+    def sit(self, slot: Any, track: int, step: int) -> None:
+        """Be there from now on."""
+        self.slot, self.track, self.step = slot, track, step
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,7 +49,7 @@ class EditState:
     own maps and features; `None` until the first, and for plans that do not ask for them. `found`: FWT and
     DPS of the single pass so far. trajectory: latents after each step, of plans that record them.
     maps_seen: steps that are in the sums. history [K1, C, h, w]: what the last step left to the next, of schedules
-    that look back. kept: what later steps reuse, of plans that do.
+    that look back. kept: what later steps reuse, of plans that do. seat: the edit's own, in `static_steps`.
     """
 
     tables: RowTables
@@ -52,6 +62,7 @@ class EditState:
     maps_seen: int = 0
     history: Tensor | None = None
     kept: Kept = NOTHING_KEPT
+    seat: Seat = field(default_factory=Seat)
 
     @property
     def plan(self) -> EditPlan:
@@ -140,64 +151,6 @@ def alike(states: Sequence[EditState]) -> list[list[int]]:
     for place, state in enumerate(states):
         groups.setdefault(state.call, []).append(place)
     return list(groups.values())
-
-
-def denoise(
-    plans: Sequence[EditPlan],
-    runner: Runner,
-    *,
-    callback: Progress | None = None,
-    max_rows: int | None = None,
-) -> list[EditOutcome]:
-    """Run plans to their ends and return their outcomes in the same order.
-
-    Unrelated plans share UNet calls, of at most `max_rows` rows where that is given; a plan's rows are never
-    separated. `callback(done, total)` is called after every tick; raising in it cancels, and leaves nothing
-    behind. Raises `PlanError` before any work where a plan does not fit the model or the limit.
-    """
-    for plan in plans:
-        check_plan(plan, runner.specs)
-        check_reuse(plan.feature_interval, plan.cross_attention_until, runner)
-    groups = group_plans(plans, max_rows)
-    total = sum(max(plans[i].steps for i in group) for group in groups)
-    outcomes: dict[int, EditOutcome] = {}
-    done = 0
-    for group in groups:
-        start = time.perf_counter()
-        running = {i: begin(plans[i], runner) for i in group}
-        layouts = Layouts(runner)
-        while running:
-            before, places = running, list(running)
-            for alike_places in alike(list(before.values())):
-                states = [before[places[i]] for i in alike_places]
-                after = tick(states, runner, layouts.of([state.tables for state in states]))
-                running = {**running, **dict(zip((places[i] for i in alike_places), after, strict=True))}
-            done += 1
-            if any(state.done or state.tables is not before[i].tables for i, state in running.items()):
-                layouts.clear()
-            for i in [i for i, state in running.items() if state.done]:
-                outcomes[i] = outcome(running.pop(i), time.perf_counter() - start)
-            if callback is not None:
-                callback(done, total)
-    return [outcomes[i] for i in range(len(plans))]
-
-
-def group_plans(plans: Sequence[EditPlan], max_rows: int | None) -> list[list[int]]:
-    """Indices of the plans that run together: first fit in the order given, plans of one shape only."""
-    groups: list[tuple[tuple[int, ...], int, list[int]]] = []
-    for i, plan in enumerate(plans):
-        rows, kind = plan_rows(plan), (*plan.latents.shape[1:], plan.tokens)
-        if max_rows is not None and rows > max_rows:
-            raise PlanError(
-                f"an edit of {plan.tracks} tracks takes {rows} rows, max_rows is {max_rows}: raise it"
-            )
-        for place, (other, used, members) in enumerate(groups):
-            if other == kind and (max_rows is None or used + rows <= max_rows):
-                groups[place] = (kind, used + rows, [*members, i])
-                break
-        else:
-            groups.append((kind, rows, [i]))
-    return [members for _, _, members in groups]
 
 
 @torch.inference_mode()

@@ -26,7 +26,7 @@ from adapedit_engine.specs import ModelSpecs
 STEP_ROUNDING = 1e-4
 
 
-def held(step_index: int | Tensor, word_steps: Tensor, steps: int) -> Tensor:
+def held(step_index: int | Tensor, word_steps: Tensor, steps: int | Tensor) -> Tensor:
     """Whether tokens are held to the source's map at a step: step_index < tau * T, bool, shapes broadcast."""
     return step_index + STEP_ROUNDING < word_steps * steps
 
@@ -59,6 +59,7 @@ class RowTables:
     source_row: Tensor  # [B] int64
     token_map: Tensor | None  # [B, N, N]
     own_weight: Tensor | None  # [B, N]
+    word_steps: Tensor | None  # [B, N], tau of the plan
     strength: Tensor | None  # [B]
     spatial_map: Tensor | None  # [B, P]
     spatial_weight: Tensor | None  # [T, B, N]
@@ -233,18 +234,22 @@ def _step_prompt(plan: EditPlan, runner: Runner) -> dict[str, Tensor]:
 
 def _edit_tables(plan: EditPlan, runner: Runner, conditional: Tensor, rows: int) -> dict[str, Any]:
     if not plan.edited:
-        return dict.fromkeys(("token_map", "own_weight", "strength", "spatial_map", "spatial_weight"))
+        return dict.fromkeys(
+            ("token_map", "own_weight", "word_steps", "strength", "spatial_map", "spatial_weight")
+        )
     assert plan.token_map is not None and plan.own_weight is not None and plan.word_steps is not None
     height, width = runner.specs.map_size(*plan.latents.shape[-2:])
     strength = torch.ones(plan.tracks) if plan.strength is None else plan.strength.float().cpu()
     spatial = torch.ones(plan.tracks, height * width) if plan.spatial_map is None else plan.spatial_map
     own_weight = plan.own_weight.float().cpu()
     steps = torch.arange(plan.steps).reshape(-1, 1, 1)
-    held_then = held(steps, plan.word_steps.float().cpu(), plan.steps)  # [T, K1, N]
+    word_steps = plan.word_steps.float().cpu()
+    held_then = held(steps, word_steps, plan.steps)  # [T, K1, N]
     weight = spatial_weight(held_then, own_weight, strength)
     on_rows = {
         "token_map": _scatter(plan.token_map.float().cpu(), conditional, rows, 0),
         "own_weight": _scatter(own_weight, conditional, rows, 0),
+        "word_steps": _scatter(word_steps, conditional, rows, 0),
         "strength": _scatter(strength, conditional, rows, 0),
         "spatial_map": _scatter(spatial.float().cpu(), conditional, rows, 0),
         "spatial_weight": _scatter(weight, conditional, rows, 1),

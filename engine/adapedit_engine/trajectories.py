@@ -31,11 +31,12 @@ class Trajectories:
 
     runner:      of all edits; see `can_replay` for which can.
     records_all: record every source, and keep it. Otherwise those alone that a later pass of the same edit runs again,
-                 until it has.
+                 until it has, and none where edits run by static steps, which those that record would have to leave.
     """
 
     def __init__(self, max_bytes: int, runner: Runner, *, records_all: bool = True) -> None:
         self.max_bytes, self._runner, self._records_all = max_bytes, runner, records_all
+        self._can = can_replay(runner) and (records_all or not getattr(runner, "static_steps", False))
         self._kept: OrderedDict[Hashable, _Entry] = OrderedDict()
         self._coming: dict[Hashable, _Entry] = {}
         self._lock = threading.Lock()
@@ -51,7 +52,7 @@ class Trajectories:
         """
         # The key is a digest of the plan's tensors: not made where it could find nothing.
         useful = self._records_all or ahead or self._kept
-        key = source_key(plan) if useful and can_replay(self._runner) else None
+        key = source_key(plan) if useful and self._can else None
         if key is None:
             yield plan
             return

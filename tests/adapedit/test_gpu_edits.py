@@ -15,10 +15,12 @@ from adapedit import AdapEditPipeline, EditResult
 from adapedit.methods.registry import make_method
 from adapedit.methods.settings import AdapEdit, PromptToPrompt
 from adapedit.prepare import complete, make_context
-from adapedit_engine import LocalBlend, PyTorchRunner, begin, denoise
-from adapedit_engine.runners.cuda_graphs import GraphedSteps
+from adapedit_engine import PyTorchRunner, denoise
+from adapedit_engine.runners.compiled import CompiledRunner
+from adapedit_engine.scheduler import EngineExecutor, Scheduler
 from benchmarks import common, trace
-from tests.engine.tiny import STEPS, adaptive, edit_plan, key_tokens, largest, plan, self_share, tiny_unet
+from tests.engine.every_plan import one_pass, plans
+from tests.engine.tiny import largest, tiny_unet
 from tests.helpers.edits import request
 from tests.helpers.pictures import request as of_a_picture
 from tests.helpers.tiny_editor import save_tiny_editor
@@ -99,23 +101,25 @@ def test_methods_stream_through_one_server(
         assert apart(found[place].result, wanted).max() <= 1
 
 
-def test_steps_replayed_as_a_graph_are_those_of_the_loop() -> None:
-    unet = tiny_unet()
-    shared = self_share(unet, 0.5)
-    blend = LocalBlend(token_weights=key_tokens().float(), threshold=0.6, start=0.4)
-    plans = [
-        edit_plan(1, 2, collect=True, self_query=shared, self_key=shared),
-        plan(3, collect=True),
-        edit_plan(1, 2, collect=True, local_blend=blend),
-        edit_plan(3, 4, adaptive=adaptive(), collect=True),
-    ]
-    with PyTorchRunner(unet.to(DEVICE), map_divisor=1) as runner:
-        steps = GraphedSteps([begin(each, runner) for each in plans], runner)
-        outcomes = denoise(plans, runner)
-        wanted = torch.cat([outcome.latents for outcome in outcomes])
-        for _ in range(2):  # a second run begins anew
-            assert largest(steps.run(), wanted) < 1e-3
-            assert largest(steps.map_sum[:2] / STEPS, outcomes[0].maps) < 1e-4
+@pytest.mark.filterwarnings("error::adapedit_engine.static_steps.GraphWarning")
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_steps_replayed_as_graphs_are_those_of_the_loop(compiled: bool) -> None:
+    wanted = list(plans().values())
+    make = CompiledRunner if compiled else PyTorchRunner
+    with PyTorchRunner(tiny_unet(), map_divisor=1) as on_cpu:
+        expected = [denoise([each], on_cpu)[0] for each in wanted]
+    with make(tiny_unet().to(DEVICE), map_divisor=1) as runner:
+        scheduler = Scheduler(EngineExecutor(runner), max_rows=12)
+        tickets = []
+        for each in wanted:
+            tickets.append(scheduler.submit(one_pass(each)))
+            scheduler.step()
+        scheduler.drain()
+        again = [denoise([each], runner)[0] for each in wanted]
+    for ticket, other, outcome in zip(tickets, again, expected, strict=True):
+        bound = 1e-3 * max(1.0, float(outcome.latents.abs().max()))
+        assert largest(ticket.future.result().latents.cpu(), outcome.latents) < bound
+        assert largest(other.latents.cpu(), outcome.latents) < bound
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,8 @@ from adapedit import AdapEditPipeline
 from adapedit.checkpoint import ModelError
 from adapedit.methods.registry import make_method
 from adapedit.prepare import complete, make_context
-from adapedit_engine.loop import EditOutcome, denoise
+from adapedit_engine.denoising import denoise
+from adapedit_engine.loop import EditOutcome
 from adapedit_engine.plan import EditPlan
 from adapedit_kernels.errors import AdapEditError
 from tests.helpers.edits import SOURCE, TARGET, grey_levels, request

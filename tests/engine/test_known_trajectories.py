@@ -7,9 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from adapedit_engine import LocalBlend, PlanError, PyTorchRunner, begin, denoise
+from adapedit_engine import LocalBlend, PlanError, PyTorchRunner, denoise
 from adapedit_engine.caches import CachedRunner
-from adapedit_engine.runners.cuda_graphs import StaticSteps
 from adapedit_engine.scheduler.memory import plan_bytes
 from tests.engine.tiny import (
     SIDE,
@@ -124,25 +123,6 @@ def test_guidance_that_ends_early_ends_the_empty_prompts_too(runner):
     (early,) = denoise([plan(1, unconditional_steps=empty_prompts(), guidance_until=0.0)], runner)
     (never,) = denoise([plan(1, guidance_until=0.0)], runner)
     assert torch.equal(early.latents, never.latents)
-
-
-def test_static_steps_know_them_too(runner):
-    plans = [edit_plan(1, 2, unconditional_steps=empty_prompts(), source_latents=known()), plan(3)]
-    steps = StaticSteps([begin(each, runner) for each in plans], runner)
-    one, other = denoise(plans, runner)
-    for _ in range(2):
-        latents = steps.run()
-        assert largest(latents[:2], one.latents) < 1e-5 and largest(latents[2:], other.latents) < 1e-5
-    with pytest.raises(PlanError, match="record"):
-        StaticSteps([begin(plan(1, record=True), runner)], runner)
-
-
-def test_static_steps_add_noise(runner):
-    noisy = replace(ddim(), noise_weight=torch.full((STEPS,), 0.3, dtype=torch.float64))
-    plans = [plan(1, schedule=noisy, noise=noise(STEPS, 4, SIDE, SIDE, seed=8)), plan(2)]
-    latents = StaticSteps([begin(each, runner) for each in plans], runner).run()
-    expected = [outcome.latents for outcome in denoise(plans, runner)]
-    assert largest(latents, torch.cat(expected)) < 1e-5
 
 
 @pytest.mark.parametrize(

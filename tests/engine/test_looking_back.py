@@ -8,9 +8,7 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
 
-from adapedit_engine import LocalBlend, PlanError, PyTorchRunner, Schedule, denoise
-from adapedit_engine.loop import begin
-from adapedit_engine.runners.cuda_graphs import StaticSteps
+from adapedit_engine import LocalBlend, PyTorchRunner, Schedule, denoise
 from tests.engine.tiny import GUIDANCE, SIDE, TOKENS, edit_plan, largest, noise, plan, tiny_unet
 
 
@@ -78,10 +76,3 @@ def test_a_track_that_is_told_where_it_goes_goes_there(runner):
     known = noise(6, 4, SIDE, SIDE, seed=9)
     (outcome,) = denoise([edit_plan(1, 2, schedule=solver(), source_latents=known)], runner)
     assert torch.equal(outcome.latents[0], known[-1])
-
-
-def test_a_graph_of_steps_refuses(runner):
-    with pytest.raises(PlanError, match="solver that looks back"):
-        StaticSteps([begin(plan(1, schedule=solver()), runner)], runner)
-    with pytest.raises(PlanError, match="feature_interval"):
-        StaticSteps([begin(plan(1, feature_interval=2), runner)], runner)

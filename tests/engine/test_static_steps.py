@@ -1,96 +1,131 @@
-"""Steps in static buffers, indexed by a counter on the device: the loop's own results, run after run."""
+"""Steps over static buffers are those of the loop, for edits that join, leave and fail as they like."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
-from adapedit_engine import LocalBlend, PlanError, PyTorchRunner, RunnerError, begin, denoise
-from adapedit_engine.runners.cuda_graphs import GraphedSteps, StaticSteps
-from tests.engine.tiny import (
-    SIDE,
-    STEPS,
-    adaptive,
-    ddim,
-    edit_plan,
-    key_tokens,
-    largest,
-    plan,
-    self_share,
-    tiny_unet,
-)
+from adapedit_engine import PyTorchRunner, begin, denoise
+from adapedit_engine.loop import LoopError
+from adapedit_engine.runners.compiled import CompiledRunner
+from adapedit_engine.scheduler import EngineExecutor, PaddedRunner, Scheduler, plan_bytes
+from adapedit_engine.static_steps import StaticSteps
+from adapedit_engine.ticker import Ticker
+from tests.engine.every_plan import alike, one_pass, plans
+from tests.engine.tiny import edit_plan, plan, there, tiny_unet
 
 
-@pytest.fixture(scope="module")
-def runner():
-    with PyTorchRunner(tiny_unet(), map_divisor=1) as opened:
-        yield opened
+@pytest.mark.parametrize("name", plans())
+def test_a_plan_alone_is_that_of_the_loop(loop, static, name):
+    wanted = plans()[name]
+    (expected,) = denoise([wanted], loop)
+    for _ in range(2):  # the second may sit where the first sat
+        alike(denoise([wanted], static)[0], expected)
 
 
-def test_static_steps_give_what_the_loop_gives(runner):
-    shared = self_share(tiny_unet(), 0.5)
-    plans = [edit_plan(1, 2, collect=True, self_query=shared, self_key=shared), plan(3, collect=True)]
-    steps = StaticSteps([begin(each, runner) for each in plans], runner)
-    one, other = denoise(plans, runner)
-    for _ in range(2):
-        latents = steps.run()
-        assert largest(latents[:2], one.latents) < 1e-5 and largest(latents[2:], other.latents) < 1e-5
-        assert largest(steps.map_sum[:2] / STEPS, one.maps) < 1e-5
-        assert largest(steps.feature_sum[2:] / STEPS, other.features) < 1e-4
+def test_all_of_them_together_are_those_of_the_loop(loop, static):
+    for got, expected in zip(
+        denoise(list(plans().values()), static, max_rows=None),
+        denoise(list(plans().values()), loop),
+        strict=True,
+    ):
+        alike(got, expected)
 
 
-BLENDS = {
-    "by maps": LocalBlend(token_weights=key_tokens().float(), threshold=0.6, start=0.4),
-    "by places": LocalBlend(
-        token_weights=key_tokens().float(),
-        start=0.3,
-        grow=0,
-        places=(torch.arange(2 * SIDE * SIDE).view(2, -1) % 3 == 0).float(),
-    ),
-}
+def test_they_join_and_leave_between_steps(loop, static):
+    scheduler = Scheduler(EngineExecutor(static), max_rows=12)
+    tickets = []
+    for number, edit in enumerate(plans().values()):
+        tickets.append(scheduler.submit(one_pass(edit)))
+        if number % 3:
+            scheduler.step()
+    tickets[4].future.cancel()
+    scheduler.drain()
+    for number, (edit, ticket) in enumerate(zip(plans().values(), tickets, strict=True)):
+        if number != 4:
+            alike(ticket.future.result(), denoise([edit], loop)[0])
 
 
-@pytest.mark.parametrize("blend", BLENDS.values(), ids=BLENDS)
-def test_a_local_blend_acts_from_its_step_on_and_beside_edits_without(runner, blend):
-    blended = edit_plan(1, 2, collect=True, local_blend=blend)
-    plans = [plan(3, collect=True), blended, edit_plan(3, 4, collect=True)]
-    steps = StaticSteps([begin(each, runner) for each in plans], runner)
-    wanted = torch.cat([outcome.latents for outcome in denoise(plans, runner)])
-    for _ in range(2):
-        assert largest(steps.run(), wanted) < 1e-4
-    (free,) = denoise([replace(blended, local_blend=None)], runner)
-    assert largest(steps.latents[1:3], free.latents) > 1e-3
+class Faulty(PyTorchRunner):
+    """Fails at chosen calls."""
+
+    calls, fails_at = 0, frozenset[int]()
+
+    def infer(self, inputs: Any, outputs: Any = None) -> Any:
+        self.calls += 1
+        if self.calls in self.fails_at:
+            raise RuntimeError("no")
+        return super().infer(inputs, outputs)
 
 
-@pytest.mark.parametrize("update_every", [1, 2])
-@pytest.mark.parametrize("part", ["temporal", "spatial"])
-def test_the_single_pass_finds_what_the_loop_finds(runner, part, update_every):
-    layers = torch.ones(len(runner.specs.self_layers), 2, dtype=torch.bool)
-    other = {"temporal": "spatial", "spatial": "temporal"}[part]
-    looks = adaptive(self_layers=layers, update_every=update_every, **{other: False})
-    strength = torch.tensor([1.0, 0.8])
-    plans = [
-        plan(3, collect=True),
-        edit_plan(1, 2, adaptive=looks, strength=strength, local_blend=BLENDS["by maps"]),
-        edit_plan(3, 4, adaptive=adaptive(spatial_grow=1, map_size=(SIDE, SIDE)), strength=strength),
+@pytest.mark.parametrize("padded", [False, True])
+def test_an_edit_whose_call_failed_goes_on_from_where_it_was(loop, padded):
+    edits = [
+        plans()[name] for name in ("two edits of one source, shorter", "an edit", "longer", "the single pass")
     ]
-    steps = StaticSteps([begin(each, runner) for each in plans], runner)
-    wanted = torch.cat([outcome.latents for outcome in denoise(plans, runner)])
-    for _ in range(2):
-        assert largest(steps.run(), wanted) < 1e-4
-    (blind,) = denoise([replace(plans[1], adaptive=None)], runner)
-    assert largest(steps.latents[1:3], blind.latents) > 1e-3
+    runner = Faulty(tiny_unet(), map_divisor=1, static_steps=True)
+    runner.kept_steps = StaticSteps(runner, padded=padded)
+    with runner:
+        # The fourth call is the first without the shortest edit: the others have just been seated anew.
+        runner.fails_at = frozenset({2, 4, 5, 9})
+        scheduler = Scheduler(EngineExecutor(runner))
+        tickets = [scheduler.submit(one_pass(edit)) for edit in edits]
+        scheduler.drain()
+    assert scheduler.stats.retried == 4
+    for edit, ticket in zip(edits, tickets, strict=True):
+        alike(ticket.future.result(), denoise([edit], loop)[0])
 
 
-def test_what_changes_from_step_to_step_is_refused(runner):
-    with pytest.raises(PlanError, match="run such edits through tick"):
-        StaticSteps([begin(plan(1, guidance_until=0.5), runner)], runner)
-    with pytest.raises(PlanError, match="as many steps"):
-        StaticSteps([begin(plan(1), runner), begin(plan(1, schedule=ddim(3)), runner)], runner)
+def test_only_the_newest_state_can_go_on(static):
+    ticker = Ticker(static)
+    first = begin(plans()["an edit"], static)
+    (second,) = ticker.tick([first])
+    with pytest.raises(LoopError, match="after 0 steps, static steps have run 1"):
+        ticker.tick([first])
+    ticker.tick([second])
+    with pytest.raises(LoopError, match="after 1 steps"):
+        ticker.outcome(second, 0.0)
 
 
-def test_graphs_want_cuda(runner):
-    with pytest.raises(RunnerError, match="move the model to 'cuda'"):
-        GraphedSteps([begin(plan(1), runner)], runner)
+def test_an_outcome_stays_when_its_place_is_taken(static):
+    (one,) = denoise([plans()["an edit"]], static)
+    kept = one.latents.clone()
+    denoise([edit_plan(3, 4, collect=True)], static)
+    assert torch.equal(one.latents, kept)
+
+
+def test_what_records_or_reuses_runs_in_the_loop(static, loop):
+    reusing = plan(1, feature_interval=2)
+    ticker = Ticker(static)
+    assert not ticker.is_static(reusing) and ticker.is_static(plan(1))
+    assert ticker.groups([begin(reusing, static), begin(plan(1), static), begin(plan(2), static)]) == [
+        [0],
+        [1, 2],
+    ]
+    for got, expected in zip(
+        denoise([reusing, plan(3)], static), denoise([reusing, plan(3)], loop), strict=True
+    ):
+        alike(got, expected)
+    executor = EngineExecutor(static)
+    assert executor.kind(reusing) != executor.kind(plan(1))
+
+
+def test_a_runner_that_pads_or_compiles_is_looked_through(loop):
+    wanted = [plans()["an edit"], plans()["a blend by maps"]]
+    compiled = CompiledRunner(tiny_unet(), map_divisor=1, backend="eager", static_steps=True)
+    with PaddedRunner(compiled, (4, 8)) as runner:
+        got = denoise(wanted, runner)
+        assert there(compiled.kept_steps) is StaticSteps.of(runner)
+    for one, expected in zip(got, denoise(wanted, loop), strict=True):
+        alike(one, expected)
+
+
+def test_static_steps_are_for_cuda_unless_asked_for(loop, static):
+    assert StaticSteps.of(loop) is None and not PyTorchRunner(tiny_unet()).static_steps
+    assert StaticSteps.of(static) is static.kept_steps
+
+
+def test_buffers_count_as_memory(loop, static):
+    assert plan_bytes(plans()["an edit"], static) > 1.5 * plan_bytes(plans()["an edit"], loop)

@@ -42,21 +42,31 @@ class CompiledRunner(PyTorchRunner):
     supports_replay = False
     supports_reuse = False
 
-    def __init__(self, unet: nn.Module, *, map_divisor: int | None = None, backend: str = "inductor") -> None:
-        """backend: of torch.compile. Raises `RunnerError` where it can't work on the UNet's device."""
+    def __init__(
+        self,
+        unet: nn.Module,
+        *,
+        map_divisor: int | None = None,
+        backend: str = "inductor",
+        static_steps: bool | None = None,
+    ) -> None:
+        """backend: of torch.compile. static_steps: see `PyTorchRunner`.
+
+        Raises `RunnerError` where it can't work on the UNet's device.
+        """
         # The compiler lays weights out itself, and can't take ones that are packed already.
-        super().__init__(unet, map_divisor=map_divisor, pack=False)
+        super().__init__(unet, map_divisor=map_divisor, pack=False, static_steps=static_steps)
         reason = why_not(self.device) if backend == "inductor" else None
         if reason is not None:
             raise RunnerError(f"runner 'pytorch-compiled' was asked for and can't run here: it {reason}")
-        graphs = self.device.type == "cuda" and backend == "inductor"
-        self._replays = graphs
+        # A graph of the whole step, see `static_steps`, has the UNet in it.
+        self._graphs = self.device.type == "cuda" and backend == "inductor" and not self.static_steps
         self._compiled = torch.compile(
             self._predict,
             fullgraph=True,
             dynamic=False,
             backend=backend,
-            mode="reduce-overhead" if graphs else None,
+            mode="reduce-overhead" if self._graphs else None,
         )
 
     @torch.inference_mode()
@@ -67,7 +77,7 @@ class CompiledRunner(PyTorchRunner):
         inputs = _alike(inputs)
         layers = range(len(self.specs.cross_layers))
         projected = [(inputs[f"key_{i}"], inputs[f"value_{i}"]) for i in layers]
-        if self._replays:
+        if self._graphs:
             torch.compiler.cudagraph_mark_step_begin()
         controls = Controls.from_dict(inputs)
         with torch._dynamo.config.patch(recompile_limit=MOST_SHAPES):

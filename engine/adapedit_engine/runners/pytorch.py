@@ -6,6 +6,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,14 +34,17 @@ class PyTorchRunner:
         map_divisor: int | None = None,
         project_once: bool = True,
         pack: bool = True,
+        static_steps: bool | None = None,
     ) -> None:
         """See `ControlledUNet`. `project_once=False` projects the prompt at every step, as diffusers does.
 
         pack: on the CPU, keep weights packed for oneDNN as well, see `packing`.
+        static_steps: run edits by `StaticSteps`, as one CUDA graph a step; None: on CUDA. On the CPU the same without.
         Raises `UnsupportedModelError` for a UNet that can't be controlled.
         """
         self.controlled = ControlledUNet(unet, map_divisor=map_divisor)
-        self._project_once = project_once
+        self._project_once, self._static_steps = project_once, static_steps
+        self.kept_steps: Any = None
         self._packed = PackedWeights(unet) if pack and can_pack(unet) else None
         self._open: list[ExitStack] = []
         self._opening = threading.Lock()
@@ -75,6 +79,11 @@ class PyTorchRunner:
     ) -> None:
         with self._opening:
             self._open.pop().close()
+
+    @property
+    def static_steps(self) -> bool:
+        """Whether edits run by `StaticSteps`, which are kept in `kept_steps`."""
+        return self.device.type == "cuda" if self._static_steps is None else self._static_steps
 
     @torch.inference_mode()
     def condition(self, encoder_hidden_states: Tensor) -> dict[str, Tensor]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import Any, Protocol
 
-from adapedit_engine.layouts import Layouts
-from adapedit_engine.loop import EditOutcome, EditState, alike, begin, outcome, tick
+from adapedit_engine.loop import EditOutcome, EditState, begin
 from adapedit_engine.plan import EditPlan, plan_rows
 from adapedit_engine.reuse import check_reuse
 from adapedit_engine.rows import check_plan
 from adapedit_engine.runners import Runner
 from adapedit_engine.scheduler.memory import CallBytes, plan_bytes
 from adapedit_engine.scheduler.slots import slot_for
+from adapedit_engine.ticker import Ticker
 
 
 class Executor(Protocol):
@@ -67,7 +67,7 @@ class EngineExecutor:
         self.runner = runner
         self._sizes: Sequence[int] | None = getattr(runner, "slot_sizes", None)
         self._call_bytes = call_bytes
-        self._layouts = Layouts(runner)
+        self._ticker = Ticker(runner)
 
     def check(self, plan: EditPlan) -> None:
         check_plan(plan, self.runner.specs)
@@ -77,11 +77,12 @@ class EngineExecutor:
         return plan_rows(plan)
 
     def kind(self, plan: EditPlan) -> tuple[int, ...]:
-        """Channels, height and width of the latents, and tokens."""
-        return (*plan.latents.shape[1:], plan.tokens)
+        """Channels, height and width of the latents, tokens, and whether static steps take it."""
+        return (*plan.latents.shape[1:], plan.tokens, self._ticker.is_static(plan))
 
     def slot(self, rows: int) -> int:
-        return slot_for(rows, self._sizes)
+        static = self._ticker.static
+        return slot_for(rows, self._sizes) if static is None else static.slot(rows)
 
     def plan_bytes(self, plan: EditPlan) -> int:
         return plan_bytes(plan, self.runner)
@@ -93,12 +94,7 @@ class EngineExecutor:
         return begin(plan, self.runner)
 
     def tick(self, states: Sequence[EditState]) -> list[EditState]:
-        after: dict[int, EditState] = {}
-        for places in alike(states):
-            group = [states[i] for i in places]
-            layout = self._layouts.of([state.tables for state in group])
-            after.update(zip(places, tick(group, self.runner, layout), strict=True))
-        return [after[i] for i in range(len(states))]
+        return self._ticker.tick(states)
 
     def rows_now(self, state: EditState) -> int:
         return plan_rows(state.tables.plan)
@@ -107,8 +103,7 @@ class EngineExecutor:
         return state.done
 
     def outcome(self, state: EditState, seconds: float) -> EditOutcome:
-        self.drop(state)
-        return outcome(state, seconds)
+        return self._ticker.outcome(state, seconds)
 
     def drop(self, state: EditState) -> None:
-        self._layouts.forget([state.tables])
+        self._ticker.forget(state)

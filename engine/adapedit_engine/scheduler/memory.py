@@ -45,7 +45,9 @@ def plan_bytes(plan: EditPlan, runner: Runner) -> int:
     floats += 2 * latents if plan.schedule.looks_back else 0
     deep, cross = plan.feature_interval > 1, plan.cross_attention_until < 1
     kept = 2 * kept_values(specs, rows, height, width, deep=deep, cross=cross)
-    return 4 * floats + 8 * indices + item * (prompts * tokens * projected + kept)
+    total = 4 * floats + 8 * indices + item * (prompts * tokens * projected + kept)
+    # Static steps have room for as many rows again as there are, and copies of all that is joined.
+    return 2 * total if getattr(runner, "static_steps", False) else total
 
 
 def measure_call_bytes(
