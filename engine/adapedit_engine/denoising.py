@@ -39,13 +39,17 @@ def denoise(
         start = time.perf_counter()
         running = {i: begin(plans[i], runner) for i in group}
         ticker = Ticker(runner)
-        while running:
-            running = dict(zip(running, ticker.tick(list(running.values())), strict=True))
-            done += 1
-            for i in [i for i, state in running.items() if state.done]:
-                outcomes[i] = ticker.outcome(running.pop(i), time.perf_counter() - start)
-            if callback is not None:
-                callback(done, total)
+        try:
+            while running:
+                running = dict(zip(running, ticker.tick(list(running.values())), strict=True))
+                done += 1
+                for i in [i for i, state in running.items() if state.done]:
+                    outcomes[i] = ticker.outcome(running.pop(i), time.perf_counter() - start)
+                if callback is not None:
+                    callback(done, total)
+        finally:
+            for state in running.values():
+                ticker.forget(state)
     return [outcomes[i] for i in range(len(plans))]
 
 

@@ -116,8 +116,8 @@ def tick(states: Sequence[EditState], runner: Runner, layout: Layout | None = No
     `Layout.of([state.tables for state in states], runner)` where it is at hand from an earlier tick of the same edits
     in the same order. Raises `LoopError` where there is nothing to do.
     """
-    if not states or any(state.done for state in states):
-        raise LoopError("tick was given an edit that is done, or none: keep those that are not done")
+    check_states(states)
+    _check_unseated(states)
     groups = alike(states)
     if len(groups) > 1:
         parts = {i: s for g in groups for i, s in zip(g, tick([states[i] for i in g], runner), strict=True)}
@@ -145,6 +145,19 @@ def tick(states: Sequence[EditState], runner: Runner, layout: Layout | None = No
     ]
 
 
+def check_states(states: Sequence[EditState]) -> None:
+    """Raise `LoopError` where there is nothing to do."""
+    if not states or any(state.done for state in states):
+        raise LoopError("tick was given an edit that is done, or none: keep those that are not done")
+
+
+def _check_unseated(states: Sequence[EditState]) -> None:
+    if any(state.seat.slot is not None for state in states):
+        raise LoopError(
+            "this edit runs by static steps, which have its newest state: go on with the Ticker it came from"
+        )
+
+
 def alike(states: Sequence[EditState]) -> list[list[int]]:
     """Places of the states whose next steps take the same kind of call, in the order of their first ones."""
     groups: dict[Call, list[int]] = {}
@@ -155,7 +168,8 @@ def alike(states: Sequence[EditState]) -> list[list[int]]:
 
 @torch.inference_mode()
 def outcome(state: EditState, seconds: float = 0.0) -> EditOutcome:
-    """Averages and results of a state, at its end or before."""
+    """Averages and results of a state, at its end or before. Raises `LoopError` for one of static steps."""
+    _check_unseated([state])
     plan, found, seen = state.plan, state.found, state.maps_seen
     adaptive = plan.adaptive
     word_steps = found.word_steps if found and adaptive and adaptive.temporal else plan.word_steps

@@ -7,16 +7,21 @@ from dataclasses import replace
 
 from adapedit_engine.layouts import Layouts
 from adapedit_engine.loop import EditOutcome, EditState, alike, outcome, tick
+from adapedit_engine.padding import in_slots
 from adapedit_engine.plan import EditPlan
 from adapedit_engine.runners import Runner
-from adapedit_engine.static_steps import StaticSteps, newest
+from adapedit_engine.static_steps import StaticSteps, findings, leave, newest
 
 
 class Ticker:
-    """`loop.tick` for edits that stay together from step to step. runner: open while it is used."""
+    """`loop.tick` for edits that stay together from step to step.
 
-    def __init__(self, runner: Runner) -> None:
-        self._runner, self._layouts = runner, Layouts(runner)
+    runner: open while it is used. splits: part calls of static steps where that saves padding; for whoever does so
+    himself, and tries a call again that failed, no.
+    """
+
+    def __init__(self, runner: Runner, *, splits: bool = True) -> None:
+        self._runner, self._layouts, self._splits = runner, Layouts(runner), splits
         self.static = StaticSteps.of(runner)
 
     def is_static(self, plan: EditPlan) -> bool:
@@ -25,11 +30,18 @@ class Ticker:
 
     def groups(self, states: Sequence[EditState]) -> list[list[int]]:
         """Places of the states that share their next call."""
-        parts = []
+        groups = []
         for group in alike(states):
-            for way in (True, False):
-                parts.append([place for place in group if self.is_static(states[place].plan) is way])
-        return [part for part in parts if part]
+            static = [place for place in group if self.is_static(states[place].plan)]
+            rest = [place for place in group if place not in static]
+            if self.static is not None and self._splits:
+                parts = in_slots([states[place].tables.rows for place in static], self.static.slot)
+                groups += [[static[i] for i in part] for part in parts]
+            elif static:
+                groups.append(static)
+            if rest:
+                groups.append(rest)
+        return groups
 
     def tick(self, states: Sequence[EditState]) -> list[EditState]:
         """Advance every state by one step, in as many calls as there are groups."""
@@ -46,10 +58,14 @@ class Ticker:
 
     def outcome(self, state: EditState, seconds: float) -> EditOutcome:
         """What an edit has come to, for good: nothing that a later step writes over."""
-        self.forget(state)
         now = newest(state)
-        return outcome(now if now is state else replace(now, latents=now.latents.clone()), seconds)
+        if now is not state:
+            now = replace(now, latents=now.latents.clone(), found=findings(now))
+        result = outcome(now, seconds)
+        self.forget(state)
+        return result
 
     def forget(self, state: EditState) -> None:
-        """Keep nothing of an edit that leaves."""
+        """Keep nothing of an edit that leaves. Its states can't go on."""
         self._layouts.forget([state.tables])
+        leave(state)

@@ -7,6 +7,7 @@ from concurrent.futures import CancelledError
 
 import pytest
 
+from adapedit_engine.padding import in_slots
 from adapedit_engine.scheduler import (
     SLOT_SIZES,
     AdmissionError,
@@ -16,7 +17,6 @@ from adapedit_engine.scheduler import (
     Ticket,
     slot_for,
 )
-from adapedit_engine.scheduler.slots import in_slots
 from benchmarks.virtual_device import VirtualClock, VirtualExecutor, VirtualPlan, VirtualState
 
 

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from adapedit_engine import PyTorchRunner, begin, denoise
+from adapedit_engine import PyTorchRunner, RunnerError, begin, denoise, observe, outcome, tick
 from adapedit_engine.loop import LoopError
 from adapedit_engine.runners.compiled import CompiledRunner
 from adapedit_engine.scheduler import EngineExecutor, PaddedRunner, Scheduler, plan_bytes
 from adapedit_engine.static_steps import StaticSteps
 from adapedit_engine.ticker import Ticker
 from tests.engine.every_plan import alike, one_pass, plans
-from tests.engine.tiny import edit_plan, plan, there, tiny_unet
+from tests.engine.tiny import ddim, edit_plan, plan, there, tiny_unet
 
 
 @pytest.mark.parametrize("name", plans())
@@ -78,15 +78,60 @@ def test_an_edit_whose_call_failed_goes_on_from_where_it_was(loop, padded):
         alike(ticket.future.result(), denoise([edit], loop)[0])
 
 
+def test_what_fails_beside_a_step_fails_before_it(loop, monkeypatch):
+    """Memory that runs out while the single pass looks at what was seen."""
+    calls = []
+
+    def fails_at_times(*given: Any) -> Any:
+        calls.append(given)
+        if len(calls) in (1, 2, 6):
+            raise torch.OutOfMemoryError("no room")
+        return observe(*given)
+
+    names = ("an edit", "the single pass", "known latents", "the single pass, every other step")
+    edits = [plans()[name] for name in names]
+    expected = [denoise([edit], loop)[0] for edit in edits]
+    runner = PyTorchRunner(tiny_unet(), map_divisor=1, static_steps=True)
+    runner.kept_steps = StaticSteps(runner, padded=True)
+    monkeypatch.setattr("adapedit_engine.static_steps.slot.observe", fails_at_times)
+    with runner:
+        scheduler = Scheduler(EngineExecutor(runner))
+        tickets = [scheduler.submit(one_pass(edit)) for edit in edits]
+        scheduler.drain()
+    assert scheduler.stats.retried == 3
+    for ticket, wanted in zip(tickets, expected, strict=True):
+        alike(ticket.future.result(), wanted)
+
+
 def test_only_the_newest_state_can_go_on(static):
     ticker = Ticker(static)
     first = begin(plans()["an edit"], static)
     (second,) = ticker.tick([first])
     with pytest.raises(LoopError, match="after 0 steps, static steps have run 1"):
         ticker.tick([first])
-    ticker.tick([second])
+    (third,) = ticker.tick([second])
     with pytest.raises(LoopError, match="after 1 steps"):
         ticker.outcome(second, 0.0)
+    with pytest.raises(LoopError, match="go on with the Ticker"):
+        tick([third], static)
+    with pytest.raises(LoopError, match="go on with the Ticker"):
+        outcome(third)
+    ticker.outcome(third, 0.0)
+    with pytest.raises(LoopError, match="has left static steps"):
+        ticker.tick([third])
+    steps = there(static.kept_steps)
+    done = Ticker(static).tick([begin(plan(1, schedule=ddim(1)), static)])
+    for states in ([], done):
+        with pytest.raises(LoopError, match="is done, or none"):
+            steps.tick(states)
+
+
+def test_a_closed_runner_is_said(loop):
+    runner = PyTorchRunner(tiny_unet(), map_divisor=1, static_steps=True)
+    with runner:
+        states = Ticker(runner).tick([begin(plan(1), runner)])
+    with pytest.raises(RunnerError, match="is closed"):
+        Ticker(runner).tick(states)
 
 
 def test_an_outcome_stays_when_its_place_is_taken(static):

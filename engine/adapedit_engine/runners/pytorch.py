@@ -69,6 +69,8 @@ class PyTorchRunner:
                 stack.enter_context(self._packed.attached())
             stack.enter_context(self.controlled.attached())
             self._open.append(stack)
+        if self.kept_steps is not None:
+            self.kept_steps.reopened()
         return self
 
     def __exit__(
@@ -148,9 +150,13 @@ class PyTorchRunner:
         )
         return {name: getattr(output, name) for name in wanted}
 
-    def _check(self, inputs: Mapping[str, Tensor], wanted: Sequence[str]) -> None:
+    def check_open(self) -> None:
+        """Raise `RunnerError` outside of the `with` block."""
         if not self._open:
             raise RunnerError("the PyTorch runner is closed: use it inside `with runner:`")
+
+    def _check(self, inputs: Mapping[str, Tensor], wanted: Sequence[str]) -> None:
+        self.check_open()
         unknown = [name for name in wanted if name not in OUTPUT_NAMES]
         if unknown:
             raise RunnerError(f"there is no output {unknown[0]!r}; wanted of {', '.join(OUTPUT_NAMES)}")

@@ -1,11 +1,12 @@
 """Iteration-level scheduling: unrelated edits join and leave the UNet's batch between steps."""
 
+from adapedit_engine.padding import slot_for
 from adapedit_engine.scheduler.core import Scheduler
 from adapedit_engine.scheduler.executor import EngineExecutor, Executor
 from adapedit_engine.scheduler.jobs import AdmissionError, DeadlineError, Passes, SchedulerStats, Ticket
 from adapedit_engine.scheduler.memory import CallBytes, measure_call_bytes, plan_bytes
 from adapedit_engine.scheduler.routed import RoutedExecutor, RoutedPlan
-from adapedit_engine.scheduler.slots import SLOT_SIZES, PaddedRunner, slot_for, slots_up_to
+from adapedit_engine.scheduler.slots import SLOT_SIZES, PaddedRunner, slots_up_to
 
 __all__ = [
     "SLOT_SIZES",

@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable
 from contextlib import suppress
 from typing import Any
 
+from adapedit_engine.padding import in_slots
 from adapedit_engine.scheduler.executor import Executor
 from adapedit_engine.scheduler.jobs import (
     DeadlineError,
@@ -21,7 +22,6 @@ from adapedit_engine.scheduler.jobs import (
     without_traceback,
 )
 from adapedit_engine.scheduler.limits import CallRows, check_limits, needed_bytes
-from adapedit_engine.scheduler.slots import in_slots
 
 RETRIES = 1
 """Times that a call of one edit alone is tried again before the error counts as the edit's own."""

@@ -6,12 +6,12 @@ from collections.abc import Hashable, Sequence
 from typing import Any, Protocol
 
 from adapedit_engine.loop import EditOutcome, EditState, begin
+from adapedit_engine.padding import slot_for
 from adapedit_engine.plan import EditPlan, plan_rows
 from adapedit_engine.reuse import check_reuse
 from adapedit_engine.rows import check_plan
 from adapedit_engine.runners import Runner
 from adapedit_engine.scheduler.memory import CallBytes, plan_bytes
-from adapedit_engine.scheduler.slots import slot_for
 from adapedit_engine.ticker import Ticker
 
 
@@ -67,7 +67,7 @@ class EngineExecutor:
         self.runner = runner
         self._sizes: Sequence[int] | None = getattr(runner, "slot_sizes", None)
         self._call_bytes = call_bytes
-        self._ticker = Ticker(runner)
+        self._ticker = Ticker(runner, splits=False)
 
     def check(self, plan: EditPlan) -> None:
         check_plan(plan, self.runner.specs)

@@ -35,19 +35,20 @@ def plan_bytes(plan: EditPlan, runner: Runner) -> int:
     projected = 2 * sum(layer.channels for layer in specs.cross_layers)
     # Everything that a layout joins is there twice: alone, and in the batch.
     floats = 3 * latents + 2 * rows * (tokens * tokens + tokens + pixels) + steps * rows * (tokens + 2)
-    floats += latents * steps if plan.noise is not None or plan.source_latents is not None else 0
-    floats += 2 * latents * steps if plan.record else 0
     floats += 2 * tracks * pixels * (tokens + specs.feature_channels) if plan.needs_maps else 0
+    floats += 2 * latents if plan.schedule.looks_back else 0
     indices = 3 * steps * layers * rows if plan.edited else 0
     item = torch.empty(0, dtype=runner.dtype).element_size()
     # One more copy of the rows' prompts where they change from step to step.
     prompts = 2 * rows if plan.unconditional_steps is None else 3 * rows + steps
-    floats += 2 * latents if plan.schedule.looks_back else 0
+    joined = 4 * floats + 8 * indices + item * prompts * tokens * projected
+    # Static steps have copies of all that is joined, with room for as many rows again where calls are padded.
+    joined *= 2 if getattr(runner, "static_steps", False) else 1
+    alone = latents * steps if plan.noise is not None or plan.source_latents is not None else 0
+    alone += 2 * latents * steps if plan.record else 0
     deep, cross = plan.feature_interval > 1, plan.cross_attention_until < 1
     kept = 2 * kept_values(specs, rows, height, width, deep=deep, cross=cross)
-    total = 4 * floats + 8 * indices + item * (prompts * tokens * projected + kept)
-    # Static steps have room for as many rows again as there are, and copies of all that is joined.
-    return 2 * total if getattr(runner, "static_steps", False) else total
+    return joined + 4 * alone + item * kept
 
 
 def measure_call_bytes(

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 
 import torch
 from torch import Tensor
 
 from adapedit_engine.controls import SELF_NAMES
-from adapedit_engine.runners import Runner, RunnerError
+from adapedit_engine.padding import slot_for
+from adapedit_engine.runners import Runner
 from adapedit_engine.specs import ModelSpecs
 
 SLOT_SIZES = (1, 2, 4, 8, 16, 32)
-
-
-def slot_for(rows: int, sizes: Sequence[int] | None) -> int:
-    """The smallest size that holds `rows`; `rows` itself where sizes are free. Raises `RunnerError` above them."""
-    if sizes is None:
-        return rows
-    for size in sorted(sizes):
-        if rows <= size:
-            return size
-    raise RunnerError(f"{rows} rows do not fit the slots {tuple(sizes)}: lower max_rows or add a larger slot")
 
 
 def slots_up_to(max_rows: int) -> tuple[int, ...]:
@@ -31,34 +22,6 @@ def slots_up_to(max_rows: int) -> tuple[int, ...]:
     while sizes[-1] < max_rows:
         sizes.append(2 * sizes[-1])
     return tuple(sizes)
-
-
-CALL_ROWS = 2
-"""What a call costs beside its rows, in rows: padding beyond it is dearer than a second call."""
-
-
-def in_slots(rows: Sequence[int], slot: Callable[[int], int]) -> list[list[int]]:
-    """Places of edits with so many rows each, as calls: in one, or in several full ones where that costs less.
-
-    slot: rows that a call of so many really takes.
-    """
-    calls: list[list[int]] = []
-    left = list(range(len(rows)))
-    while left:
-        wanted = sum(rows[i] for i in left)
-        full = next((size for size in range(wanted, 0, -1) if slot(size) == size), wanted)
-        taken: list[int] = []
-        for i in sorted(left, key=lambda i: -rows[i]):
-            if sum(rows[k] for k in taken) + rows[i] <= full:
-                taken.append(i)
-        taken.sort()
-        rest = [i for i in left if i not in taken]
-        apart = sum(slot(sum(rows[i] for i in part)) for part in (taken, rest) if part)
-        if not (taken and rest) or slot(wanted) <= apart + CALL_ROWS:
-            return [*calls, left]
-        calls.append(taken)
-        left = rest
-    return calls
 
 
 class PaddedRunner:

@@ -1,6 +1,6 @@
 """Steps over static buffers: on CUDA one graph each, elsewhere the same without."""
 
-from adapedit_engine.static_steps.slot import GraphWarning, newest
-from adapedit_engine.static_steps.slots import StaticSteps
+from adapedit_engine.static_steps.slot import findings, leave, newest
+from adapedit_engine.static_steps.slots import GraphWarning, StaticSteps
 
-__all__ = ["GraphWarning", "StaticSteps", "newest"]
+__all__ = ["GraphWarning", "StaticSteps", "findings", "leave", "newest"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapedit_engine.adaptive import observe
+from adapedit_engine.adaptive import Found, observe
 from adapedit_engine.caches import tensor_bytes
 from adapedit_engine.layout import Layout
 from adapedit_engine.loop import EditState, LoopError, Seat
-from adapedit_engine.rows import RowTables
 from adapedit_engine.runners import Runner
 from adapedit_engine.static_steps.graph import StepGraph
 from adapedit_engine.static_steps.inputs import PROMPT, found_on_rows, found_self_rows, gather
@@ -23,32 +21,29 @@ from adapedit_engine.static_steps.shape import StepShape
 from adapedit_engine.static_steps.step import StepBuffers
 
 
-class GraphWarning(UserWarning):
-    """A step could not be captured as a CUDA graph: it is launched kernel by kernel."""
-
-
 class Slot:
     """Edits of one set at a time, and later of another.
 
-    pool: where graphs have their memory; None: no graphs.
+    pool: where graphs have their memory; None: no graph. What is made of `states` that raises leaves them where they
+    were.
     """
 
     def __init__(self, states: Sequence[EditState], runner: Runner, shape: StepShape, pool: Any) -> None:
-        self.shape, self._runner = shape, runner
-        layout, tensors = self._gathered(states)
+        self.shape = shape
+        layout, tensors = self._gathered(states, runner)
         self._buffers = StepBuffers(shape, runner, tensors)
-        self._graph = None if pool is None else self._captured(pool)
+        self._graph = None if pool is None else StepGraph(self._buffers.step, pool, shape.device)
         self._seat(states, layout, tensors)
-
-    def is_free_for(self, states: Sequence[EditState]) -> bool:
-        """Whether nobody sits here but these."""
-        theirs = {state.seat for state in states}
-        return all(seat in theirs for seat in self._sitting if seat.slot is self)
 
     @property
     def bytes(self) -> int:
         """Of its buffers."""
         return tensor_bytes(self._buffers.tensors)
+
+    def is_free_for(self, states: Sequence[EditState]) -> bool:
+        """Whether nobody sits here but these."""
+        theirs = {state.seat for state in states}
+        return all(seat in theirs for seat in self._sitting if seat.slot is self)
 
     def seats(self, states: Sequence[EditState]) -> bool:
         """Whether these sit here already, alone and in this order."""
@@ -57,20 +52,28 @@ class Slot:
             for state, table in zip(states, self._tables, strict=True)
         )
 
-    def take(self, states: Sequence[EditState]) -> None:
+    def take(self, states: Sequence[EditState], runner: Runner) -> None:
         """Seat these, in place of those before, who are no longer here."""
         # What may fail for want of memory comes before the first write.
-        layout, tensors = self._gathered(states)
+        layout, tensors = self._gathered(states, runner)
         self._seat(states, layout, tensors)
 
     def tick(self, states: Sequence[EditState]) -> list[EditState]:
-        """One step of those who sit here."""
+        """One step of those who sit here.
+
+        Where it raises they are where they were: all that may fail comes before the step, which fails as a whole, and
+        could be done twice.
+        """
+        states = [self._with_findings(state, place) for place, state in enumerate(states)]
         self._refresh(states)
+        kept = [torch.empty_like(newest(state).latents) if state.plan.record else None for state in states]
         if self._graph is None:
             self._buffers.step()
         else:
             self._graph.replay()
-        return [self._after(state, place) for place, state in enumerate(states)]
+        for state in states:
+            state.seat.step += 1
+        return [_after(state, room) for state, room in zip(states, kept, strict=True)]
 
     def read(self, track: int, tracks: int) -> dict[str, Tensor]:
         """Latents, sums and history of some tracks, as views: the next step writes over them."""
@@ -80,8 +83,8 @@ class Slot:
 
     # -- filling
 
-    def _gathered(self, states: Sequence[EditState]) -> tuple[Layout, dict[str, Tensor]]:
-        layout = Layout.of([state.tables for state in states], self._runner)
+    def _gathered(self, states: Sequence[EditState], runner: Runner) -> tuple[Layout, dict[str, Tensor]]:
+        layout = Layout.of([state.tables for state in states], runner)
         return layout, gather([newest(state) for state in states], layout, self.shape)
 
     def _seat(self, states: Sequence[EditState], layout: Layout, tensors: dict[str, Tensor]) -> None:
@@ -94,6 +97,20 @@ class Slot:
             state.seat.sit(self, track, state.step_index)
             self._sitting.add(state.seat)
 
+    def _with_findings(self, state: EditState, place: int) -> EditState:
+        """What the single pass finds in the steps so far, written into the controls of those to come."""
+        table = state.tables
+        found = findings(newest(state))
+        if found is state.found:
+            return state
+        tensors, first = self._buffers.tensors, self._first_row[place]
+        rows = slice(first, first + table.rows)
+        for name, value in found_on_rows(table, found).items():
+            tensors[name][rows].copy_(value)
+        for name, value in found_self_rows(table, found).items():
+            tensors[name][: table.plan.steps, :, rows].copy_(value + first)
+        return replace(state, found=found)
+
     def _refresh(self, states: Sequence[EditState]) -> None:
         """What is too large to lie here for all steps: noise, and prompts that change. Copied, and not waited for."""
         tensors = self._buffers.tensors
@@ -105,46 +122,28 @@ class Slot:
                 now = value[step].expand(table.plan.tracks, *value.shape[2:])
                 tensors[PROMPT + name].index_copy_(0, table.first_rows + row, now)
 
-    # -- what a step leaves
 
-    def _after(self, state: EditState, place: int) -> EditState:
-        steps_done, table, plan = state.step_index + 1, state.tables, state.plan
-        state.seat.step = steps_done
-        state = replace(
-            state,
-            tables=table.at(steps_done),
-            step_index=steps_done,
-            maps_seen=state.maps_seen + plan.needs_maps,
-        )
-        now = newest(state)
-        if plan.record:
-            state = replace(state, trajectory=(*state.trajectory, now.latents.clone()))
-        adaptive = table.adaptive
-        if adaptive is not None and steps_done % adaptive.update_every == 0:
-            assert now.map_sum is not None and now.feature_sum is not None
-            maps, features = now.map_sum / state.maps_seen, now.feature_sum / state.maps_seen
-            state = replace(state, found=observe(maps, features, adaptive, table.source_track))
-            self._apply(state, table, place)
+def _after(state: EditState, room: Tensor | None) -> EditState:
+    steps_done = state.step_index + 1
+    state = replace(
+        state,
+        tables=state.tables.at(steps_done),
+        step_index=steps_done,
+        maps_seen=state.maps_seen + state.plan.needs_maps,
+    )
+    if room is None:
         return state
+    return replace(state, trajectory=(*state.trajectory, room.copy_(newest(state).latents)))
 
-    def _apply(self, state: EditState, table: RowTables, place: int) -> None:
-        """Write what the single pass has found into the controls of the steps to come."""
-        tensors, first = self._buffers.tensors, self._first_row[place]
-        rows = slice(first, first + table.rows)
-        for name, value in found_on_rows(table, state.found).items():
-            tensors[name][rows].copy_(value)
-        for name, value in found_self_rows(table, state.found).items():
-            tensors[name][: table.plan.steps, :, rows].copy_(value + first)
 
-    def _captured(self, pool: Any) -> StepGraph | None:
-        try:
-            return StepGraph(self._buffers.step, pool, self.shape.device)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            message = f"a step of {self.shape.rows} rows is launched kernel by kernel, for its capture failed: {error}"
-            warnings.warn(message, GraphWarning, stacklevel=2)
-            return None
+def findings(state: EditState) -> Found | None:
+    """What FWT and DPS find in a `newest` state, where they look after its last step; what it has where they don't."""
+    adaptive = state.tables.adaptive
+    if adaptive is None or not state.step_index or state.step_index % adaptive.update_every:
+        return state.found
+    assert state.map_sum is not None and state.feature_sum is not None
+    maps, features = state.map_sum / state.maps_seen, state.feature_sum / state.maps_seen
+    return observe(maps, features, adaptive, state.tables.source_track)
 
 
 def newest(state: EditState) -> EditState:
@@ -164,13 +163,26 @@ def newest(state: EditState) -> EditState:
         map_sum=tensors["map_sum"] if has_maps else None,
         feature_sum=tensors["feature_sum"] if has_maps else None,
         history=tensors["history"] if looks_back else None,
+        seat=Seat(),
     )
 
 
 def check_newest(state: EditState) -> None:
-    """Raise `LoopError` for a state whose edit went on."""
-    if state.seat.slot is not None and state.seat.step != state.step_index:
+    """Raise `LoopError` for a state whose edit went on, or ended."""
+    seat = state.seat
+    if seat.slot is LEFT:
+        raise LoopError("got a state of an edit that has left static steps: its outcome is all that there is")
+    if seat.slot is not None and seat.step != state.step_index:
         raise LoopError(
-            f"got an edit's state after {state.step_index} steps, static steps have run {state.seat.step} and keep the "
+            f"got an edit's state after {state.step_index} steps, static steps have run {seat.step} and keep the "
             "newest: go on with that"
         )
+
+
+def leave(state: EditState) -> None:
+    """The edit needs its place no more, however long its states are kept."""
+    if state.seat.slot is not None:
+        state.seat.slot = LEFT
+
+
+LEFT = object()

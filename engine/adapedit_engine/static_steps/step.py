@@ -7,6 +7,7 @@ filled with.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 
 import torch
@@ -30,7 +31,8 @@ class StepBuffers:
     """
 
     def __init__(self, shape: StepShape, runner: Runner, tensors: Mapping[str, Tensor]) -> None:
-        self.shape, self._runner = shape, runner
+        # The runner keeps its slots, and is not to be kept by them.
+        self.shape, self._runner = shape, weakref.ref(runner)
         # A runner may want its inputs to lie apart, and nothing here may change what was gathered.
         self.tensors = {
             name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
@@ -46,7 +48,9 @@ class StepBuffers:
         tensors, shape = self.tensors, self.shape
         # A padding track counts on beyond the tables.
         at = tensors["step"].clamp(max=shape.steps - 1)
-        outputs = self._runner.infer(self._inputs(at), OUTPUT_NAMES if shape.maps else OUTPUT_NAMES[:1])
+        runner = self._runner()
+        assert runner is not None
+        outputs = runner.infer(self._inputs(at), OUTPUT_NAMES if shape.maps else OUTPUT_NAMES[:1])
         after = {"step": tensors["step"] + 1}
         if shape.maps:
             after |= self._sums(outputs)
