@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ SOFT = ("all", "pose", "size")
 """Groups whose comparisons are shown: all kinds together, and the soft edits."""
 
 
-def study(data: Mapping[str, Any], results: Path) -> list[str]:
-    """A study of the suite: means of all edits, what sets the first variant apart, and curves of knobs."""
+def study(data: Mapping[str, Any], results: Path, *, suffix: str = "") -> list[str]:
+    """A study of the suite: means of all edits, what sets the first variant apart, and curves of knobs.
+
+    suffix: of the plots' file names.
+    """
     parts = [
         f"{data['usable']} of {data['cases']} edits; means with 95 % bootstrap intervals.",
         "",
@@ -24,7 +28,12 @@ def study(data: Mapping[str, Any], results: Path) -> list[str]:
         "",
     ]
     if data["curves"]:
-        return [*parts, _correlations(data), "", *[_curve(curve, results) for curve in data["curves"]]]
+        return [
+            *parts,
+            _correlations(data),
+            "",
+            *[_curve(curve, results, suffix) for curve in data["curves"]],
+        ]
     first = next(iter(data["settings"]))
     parts += [
         f"Product of {first} minus that of the others, paired by edit, with the p-value of a sign-flip test:"
@@ -105,8 +114,8 @@ def _correlations(data: Mapping[str, Any]) -> str:
     return table(("knob", "success should", "success, rank correlation", "distance to the source"), rows)
 
 
-def _curve(curve: Mapping[str, Any], results: Path) -> str:
-    name = f"knob_{curve['knob']}.svg"
+def _curve(curve: Mapping[str, Any], results: Path, suffix: str) -> str:
+    name = f"knob_{curve['knob']}{suffix}.svg"
     lines = [
         Series(metric, curve["values"], [mean["value"] for mean in curve[metric]["means"]])
         for metric in ("success", "background", "product")
@@ -126,6 +135,7 @@ STUDIES: dict[str, tuple[str, Section]] = {
     "ablation": ("AdapEdit without its parts (Figure 6 of the paper)", study),
     "ablation-no-blend": ("The paper's parts alone, without the local blend", study),
     "knobs": ("AdapEdit's knobs (Figure 7 of the paper)", study),
+    "knobs-paper": ("One of them with the paper's own numbers", partial(study, suffix="-paper")),
     "variants": ("Variants of AdapEdit", study),
     "inversion": ("Inversions without an edit", inversion),
 }

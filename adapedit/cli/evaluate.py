@@ -67,6 +67,9 @@ def evaluate(
     methods: Annotated[
         str | None, typer.Option(metavar="NAME,NAME", help="Of the suites scenes and pairs; by default all.")
     ] = None,
+    knobs: Annotated[
+        str | None, typer.Option(metavar="NAME,NAME", help="Of the suite knobs, to sweep; by default all.")
+    ] = None,
     limit: Annotated[
         int | None,
         typer.Option(
@@ -133,7 +136,12 @@ def evaluate(
     if name is not None and not re.fullmatch(r"\w[\w-]*", name):
         raise AdapEditError(f"--name is {name!r}; give letters, digits and hyphens, a file is called so")
     if suite is Suite.inversion:
-        given = {"--methods": chosen, "--set": set_, "--sources": sources is d.Sources.rendered}
+        given = {
+            "--methods": chosen,
+            "--knobs": knobs,
+            "--set": set_,
+            "--sources": sources is d.Sources.rendered,
+        }
         for option, there in given.items():
             if there:
                 raise AdapEditError(f"{option} is of edits, and inversion makes none: leave it out")
@@ -155,7 +163,7 @@ def evaluate(
         raise AdapEditError("--sources rendered is of the scene suite, pairs have none to draw: leave it out")
     drawn = d.sources_of(sources, inversion, inversion_set)
     p.check_options(of_pairs, pairs, clip_model, lpips, half is not Half.both)
-    study = make_study("scenes" if of_pairs else suite.value, chosen, _per_method(set_))
+    study = make_study("scenes" if of_pairs else suite.value, chosen, _per_method(set_), _names(knobs))
     if of_pairs:
         p.evaluate_pairs(
             study,

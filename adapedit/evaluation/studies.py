@@ -88,8 +88,16 @@ TITLES = {
 """The studies by name."""
 
 
-def make_study(name: str, methods: Sequence[str] | None = None, knobs: Knobs | None = None) -> Study:
-    """A study by its name; `methods` chooses among those of "scenes". Raises `AdapEditError` for unknown names."""
+def make_study(
+    name: str,
+    methods: Sequence[str] | None = None,
+    knobs: Knobs | None = None,
+    swept: Sequence[str] | None = None,
+) -> Study:
+    """A study by its name; `methods` chooses among those of "scenes", `swept` among the curves of "knobs".
+
+    Raises `AdapEditError` for unknown names.
+    """
     knobs = knobs or {}
     for method in (*knobs, *(methods or ())):
         if method not in METHODS:
@@ -100,8 +108,15 @@ def make_study(name: str, methods: Sequence[str] | None = None, knobs: Knobs | N
         raise AdapEditError(
             f"{name} is a study of adapedit alone; leave --methods out, or use the suite scenes"
         )
+    known = [sweep.knob for sweep in SWEEPS]
+    for knob in swept or ():
+        if name != "knobs" or knob.replace("-", "_") not in known:
+            raise AdapEditError(
+                f"{knob!r} is to be swept in {name}; the suite knobs sweeps {', '.join(known)}"
+            )
+    wanted = known if swept is None else [knob.replace("-", "_") for knob in swept]
     own = knobs.get("adapedit", {})
-    sweeps = SWEEPS if name == "knobs" else ()
+    sweeps = tuple(sweep for sweep in SWEEPS if sweep.knob in wanted) if name == "knobs" else ()
     if name == "scenes":
         variants = {method: make_settings(method, **knobs.get(method, {})) for method in methods or METHODS}
         if methods is None:

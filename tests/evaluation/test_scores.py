@@ -138,3 +138,15 @@ def test_bad_studies_are_refused() -> None:
         make_study("scenes", ["p2p"])
     with pytest.raises(AdapEditError, match="leave --methods out"):
         make_study("knobs", ["plain"])
+    with pytest.raises(
+        AdapEditError, match="'alpha_tau' is to be swept in knobs; the suite knobs sweeps lambda_tau"
+    ):
+        make_study("knobs", swept=["alpha_tau"])
+    with pytest.raises(AdapEditError, match="'lambda_tau' is to be swept in variants"):
+        make_study("variants", swept=["lambda_tau"])
+
+
+def test_some_knobs_alone_are_swept() -> None:
+    study = make_study("knobs", swept=["lambda-tau"])
+    assert [sweep.knob for sweep in study.sweeps] == ["lambda_tau"]
+    assert set(study.variants) == {"adapedit", *(study.sweeps[0].label(v) for v in study.sweeps[0].values)}
