@@ -135,7 +135,10 @@ STUDIES: dict[str, tuple[str, Section]] = {
     "ablation": ("AdapEdit without its parts (Figure 6 of the paper)", study),
     "ablation-no-blend": ("The paper's parts alone, without the local blend", study),
     "knobs": ("AdapEdit's knobs (Figure 7 of the paper)", study),
-    "knobs-paper": ("λ_τ with the paper's own numbers, without the local blend", partial(study, suffix="-paper")),
+    "knobs-paper": (
+        "λ_τ with the paper's own numbers, without the local blend",
+        partial(study, suffix="-paper"),
+    ),
     "variants": ("Variants of AdapEdit", study),
     "inversion": ("Inversions without an edit", inversion),
 }
