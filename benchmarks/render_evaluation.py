@@ -134,6 +134,7 @@ STUDIES: dict[str, tuple[str, Section]] = {
     "rendered": ("Methods on drawn sources", study),
     "ablation": ("AdapEdit without its parts (Figure 6 of the paper)", study),
     "ablation-no-blend": ("The paper's parts alone, without the local blend", study),
+    "ablation-paper": ("The same with the paper's own numbers", study),
     "knobs": ("AdapEdit's knobs (Figure 7 of the paper)", study),
     "knobs-paper": (
         "λ_τ with the paper's own numbers, without the local blend",
