@@ -216,25 +216,25 @@ def _accumulate(state: EditState, outputs: dict[str, Tensor], first_row: int) ->
     return replace(state, map_sum=maps, feature_sum=features, maps_seen=state.maps_seen + 1)
 
 
+def findings(state: EditState) -> Found | None:
+    """What FWT and DPS find where they look after the last step of a state; what it has where they don't."""
+    adaptive = state.tables.adaptive
+    if adaptive is None or not state.step_index or state.step_index % adaptive.update_every:
+        return state.found
+    assert state.map_sum is not None and state.feature_sum is not None
+    maps, features = state.map_sum / state.maps_seen, state.feature_sum / state.maps_seen
+    return observe(maps, features, adaptive, state.tables.source_track)
+
+
 def _advance(state: EditState, latents: Tensor) -> EditState:
-    steps_done, adaptive = state.step_index + 1, state.tables.adaptive
-    found = state.found
-    if adaptive is not None and steps_done % adaptive.update_every == 0:
-        assert state.map_sum is not None and state.feature_sum is not None
-        maps, features = state.map_sum / state.maps_seen, state.feature_sum / state.maps_seen
-        found = observe(maps, features, adaptive, state.tables.source_track)
+    steps_done = state.step_index + 1
     tables = state.tables.at(steps_done)
     trajectory = (*state.trajectory, latents) if state.plan.record else ()
     kept = state.kept if tables is state.tables else state.kept.conditional(state.plan.guidance)
-    return replace(
-        state,
-        tables=tables,
-        latents=latents,
-        step_index=steps_done,
-        found=found,
-        trajectory=trajectory,
-        kept=kept,
+    after = replace(
+        state, tables=tables, latents=latents, step_index=steps_done, trajectory=trajectory, kept=kept
     )
+    return replace(after, found=findings(after))
 
 
 def _or_ones(table: Tensor | None, like: Tensor) -> Tensor:

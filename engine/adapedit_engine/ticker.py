@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from adapedit_engine.layouts import Layouts
-from adapedit_engine.loop import EditOutcome, EditState, alike, outcome, tick
+from adapedit_engine.loop import EditOutcome, EditState, alike, findings, outcome, tick
 from adapedit_engine.padding import in_slots
 from adapedit_engine.plan import EditPlan
 from adapedit_engine.runners import Runner
-from adapedit_engine.static_steps import StaticSteps, findings, leave, newest
+from adapedit_engine.static_steps import StaticSteps, leave, newest
 
 
 class Ticker:

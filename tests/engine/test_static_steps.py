@@ -93,7 +93,7 @@ def test_what_fails_beside_a_step_fails_before_it(loop, monkeypatch):
     expected = [denoise([edit], loop)[0] for edit in edits]
     runner = PyTorchRunner(tiny_unet(), map_divisor=1, static_steps=True)
     runner.kept_steps = StaticSteps(runner, padded=True)
-    monkeypatch.setattr("adapedit_engine.static_steps.slot.observe", fails_at_times)
+    monkeypatch.setattr("adapedit_engine.loop.observe", fails_at_times)
     with runner:
         scheduler = Scheduler(EngineExecutor(runner))
         tickets = [scheduler.submit(one_pass(edit)) for edit in edits]

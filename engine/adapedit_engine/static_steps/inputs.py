@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,7 @@ def gather(states: Sequence[EditState], layout: Layout, shape: StepShape) -> dic
     """
     parts = _rows(states, layout, shape) | _tracks(states, layout, shape)
     parts["latents"] = _pad(join([state.latents for state in states]), shape.tracks, 0)
-    parts["step"] = _numbers(states, lambda state: state.step_index, shape, torch.int64)
+    parts["step"] = _numbers(states, [state.step_index for state in states], shape, torch.int64)
     if shape.maps:
         sums = [
             (s.map_sum, s.feature_sum)
@@ -119,33 +119,17 @@ def _blends(states: Sequence[EditState], layout: Layout, shape: StepShape) -> di
         places.append(like.new_zeros(count, shape.pixels) if known is None else known)
         sources.append(own[first : first + count] if blend is None else table.source_track + first)
     joined = join(sources)
-
-    def numbers(of_blend: Callable[[int], float], dtype: torch.dtype) -> Tensor:
-        values = {id(state): of_blend(place) for place, state in enumerate(states)}
-        return _numbers(states, lambda state: values[id(state)], shape, dtype)
-
-    def start(place: int) -> int:
-        blend = blends[place]
-        return never if blend is None else int(blend.start * tables[place].plan.steps)
-
-    def known_places(place: int) -> bool:
-        return tables[place].blend_places is not None
-
-    def threshold(place: int) -> float:
-        blend = blends[place]
-        return 1.0 if blend is None else blend.threshold
-
-    def grow(place: int) -> int:
-        blend = blends[place]
-        return 0 if blend is None else blend.grow
-
-    started = numbers(start, torch.int64)
-    started[joined.shape[0] :] = never
+    starts = [
+        never if blend is None else int(blend.start * table.plan.steps)
+        for table, blend in zip(tables, blends, strict=True)
+    ]
+    thresholds = [1.0 if blend is None else blend.threshold for blend in blends]
+    known_places = [table.blend_places is not None for table in tables]
     return {
-        "blend_start": started,
-        "blend_known": numbers(known_places, torch.bool),
-        "blend_threshold": numbers(threshold, torch.float32),
-        "blend_grow": numbers(grow, torch.int64),
+        "blend_start": _numbers(states, starts, shape, torch.int64, never),
+        "blend_known": _numbers(states, known_places, shape, torch.bool),
+        "blend_threshold": _numbers(states, thresholds, shape, torch.float32),
+        "blend_grow": _numbers(states, [0 if b is None else b.grow for b in blends], shape, torch.int64),
         "blend_tokens": _pad(join([value for value in tokens if value is not None]), tracks, 0),
         "blend_places": _pad(join(places), tracks, 0),
         "blend_source": join([joined, own[joined.shape[0] :]]),
@@ -208,13 +192,17 @@ def _edit(state: EditState, shape: StepShape) -> tuple[Tensor, Tensor, Tensor, T
 
 def _numbers(
     states: Sequence[EditState],
-    of: Callable[[EditState], float],
+    values: Sequence[float],
     shape: StepShape,
     dtype: torch.dtype,
+    padding: float = 0,
 ) -> Tensor:
-    """A number of each edit on its tracks, 0 on padding; made on the device, for a copy from the host would wait."""
-    parts = [torch.full((s.plan.tracks,), of(s), dtype=dtype, device=shape.device) for s in states]
-    return _pad(join(parts), shape.tracks, 0)
+    """A number of each edit on its tracks, [K]; made on the device, for a copy from the host would wait."""
+    parts = [
+        torch.full((state.plan.tracks,), value, dtype=dtype, device=shape.device)
+        for state, value in zip(states, values, strict=True)
+    ]
+    return _pad(join(parts), shape.tracks, 0, padding)
 
 
 def _long(table: Tensor, shape: StepShape) -> Tensor:

@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapedit_engine.adaptive import Found, observe
 from adapedit_engine.caches import tensor_bytes
 from adapedit_engine.layout import Layout
-from adapedit_engine.loop import EditState, LoopError, Seat
+from adapedit_engine.loop import EditState, LoopError, Seat, findings
 from adapedit_engine.runners import Runner
 from adapedit_engine.static_steps.graph import StepGraph
 from adapedit_engine.static_steps.inputs import PROMPT, found_on_rows, found_self_rows, gather
@@ -134,16 +133,6 @@ def _after(state: EditState, room: Tensor | None) -> EditState:
     if room is None:
         return state
     return replace(state, trajectory=(*state.trajectory, room.copy_(newest(state).latents)))
-
-
-def findings(state: EditState) -> Found | None:
-    """What FWT and DPS find in a `newest` state, where they look after its last step; what it has where they don't."""
-    adaptive = state.tables.adaptive
-    if adaptive is None or not state.step_index or state.step_index % adaptive.update_every:
-        return state.found
-    assert state.map_sum is not None and state.feature_sum is not None
-    maps, features = state.map_sum / state.maps_seen, state.feature_sum / state.maps_seen
-    return observe(maps, features, adaptive, state.tables.source_track)
 
 
 def newest(state: EditState) -> EditState:
