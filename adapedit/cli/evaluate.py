@@ -51,6 +51,7 @@ class Half(str, Enum):
             "adapedit eval scenes --sources rendered --inversion direct --half test",
             "adapedit eval inversion --limit 24",
             "adapedit eval knobs --limit 70 --half development --set adapedit.alpha_tau=0.2",
+            "adapedit eval ablation --parts dps,mask --limit 1000 --name two-parts",
             "adapedit eval pairs --pairs pairs.jsonl --model ./stable-diffusion-v1-4 --clip-model ./clip "
             "--lpips lpips-alex.safetensors",
         ]
@@ -69,6 +70,13 @@ def evaluate(
     ] = None,
     knobs: Annotated[
         str | None, typer.Option(metavar="NAME,NAME", help="Of the suite knobs, to sweep; by default all.")
+    ] = None,
+    parts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,NAME",
+            help="Of the suite ablation, to go without: fwt, dps, mask; by default these and what is not the paper's.",
+        ),
     ] = None,
     limit: Annotated[
         int | None,
@@ -139,6 +147,7 @@ def evaluate(
         given = {
             "--methods": chosen,
             "--knobs": knobs,
+            "--parts": parts,
             "--set": set_,
             "--sources": sources is d.Sources.rendered,
         }
@@ -163,7 +172,9 @@ def evaluate(
         raise AdapEditError("--sources rendered is of the scene suite, pairs have none to draw: leave it out")
     drawn = d.sources_of(sources, inversion, inversion_set)
     p.check_options(of_pairs, pairs, clip_model, lpips, half is not Half.both)
-    study = make_study("scenes" if of_pairs else suite.value, chosen, _per_method(set_), _names(knobs))
+    study = make_study(
+        "scenes" if of_pairs else suite.value, chosen, _per_method(set_), _names(knobs), _names(parts)
+    )
     if of_pairs:
         p.evaluate_pairs(
             study,

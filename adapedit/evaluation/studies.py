@@ -68,6 +68,9 @@ ABLATIONS: Mapping[str, Mapping[str, Any]] = {
 """Figure 6: one tau for all words, S = 1 everywhere, alpha_tau = 0. Then what this project adds to the paper: without
 each, and without all but one."""
 
+PARTS = {"fwt": "without FWT", "dps": "without DPS", "mask": "without the mask"}
+"""The paper's own parts, by what switches them off, and their rows of "ablation"."""
+
 WITH_BLEND = "prompt-to-prompt, local blend"
 """A further row of "scenes": a method whose paper has a local blend that is off by default."""
 
@@ -93,8 +96,12 @@ def make_study(
     methods: Sequence[str] | None = None,
     knobs: Knobs | None = None,
     swept: Sequence[str] | None = None,
+    parts: Sequence[str] | None = None,
 ) -> Study:
-    """A study by its name; `methods` chooses among those of "scenes", `swept` among the curves of "knobs".
+    """A study by its name.
+
+    `methods` chooses among those of "scenes", `swept` among the curves of "knobs", `parts` among what "ablation" goes
+    without, of the paper's own parts alone.
 
     Raises `AdapEditError` for unknown names.
     """
@@ -114,6 +121,11 @@ def make_study(
             raise AdapEditError(
                 f"{knob!r} is to be swept in {name}; the suite knobs sweeps {', '.join(known)}"
             )
+    for part in parts or ():
+        if name != "ablation" or part not in PARTS:
+            raise AdapEditError(
+                f"{part!r} is a part to go without in {name}; the suite ablation goes without {', '.join(PARTS)}"
+            )
     wanted = known if swept is None else [knob.replace("-", "_") for knob in swept]
     own = knobs.get("adapedit", {})
     sweeps = tuple(sweep for sweep in SWEEPS if sweep.knob in wanted) if name == "knobs" else ()
@@ -131,6 +143,8 @@ def make_study(
         }
     else:
         table = ABLATIONS if name == "ablation" else VARIANTS
+        if parts:
+            table = {label: table[label] for label in ("adapedit", *(PARTS[part] for part in parts))}
         made = {label: make_settings("adapedit", **{**own, **changes}) for label, changes in table.items()}
         # What `knobs` leave out already is the whole that the rest is compared with. Knobs that were not named are the
         # model's, whatever they are here.

@@ -72,6 +72,8 @@ class AdapEdit(_Settings):
     lambda_spatial: factor on the spatial map, Eq. 9; above 1 (not in the paper) the map is cut off at 1.
     spatial_grow:   cells by which the spatial map is widened (not in the paper): features at a figure's edge look less
                     like it, so what is left out there stays as it was.
+    spatial_grow_several: the same, if it is more, where an edit is about several words: S compares with the mean of
+                    their embeddings, which no pixel looks like, and leaves out more of each.
     alpha_tau:      what of a map counts as looked at (threshold_mode "absolute": a probability, as in the paper;
                     "relative": a share of each map's peak).
     normalise, temperature, centre: how maps become weights, and whether features lose their mean over the pixels.
@@ -97,6 +99,7 @@ class AdapEdit(_Settings):
     lambda_s: Share = 0.98
     lambda_spatial: Knob = 1.0
     spatial_grow: Cells = 0
+    spatial_grow_several: Cells = 0
     alpha_tau: Share = 0.3
     threshold_mode: Literal["relative", "absolute"] = "relative"
     normalise: Literal["sum", "softmax"] = "sum"

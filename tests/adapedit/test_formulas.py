@@ -116,6 +116,26 @@ def test_a_widened_spatial_map_is_nowhere_less(pipe, single_pass):
     assert grey_levels(wide.target_image, own.target_image) > 0
 
 
+@pytest.mark.parametrize(
+    ("target", "own", "several", "cells"),
+    [
+        (TARGET, 0, 1, 0),
+        (TARGET, 2, 1, 2),
+        ("a blue dog sitting on the grass", 0, 1, 1),
+        ("a blue dog sitting on the grass", 1, 2, 2),
+        ("a blue dog sitting on the grass", 2, 1, 2),
+        ("a red zebra standing on the grass", 0, 1, 0),
+    ],
+)
+def test_the_map_of_several_words_is_widened_by_cells_of_its_own(pipe, target, own, several, cells):
+    """A word of several tokens is one. The single pass and the map of each step widen theirs by as many."""
+    _, _, plan, _ = planned(pipe, target, spatial_grow=own, spatial_grow_several=several)
+    _, _, wanted, _ = planned(pipe, target, spatial_grow=cells)
+    assert torch.equal(plan.spatial_map, wanted.spatial_map)
+    knobs = {"spatial_grow": own, "spatial_grow_several": several, "spatial_map": "per-step"}
+    assert planned(pipe, target, **knobs)[2].adaptive.spatial_grow == cells
+
+
 @pytest.mark.parametrize("target", [TARGET, LONGER])
 @pytest.mark.parametrize("knobs", [{}, {"lambda_s": 0.4, "lambda_spatial": 0.7}, {"variant": "released"}])
 def test_the_edited_map_at_every_step(pipe, target, knobs):

@@ -144,6 +144,22 @@ def test_bad_studies_are_refused() -> None:
         make_study("knobs", swept=["alpha_tau"])
     with pytest.raises(AdapEditError, match="'lambda_tau' is to be swept in variants"):
         make_study("variants", swept=["lambda_tau"])
+    with pytest.raises(
+        AdapEditError, match="'blend' is a part to go without in ablation; .* goes without fwt, dps, mask"
+    ):
+        make_study("ablation", parts=["dps", "blend"])
+    with pytest.raises(AdapEditError, match="'dps' is a part to go without in scenes"):
+        make_study("scenes", parts=["dps"])
+
+
+def test_some_parts_alone_are_left_out() -> None:
+    variants = make_study("ablation", None, {"adapedit": {"lambda_tau": 0.7}}, parts=["dps", "mask"]).variants
+    assert list(variants) == ["adapedit", "without DPS", "without the mask"]
+    assert [(one.fwt, one.dps, one.mask, one.lambda_tau) for one in variants.values()] == [
+        (True, True, True, 0.7),
+        (True, False, True, 0.7),
+        (True, True, False, 0.7),
+    ]
 
 
 def test_some_knobs_alone_are_swept() -> None:
