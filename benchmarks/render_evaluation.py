@@ -36,7 +36,8 @@ def study(data: Mapping[str, Any], results: Path, *, suffix: str = "") -> list[s
         ]
     first = next(iter(data["settings"]))
     parts += [
-        f"Product of {first} minus that of the others, paired by edit, with the p-value of a sign-flip test:"
+        f"Product of {first} minus that of the others, paired by edit, with the p-value of a sign-flip test; in how "
+        "many edits it is better / worse by more than a thousandth:"
     ]
     return [*parts, "", _comparisons(data)]
 
@@ -101,7 +102,9 @@ def _difference(found: Mapping[str, Any]) -> str:
     gap, p = found["difference"], found["p_value"]
     chance = "p < 0.001" if p < 0.001 else f"p {p:.3f}"
     text = f"{gap['value']:+.3f} ({gap['low']:+.3f} to {gap['high']:+.3f}), {chance}"
-    return f"**{text}**" if gap["low"] > 0 else text
+    text = f"**{text}**" if gap["low"] > 0 else text
+    # Reports of before do not count.
+    return f"{text}; {found['better']} / {found['worse']}" if "better" in found else text
 
 
 def _correlations(data: Mapping[str, Any]) -> str:
@@ -132,7 +135,8 @@ STUDIES: dict[str, tuple[str, Section]] = {
     "scenes-pose": ("Methods, more edits of the pose", study),
     "scenes-size": ("Methods, more edits of the size", study),
     "rendered": ("Methods on drawn sources", study),
-    "ablation": ("AdapEdit without its parts (Figure 6 of the paper)", study),
+    "ablation-more": ("AdapEdit without the paper's parts (Figure 6), more edits", study),
+    "ablation": ("AdapEdit without any of its parts", study),
     "ablation-no-blend": ("The paper's parts alone, without the local blend", study),
     "ablation-paper": ("The same with the paper's own numbers", study),
     "knobs": ("AdapEdit's knobs (Figure 7 of the paper)", study),

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from adapedit.evaluation.plots import knob_curves, success_against_background
-from adapedit.evaluation.report import METRICS
+from adapedit.evaluation.report import LEAST, METRICS
 
 STYLE = """
 body { font: 15px/1.5 sans-serif; color: #1c1e24; max-width: 1080px; margin: 2em auto; padding: 0 1em }
@@ -82,10 +82,16 @@ def _comparisons(group: Mapping[str, Any]) -> str:
         return ""
     first = next(iter(group["means"]))
     rows = [
-        [escape(other), cell(found["difference"], None, 3), f"{found['p_value']:.4f}"]
+        [
+            escape(other),
+            cell(found["difference"], None, 3),
+            f"{found['p_value']:.4f}",
+            f"{found['better']} / {found['worse']}",
+        ]
         for other, found in group["product against"].items()
     ]
-    return table([f"product of {escape(first)} minus that of", "difference", "p (permutation)"], rows)
+    head = ("difference", "p (permutation)", f"edits better / worse, by more than {LEAST:g}")
+    return table([f"product of {escape(first)} minus that of", *head], rows)
 
 
 def _correlations(curve: Mapping[str, Any]) -> str:

@@ -10,7 +10,12 @@ from typing import Any
 import numpy as np
 
 from adapedit.evaluation.scores import Score
-from adapedit.evaluation.statistics import curve_correlation, mean_interval, paired_comparison
+from adapedit.evaluation.statistics import (
+    better_and_worse,
+    curve_correlation,
+    mean_interval,
+    paired_comparison,
+)
 from adapedit.evaluation.studies import Sweep
 from adapedit.evaluation.suite import KINDS
 from adapedit_kernels.errors import AdapEditError
@@ -20,6 +25,9 @@ METRICS = ("success", "kept", "background", "product", "psnr", "moved")
 
 OF_TRUTH = ("truth_psnr", "truth_ssim")
 """Reported besides where the true edits are known, of drawn sources."""
+
+LEAST = 0.001
+"""Of two products: less apart, neither edit is counted as the better one."""
 
 Table = Mapping[str, Sequence[Score]]
 
@@ -84,10 +92,15 @@ def _group(table: Table) -> dict[str, Any]:
             for variant, scores in table.items()
         },
         "product against": {
-            other: asdict(paired_comparison(values(table[first], "product"), values(table[other], "product")))
+            other: _against(values(table[first], "product"), values(table[other], "product"))
             for other in others
         },
     }
+
+
+def _against(first: list[float], second: list[float]) -> dict[str, Any]:
+    better, worse = better_and_worse(first, second, least=LEAST)
+    return {**asdict(paired_comparison(first, second)), "better": better, "worse": worse}
 
 
 def _curve(table: Table, sweep: Sweep) -> dict[str, Any]:

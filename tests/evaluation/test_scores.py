@@ -55,6 +55,7 @@ def test_the_report_ranks_the_methods(scores: list[Score]) -> None:
     assert means["prompt-to-prompt"]["background"]["value"] == 1 > means["plain"]["background"]["value"]
     against = report["groups"]["all"]["product against"]["plain"]
     assert against["difference"]["low"] > 0.9 and against["p_value"] < 0.01
+    assert (against["better"], against["worse"]) == (9, 0)
     assert report["usable"] == report["cases"] == 9 and set(report["groups"]) >= {"all", "pose", "two words"}
     assert json.loads(json.dumps(report)) == report
 

@@ -8,6 +8,7 @@ from scipy.stats import spearmanr
 
 from adapedit.evaluation.statistics import (
     StatisticsError,
+    better_and_worse,
     curve_correlation,
     mean_interval,
     paired_comparison,
@@ -102,8 +103,17 @@ def test_what_is_no_sample_is_refused(values: list[float]) -> None:
         mean_interval(values)
 
 
+def test_edits_are_counted_that_are_better_or_worse_by_enough() -> None:
+    first, second = [0.9, 0.9, 0.9, 0.0, 0.5], [0.8, 0.9, 0.8995, 0.9, 0.499]
+    assert better_and_worse(first, second, least=0.01) == (1, 1)
+    assert better_and_worse(first, second, least=0.0002) == (3, 1)
+    assert better_and_worse(second, first, least=0.0002) == (1, 3)
+
+
 def test_pairs_that_do_not_match_are_refused() -> None:
     with pytest.raises(StatisticsError, match="got 2 and 3"):
         paired_comparison([1, 2], [1, 2, 3])
+    with pytest.raises(StatisticsError, match="got 2 and 3"):
+        better_and_worse([1, 2], [1, 2, 3], least=0)
     with pytest.raises(StatisticsError, match=r"wanted scores \[edits, 3\]"):
         curve_correlation([1, 2, 3], [[1, 2]])
