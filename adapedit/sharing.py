@@ -206,7 +206,6 @@ def _same_adaptive(one: Adaptive | None, other: Adaptive | None) -> bool:
         "lambda_tau",
         "lambda_spatial",
         "joined",
-        "spatial_grow",
         "update_every",
     )
     return all(getattr(one, name) == getattr(other, name) for name in names)
@@ -251,9 +250,11 @@ def _merged_adaptive(plans: Sequence[EditPlan]) -> Adaptive | None:
     if not parts:
         return None
     layers = [part.self_layers for part in parts if part.self_layers is not None]
+    grown = [part.spatial_grow or (0,) * len(part.key_tokens) for part in parts]
     return replace(
         parts[0],
         key_tokens=_behind_first([part.key_tokens for part in parts]),
         word_of_token=_behind_first([part.word_of_token for part in parts]),
         self_layers=_behind_first(layers, 1) if layers else None,
+        spatial_grow=grown[0][:1] + tuple(cells for one in grown for cells in one[1:]),
     )

@@ -167,6 +167,7 @@ class AdapEditMethod(Method):
         layers = torch.zeros(len(context.specs.self_layers), tracks, dtype=torch.bool)
         layers[:, -1] = context.coarse_layers()
         several = len(alignment.word_of_token[key_tokens(alignment)].unique()) > 1
+        grow = max(settings.spatial_grow, settings.spatial_grow_several if several else 0)
         from_relation = settings.fwt and settings.single_pass and settings.self_replace_steps is None
         return Adaptive(
             key_tokens=keys,
@@ -177,7 +178,7 @@ class AdapEditMethod(Method):
             lambda_tau=settings.lambda_tau,
             lambda_spatial=settings.lambda_spatial,
             joined=settings.observed_prompts == "both",
-            spatial_grow=max(settings.spatial_grow, settings.spatial_grow_several if several else 0),
+            spatial_grow=(0,) * (tracks - 1) + (grow,),
             map_size=context.map_size,
             self_layers=layers if from_relation else None,
         )

@@ -30,7 +30,8 @@ class Adaptive:
     lambda_spatial: factor of the spatial map, Eq. 9; above 1 the map is cut off at 1.
     joined:        the spatial map of a track is the larger of its own and its source's: an edit has to act where
                    the source shows what it changes, too, or that stays.
-    spatial_grow:  cells by which the spatial map is widened to all sides; wants `map_size`, height and width of maps.
+    spatial_grow:  [K1], cells by which each track's spatial map is widened to all sides; (): none is. Wants
+                   `map_size`, height and width of maps.
     update_every:  steps between two updates.
     self_layers:   [L, K1] bool, self-attention layers whose queries and keys come from the source for the
                    share of the trajectory that FWT gives to tokens without a word; None: as the plan's tables
@@ -45,7 +46,7 @@ class Adaptive:
     lambda_tau: float = 1.0
     lambda_spatial: float = 1.0
     joined: bool = False
-    spatial_grow: int = 0
+    spatial_grow: tuple[int, ...] = ()
     map_size: tuple[int, int] | None = None
     update_every: int = 1
     self_layers: Tensor | None = None
@@ -60,11 +61,14 @@ class Adaptive:
             raise AdaptiveError(
                 f"adaptive.self_layers has {self.self_layers.shape[-1]} tracks, wanted {tracks}"
             )
-        if self.spatial_grow < 0 or (self.spatial_grow and self.map_size is None):
-            raise AdaptiveError(
-                f"adaptive.spatial_grow is {self.spatial_grow} with map_size {self.map_size}, wanted 0 or more cells "
-                "of maps whose height and width are given"
-            )
+        if self.spatial_grow and len(self.spatial_grow) != tracks:
+            raise AdaptiveError(f"adaptive.spatial_grow has {len(self.spatial_grow)} tracks, wanted {tracks}")
+        for cells in self.spatial_grow:
+            if cells < 0 or (cells and self.map_size is None):
+                raise AdaptiveError(
+                    f"adaptive.spatial_grow is {cells} with map_size {self.map_size}, wanted 0 or more cells of maps "
+                    "whose height and width are given"
+                )
         if self.update_every < 1:
             raise AdaptiveError(f"adaptive.update_every is {self.update_every}, wanted at least 1")
 
@@ -113,6 +117,8 @@ def observe(maps: Tensor, features: Tensor, adaptive: Adaptive, source_track: Te
     spatial = spatial.clamp(max=1)
     if adaptive.joined:
         spatial = torch.maximum(spatial, spatial.index_select(0, source_track))
-    if adaptive.spatial_grow and adaptive.map_size is not None:
-        spatial = widened(spatial, adaptive.map_size, adaptive.spatial_grow)
+    size = adaptive.map_size
+    if size is not None and any(adaptive.spatial_grow):
+        tracks = zip(spatial.split(1), adaptive.spatial_grow, strict=True)
+        spatial = torch.cat([widened(one, size, cells) if cells else one for one, cells in tracks])
     return Found(found.word_steps, spatial, found.default_steps)

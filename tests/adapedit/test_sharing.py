@@ -89,6 +89,11 @@ def test_shared_edits_are_split_where_they_take_too_many_rows(pipe, rows):
     assert rows == [6] * STEPS + [4] * STEPS
 
 
+def test_edits_whose_maps_are_widened_by_other_cells_share_their_source(pipe, rows):
+    pipe.edit_batch([request(single_pass=True), request(SOURCE, LONGER, single_pass=True, spatial_grow=1)])
+    assert rows == [6] * STEPS
+
+
 @pytest.mark.parametrize(
     "other",
     [

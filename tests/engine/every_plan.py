@@ -59,7 +59,7 @@ def plans() -> dict[str, EditPlan]:
         "the single pass, every other step": edit_plan(
             3,
             4,
-            adaptive=adaptive(update_every=2, spatial_grow=1, map_size=(SIDE, SIDE)),
+            adaptive=adaptive(update_every=2, spatial_grow=(0, 1), map_size=(SIDE, SIDE)),
             local_blend=BY_MAPS,
         ),
         "guidance that ends early": edit_plan(1, 2, guidance_until=0.5, collect=True, local_blend=BY_MAPS),

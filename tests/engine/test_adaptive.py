@@ -53,7 +53,7 @@ def test_a_source_without_words_of_the_edit_adds_nothing():
 def test_a_widened_map_takes_the_largest_value_around_each_cell():
     maps, features = seen()
     own = observe(maps, features, adaptive(), SOURCES)
-    wide = observe(maps, features, replace(adaptive(), spatial_grow=1, map_size=(2, 8)), SOURCES)
+    wide = observe(maps, features, replace(adaptive(), spatial_grow=(1,) * TRACKS, map_size=(2, 8)), SOURCES)
     for track in range(TRACKS):
         grid = own.spatial_map[track].view(2, 8)
         for x in range(8):
@@ -63,8 +63,21 @@ def test_a_widened_map_takes_the_largest_value_around_each_cell():
     assert torch.equal(wide.word_steps, own.word_steps)
 
 
+def test_each_map_is_widened_by_its_own_cells():
+    maps, features = seen()
+    own = observe(maps, features, adaptive(), SOURCES)
+    wide = observe(maps, features, replace(adaptive(), spatial_grow=(1,) * TRACKS, map_size=(2, 8)), SOURCES)
+    cells = tuple(track % 2 for track in range(TRACKS))
+    found = observe(maps, features, replace(adaptive(), spatial_grow=cells, map_size=(2, 8)), SOURCES)
+    for track in range(TRACKS):
+        expected = wide if cells[track] else own
+        assert torch.equal(found.spatial_map[track], expected.spatial_map[track])
+    with pytest.raises(AdaptiveError, match=f"spatial_grow has {TRACKS + 1} tracks, wanted {TRACKS}"):
+        replace(adaptive(), spatial_grow=(0,) * (TRACKS + 1)).check(tracks=TRACKS, tokens=TOKENS)
+
+
 @pytest.mark.parametrize(("cells", "size"), [(-1, (4, 4)), (1, None)])
 def test_a_map_is_not_widened_without_its_size(cells: int, size: tuple[int, int] | None):
-    given = replace(adaptive(), spatial_grow=cells, map_size=size)
+    given = replace(adaptive(), spatial_grow=(0,) * (TRACKS - 1) + (cells,), map_size=size)
     with pytest.raises(AdaptiveError, match=f"spatial_grow is {cells}"):
         given.check(tracks=TRACKS, tokens=TOKENS)
