@@ -22,7 +22,7 @@ from adapedit_engine.runners.base import Runner
 from adapedit_kernels import RelationKnobs, spatial_similarity, word_relation
 
 COLUMNS = (
-    "timestep",
+    "timesteps",
     "input_scale",
     "sample_weight",
     "output_weight",
@@ -419,7 +419,7 @@ class Call:
         sample = sample.to(self.batch.runner.dtype)
         if "conditioning.channels" in rows:
             sample = torch.cat([sample, rows["conditioning.channels"]], dim=1)
-        inputs = {"sample": sample, "timestep": now["timestep"].index_select(0, track)}
+        inputs = {"sample": sample, "timestep": now["timesteps"].index_select(0, track)}
         inputs |= {
             name.removeprefix(PROMPT): value for name, value in rows.items() if name.startswith(PROMPT)
         }
