@@ -13,11 +13,10 @@ from types import NoneType
 from typing import Any
 
 from adapedit.model import EditModel
-from adapedit.prepare import complete
-from adapedit.request import EditRequest
+from adapedit.edit import complete
+from adapedit.request import EditRequest, same_request
 from adapedit.result import EditResult
-from adapedit.serving.outcomes import Finished
-from adapedit.serving.server import EditServer
+from adapedit.server import EditServer, Finished
 from adapedit_kernels.errors import AdapEditError
 
 IDS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
@@ -52,15 +51,20 @@ def read_lines(path: Path, defaults: Mapping[str, Any] | None = None) -> list[Ba
     line that can't be read becomes a failure of its own. Raises `AdapEditError` for a file that can't be read, and
     for two lines with one id.
     """
-    try:
-        # Lines end where JSON's do: a string may hold U+2028 and other signs that str.splitlines takes for an end.
-        texts = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise AdapEditError(
-            f"{path} can't be read ({error}); give a file with one JSON object a line"
-        ) from error
     known = {} if defaults is None else defaults
-    lines = [_line(number, text, known) for number, text in enumerate(texts, start=1) if text.strip()]
+    # Lines end where JSON's do: a string may hold U+2028 and other signs that str.splitlines takes for an end.
+    texts = _text(path).split("\n")
+    lines = [
+        _line(number, text, known, path.parent) for number, text in enumerate(texts, start=1) if text.strip()
+    ]
+    if lines and all(line.request is None for line in lines):
+        if texts[0].lstrip().startswith("["):
+            raise AdapEditError(f"{path} is one JSON array; write one JSON object a line (jq -c '.[]' {path})")
+        if not any(text.lstrip().startswith("{") for text in texts):
+            raise AdapEditError(
+                f"{path} has no line that is a JSON object; give one a line, for example "
+                '{"source_prompt": "a red dog", "target_prompt": "a blue dog"}'
+            )
     seen: dict[str, int] = {}
     for line in lines:
         if line.id in seen:
@@ -131,10 +135,9 @@ def run_batch(
 def is_done(folder: Path, request: EditRequest, model: EditModel) -> bool:
     """Whether `folder` holds the result of this request on this model."""
     try:
-        wanted = complete(request, model).model_dump(mode="json")
         stored = json.loads((folder / "edit.json").read_text(encoding="utf-8"))
-        return stored["request"] == wanted and stored["model"] == model.name
-    except (OSError, ValueError, KeyError, TypeError):
+        return stored["model"] == model.name and same_request(stored, complete(request, model))
+    except (OSError, ValueError, KeyError, TypeError, AdapEditError):
         return False
 
 
@@ -160,7 +163,29 @@ def _save(item: Finished, folder: Path) -> Path:
     return result.save(folder)
 
 
-def _line(number: int, text: str, defaults: Mapping[str, Any]) -> BatchLine:
+def _text(path: Path) -> str:
+    try:
+        content = path.read_bytes()
+        encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+        return content.decode(encoding)
+    except (OSError, UnicodeDecodeError) as error:
+        raise AdapEditError(
+            f"{path} can't be read ({error}); give a file in UTF-8 with one JSON object a line"
+        ) from error
+
+
+def _beside(image: Any, folder: Path) -> Any:
+    """A picture's path, relative to the file of requests where it is there."""
+    if isinstance(image, dict):
+        return {**image, "file": _beside(image.get("file"), folder)}
+    try:
+        there = isinstance(image, str) and (folder / image).is_file()
+    except (OSError, ValueError):
+        there = False
+    return str(folder / image) if there else image
+
+
+def _line(number: int, text: str, defaults: Mapping[str, Any], folder: Path) -> BatchLine:
     name = f"{number:05d}"
     try:
         fields = json.loads(text)
@@ -177,6 +202,8 @@ def _line(number: int, text: str, defaults: Mapping[str, Any]) -> BatchLine:
                 f"id {given!r} is the name of a file that failures are written to; use another"
             )
         name = given
+        if fields.get("image") is not None:
+            fields["image"] = _beside(fields["image"], folder)
         return BatchLine(number=number, id=name, request=EditRequest.make(**{**defaults, **fields}))
     except Exception as error:
         # Whatever a line is made of, a hundred thousand brackets too, the others are run.
