@@ -8,18 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adapedit.alignment import align
-from adapedit.images import open_image
 from adapedit.inversion.registry import make_inversion
 from adapedit.inversion.settings import Direct
 from adapedit.methods.context import EditContext
 from adapedit.methods.registry import inverts
 from adapedit.model import EditModel
 from adapedit.noising import noise_levels
+from adapedit.prompts.alignment import align
+from adapedit.prompts.tokens import tokenize_words, word_spans
 from adapedit.request import EditRequest
 from adapedit.solvers import scheduler_of
-from adapedit.words import tokenize_words, word_spans
-from adapedit_engine.reuse import check_reuse
 from adapedit_kernels.errors import AdapEditError
 
 __all__ = ["complete", "make_context", "refuse_unknown_words"]
@@ -55,7 +53,6 @@ def make_context(request: EditRequest, model: EditModel) -> EditContext:
 
     A real picture that has to be inverted stands for the first latents until that is done.
     """
-    check_reuse(request.feature_interval, request.cross_attention_until, model.runner)
     for name in ("source", "target"):
         refuse_unknown_words(getattr(request, f"{name}_prompt"), name, model.facts.known_words, model.name)
     alignment = align(
@@ -86,8 +83,6 @@ def make_context(request: EditRequest, model: EditModel) -> EditContext:
         source=source,
         target=target,
         guidance_until=request.guidance_until,
-        feature_interval=request.feature_interval,
-        cross_attention_until=request.cross_attention_until,
         latent_scale=model.latent_scale,
         instruction=instruction,
     )
@@ -97,7 +92,7 @@ def make_context(request: EditRequest, model: EditModel) -> EditContext:
 def _of_picture(context: EditContext, request: EditRequest, model: EditModel) -> EditContext:
     assert request.image is not None and request.height is not None and request.width is not None
     size = (request.width, request.height)
-    image = open_image(request.image.read()[1], size=size, fit=request.image.fit, name=request.image.file)
+    image = request.image.open(size)
     pixels = torch.from_numpy(np.array(image.picture)).permute(2, 0, 1)[None].float() / 255
     latents = model.encode(pixels)
     if latents.shape != context.latents.shape:

@@ -16,11 +16,10 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
-from adapedit.arguments import check_count, check_seconds
 from adapedit.checked import REPLAY_BYTES
 from adapedit.model import EditModel
 from adapedit.progress import Progress
-from adapedit.request import EditRequest, check_request
+from adapedit.request import EditRequest, check_count, check_request, check_seconds
 from adapedit.result import EditResult
 from adapedit.serving.arrivals import GRACE_SECONDS, Arrivals
 from adapedit.serving.caching import Caches, CachingModel
