@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adapedit.alignment import Alignment
 from adapedit.methods.context import EditContext, Findings, Method
 from adapedit.methods.prompt_to_prompt import local_blend
 from adapedit.methods.settings import AdapEdit
+from adapedit.prompts.alignment import Alignment
 from adapedit_engine.adaptive import Adaptive, Found, observe
 from adapedit_engine.blend import LocalBlend, blend_mask, word_places
 from adapedit_engine.loop import EditOutcome

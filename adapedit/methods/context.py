@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from adapedit.alignment import Alignment
 from adapedit.images import OpenedImage
 from adapedit.model import EditModel, ModelFacts
+from adapedit.prompts.alignment import Alignment
 from adapedit_engine.loop import EditOutcome
 from adapedit_engine.plan import EditPlan
 from adapedit_engine.runners import Runner

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adapedit.alignment import Alignment
 from adapedit.methods.context import EditContext, Findings, Method
 from adapedit.methods.settings import AdapEdit, PromptToPrompt, Words, WordValue
+from adapedit.prompts.alignment import Alignment
 from adapedit_engine.blend import LocalBlend
 from adapedit_engine.loop import EditOutcome
 from adapedit_engine.plan import EditPlan

@@ -36,7 +36,6 @@ REQUESTS = {
     "a picture, null-text inversion": of_a_picture(inversion="null-text"),
     "a solver that looks back": request().model_copy(update={"solver": "dpm++"}),
     "an early end of guidance": request().model_copy(update={"guidance_until": 0.5}),
-    "cached features, which the loop runs": request().model_copy(update={"feature_interval": 2}),
 }
 
 
