@@ -1,4 +1,4 @@
-"""Entry point: what goes wrong becomes one line on stderr and an exit code."""
+"""Entry point: the commands, and what goes wrong as one line on stderr and an exit code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 USER_ERROR, INTERRUPTED = 2, 130
 
@@ -19,7 +19,7 @@ USER_ERROR, INTERRUPTED = 2, 130
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0, 2 for an input that can't be used, 130 after Ctrl-C.
 
-    1 where some edits of a batch or of pairs failed, a check did not pass, or whoever read the output has gone.
+    1 where some edits of a batch failed, a check did not pass, or whoever read the output has gone.
     """
     for stream in (sys.stdout, sys.stderr):
         # A pipe on Windows, or an odd locale, may lack the Greek letters: a mark in their place, not an error.
@@ -48,17 +48,13 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     try:
-        from adapedit.cli.evaluate import app  # takes long enough to be interrupted
-
+        app = _app()  # takes long enough to be interrupted
         with warnings.catch_warnings():
             # Of libraries: of no use to somebody at a terminal. The edits' own are printed by the commands.
             if not sys.warnoptions:
                 warnings.simplefilter("ignore")
-            code = app(
-                args=None if arguments is None else list(arguments),
-                prog_name="adapedit",
-                standalone_mode=False,
-            )
+            given = None if arguments is None else list(arguments)
+            code = app(args=given, prog_name="adapedit", standalone_mode=False)
         code = code if isinstance(code, int) else 0
     except KeyboardInterrupt:
         return _interrupted()
@@ -74,6 +70,49 @@ def _run(arguments: Sequence[str] | None) -> int:
             print(f"adapedit: {message}", file=sys.stderr)
         return USER_ERROR
     return _interrupted() if code == INTERRUPTED else code
+
+
+def _app() -> Callable[..., object]:
+    import typer
+
+    from adapedit.cli import bundles, edits
+    from adapedit.cli.options import examples
+
+    app = typer.Typer(
+        name="adapedit",
+        help="Change a word in a prompt, and only what it means changes in the picture.",
+        epilog=examples(
+            'adapedit edit "a red dog standing on the grass" "a red dog sitting on the grass"',
+            "adapedit edit --help",
+        ),
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode="rich",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    def version(wanted: bool) -> None:
+        if wanted:
+            from adapedit import __version__
+
+            print(f"adapedit {__version__}")
+            raise typer.Exit
+
+    def root(
+        version: Annotated[
+            bool, typer.Option("--version", help="Print the version.", callback=version, is_eager=True)
+        ] = False,
+    ) -> None:
+        return
+
+    root.__annotations__["version"] = Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=version, is_eager=True)
+    ]
+    app.callback()(root)
+    for command, lines in {**edits.COMMANDS, **bundles.COMMANDS}.items():
+        app.command(epilog=examples(*lines))(command)
+    return app
 
 
 def _interrupted() -> int:

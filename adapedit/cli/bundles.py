@@ -1,7 +1,8 @@
-"""Commands for bundles: `adapedit export`, `inspect`, `build`, `check`. Heavy imports are inside them."""
+"""The commands for bundles: `adapedit export`, `inspect`, `build`, `check`. Heavy imports are inside them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,9 +10,6 @@ from typing import Annotated, Any
 import typer
 
 from adapedit.cli import options as o
-from adapedit.cli.commands import app
-
-__all__ = ["app"]
 
 EXPORT, PLAN = "Graphs", "Plans"
 BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder made by adapedit export.")]
@@ -32,16 +30,6 @@ class Workloads(str, Enum):
     throughput = "throughput"
 
 
-def _examples(*lines: str) -> str:
-    return "\n\n".join(["[dim]Examples:[/dim]", *lines])
-
-
-@app.command(
-    epilog=_examples(
-        "adapedit export builtin --out bundle",
-        "adapedit export ./stable-diffusion-v1-4 --out sd-half --precision float16 --check-steps 0",
-    )
-)
 def export(
     model: Annotated[str, typer.Argument(help="builtin, a folder in the diffusers layout, or a hub name.")],
     out: Annotated[Path, typer.Option(help="Folder of the bundle; it appears whole or not at all.")],
@@ -50,23 +38,20 @@ def export(
     ] = Numbers.float32,
     rows: Annotated[
         int | None,
-        typer.Option(help="Fix the rows of a UNet call; by default any number.", rich_help_panel=EXPORT),
+        typer.Option(help="Fix the rows of a call; by default any number.", rich_help_panel=EXPORT, min=1),
     ] = None,
     height: Annotated[
-        int | None, typer.Option(help="Of the pictures, in pixels.", rich_help_panel=EXPORT)
+        int | None, typer.Option(help="Of the pictures, in pixels.", rich_help_panel=EXPORT, min=8, max=4096)
     ] = None,
     width: Annotated[
-        int | None, typer.Option(help="Of the pictures, in pixels.", rich_help_panel=EXPORT)
+        int | None, typer.Option(help="Of the pictures, in pixels.", rich_help_panel=EXPORT, min=8, max=4096)
     ] = None,
     opset: Annotated[int, typer.Option(help="Of ONNX; 23 has fused attention.", rich_help_panel=EXPORT)] = 23,
-    plugin: Annotated[
-        bool,
-        typer.Option(
-            "--plugin", help="Write the UNet for full TensorRT's plug-in, too.", rich_help_panel=EXPORT
-        ),
-    ] = False,
     check_steps: Annotated[
-        int, typer.Option(help="Steps of the edit that the graphs are checked along.", rich_help_panel=EXPORT)
+        int,
+        typer.Option(
+            help="Steps of the edit that the graphs are checked along.", rich_help_panel=EXPORT, min=0
+        ),
     ] = 10,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")] = False,
     json: o.Json = False,
@@ -80,40 +65,30 @@ def export(
         height=height,
         width=width,
         opset=opset,
-        plugin=plugin,
         check_steps=check_steps,
     )
-    from adapedit.bundle import checkpoint_of
-    from adapedit.cli import bundle_show as show
-    from adapedit.model import load_model
+    from adapedit.cli import show
+    from adapedit.model import checkpoint_of, load_model
     from adapedit_engine.bundle import refuse_output
 
     refuse_output(out, replace=overwrite)
     with show.status("loading the model") as say:
         from adapedit_export.export import export_bundle
 
-        bundle = export_bundle(
-            checkpoint_of(load_model(model)), out, chosen, overwrite=overwrite, progress=say
-        )
-    show.bundle(bundle, json)
+        loaded = load_model(model, device="cpu")
+        bundle = export_bundle(checkpoint_of(loaded), out, chosen, overwrite=overwrite, progress=say)
+    show.print_bundle(bundle, json)
 
 
-@app.command(epilog=_examples("adapedit inspect bundle", "adapedit inspect bundle --json"))
 def inspect(folder: BundleFolder, json: o.Json = False) -> None:
     """What a bundle holds: graphs, tensors, plans, versions and how near it is to PyTorch. Files are verified."""
-    from adapedit.cli import bundle_show as show
+    _refuse_missing(folder)
+    from adapedit.cli import show
     from adapedit_engine.bundle import Bundle
 
-    show.bundle(Bundle.open(folder), json)
+    show.print_bundle(Bundle.open(folder), json)
 
 
-@app.command(
-    epilog=_examples(
-        "adapedit build bundle --compute-capability 8.9",
-        "adapedit build bundle --workload throughput --refit",
-        "adapedit build tuned-bundle --refit-from bundle",
-    )
-)
 def build(
     folder: BundleFolder,
     workload: Annotated[
@@ -133,14 +108,6 @@ def build(
             rich_help_panel=PLAN,
         ),
     ] = None,
-    plugin: Annotated[
-        bool,
-        typer.Option(
-            "--plugin",
-            help="Use the project's kernel for edited attention: full TensorRT.",
-            rich_help_panel=PLAN,
-        ),
-    ] = False,
     library: Annotated[
         str | None,
         typer.Option(help="tensorrt or tensorrt-rtx; by default what is here.", rich_help_panel=PLAN),
@@ -148,31 +115,25 @@ def build(
     json: o.Json = False,
 ) -> None:
     """Build TensorRT plans of a bundle's graphs. A plan that is there and not stale is kept."""
-    from adapedit.cli import bundle_show as show
+    _refuse_missing(folder)
+    from adapedit.cli import show
     from adapedit_engine.bundle import Bundle
-    from adapedit_engine.runners.tensorrt_library import load, load_builder
-    from adapedit_export.tensorrt.build import BuildOptions, build_plans
-    from adapedit_export.tensorrt.workloads import workload_of
+    from adapedit_engine.runners.tensorrt import load, load_builder
+    from adapedit_export.tensorrt import BuildOptions, build_plans, refit_plans, workload_of
 
     bundle = Bundle.open(folder)
     tensorrt = load(library) if library else load_builder()
     if refit_from is not None:
-        from adapedit_export.tensorrt.refit import refit_plans
-
-        show.plans(bundle, refit_plans(Bundle.open(refit_from), bundle, tensorrt), json)
+        show.print_plans(bundle, refit_plans(Bundle.open(refit_from), bundle, tensorrt), json)
         return
     options = BuildOptions(
-        workload=workload_of(workload.value),
-        compute_capability=compute_capability,
-        refit=refit,
-        plugin=plugin,
+        workload=workload_of(workload.value), compute_capability=compute_capability, refit=refit
     )
     with show.bar() as progress:
         records = build_plans(bundle, tensorrt, options, progress=progress)
-    show.plans(bundle, records, json)
+    show.print_plans(bundle, records, json)
 
 
-@app.command(epilog=_examples("adapedit check bundle", "adapedit check bundle --runner onnxruntime-cuda"))
 def check(
     folder: BundleFolder,
     runner: Annotated[
@@ -181,11 +142,11 @@ def check(
     json: o.Json = False,
 ) -> None:
     """Hold every runner that can run here to what PyTorch gave, on random inputs and along an edit; 1: some differ."""
-    from adapedit.cli import bundle_show as show
+    _refuse_missing(folder)
+    from adapedit.cli import show
     from adapedit_engine.bundle import Bundle
-    from adapedit_engine.runners.registry import BUNDLE_RUNNERS, open_bundle_runner
-    from adapedit_export.check import check_runner
-    from adapedit_export.reference import Reference
+    from adapedit_engine.runners.base import BUNDLE_RUNNERS, open_bundle_runner
+    from adapedit_export.parity import Reference, check_runner
 
     bundle = Bundle.open(folder)
     reference = Reference.load(bundle.folder)
@@ -197,6 +158,30 @@ def check(
             opened = open_bundle_runner(bundle, name)
             findings += check_runner(opened, reference, progress=say)
             opened.close()
-    show.findings(findings, {name: reason for name, reason in reasons.items() if reason}, json)
+    show.print_findings(findings, {name: reason for name, reason in reasons.items() if reason}, json)
     if not all(finding.passed for finding in findings):
         raise typer.Exit(1)
+
+
+COMMANDS: dict[Callable[..., None], tuple[str, ...]] = {
+    export: (
+        "adapedit export builtin --out bundle",
+        "adapedit export ./stable-diffusion-v1-4 --out sd-half --precision float16 --check-steps 0",
+    ),
+    inspect: ("adapedit inspect bundle", "adapedit inspect bundle --json"),
+    build: (
+        "adapedit build bundle --compute-capability 8.9",
+        "adapedit build bundle --workload throughput --refit",
+        "adapedit build tuned-bundle --refit-from bundle",
+    ),
+    check: ("adapedit check bundle", "adapedit check bundle --runner onnxruntime-cuda"),
+}
+"""Commands with the examples at the end of their help."""
+
+
+def _refuse_missing(folder: Path) -> None:
+    """Raise where there is no bundle, before anything heavy is imported."""
+    from adapedit_kernels.errors import AdapEditError
+
+    if not (folder / "manifest.json").is_file():
+        raise AdapEditError(f"{folder} is no bundle: it has no manifest.json; make one with adapedit export")
