@@ -1,4 +1,4 @@
-"""A text-to-image model as the pipeline wants it: a checkpoint or a bundle, found, checked, and loaded whole or not at all."""
+"""A text-to-image model as the pipeline wants it: a checkpoint or a bundle, found, checked, loaded whole or not at all."""
 
 from __future__ import annotations
 

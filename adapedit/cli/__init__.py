@@ -1,4 +1,4 @@
-"""The command line: `adapedit edit`, `sweep`, `compare`, `words`, `batch`, `invert`, `export`, `build`, `inspect`, `check`.
+"""The command line: edit, sweep, compare, words, batch, invert; export, build, inspect, check.
 
 It loads its parts when they are used: a mistake costs no import of torch.
 """

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import NoReturn
 
 USER_ERROR, INTERRUPTED = 2, 130
 
@@ -76,7 +76,7 @@ def _app() -> Callable[..., object]:
     import typer
 
     from adapedit.cli import bundles, edits
-    from adapedit.cli.options import examples
+    from adapedit.cli.options import examples, root
 
     app = typer.Typer(
         name="adapedit",
@@ -92,23 +92,6 @@ def _app() -> Callable[..., object]:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
 
-    def version(wanted: bool) -> None:
-        if wanted:
-            from adapedit import __version__
-
-            print(f"adapedit {__version__}")
-            raise typer.Exit
-
-    def root(
-        version: Annotated[
-            bool, typer.Option("--version", help="Print the version.", callback=version, is_eager=True)
-        ] = False,
-    ) -> None:
-        return
-
-    root.__annotations__["version"] = Annotated[
-        bool, typer.Option("--version", help="Print the version.", callback=version, is_eager=True)
-    ]
     app.callback()(root)
     for command, lines in {**edits.COMMANDS, **bundles.COMMANDS}.items():
         app.command(epilog=examples(*lines))(command)

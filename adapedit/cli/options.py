@@ -20,6 +20,22 @@ def _option(*names: str, panel: str = METHOD, **more: Any) -> Any:
     return typer.Option(*names, rich_help_panel=panel, **more)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from adapedit import __version__
+
+        print(f"adapedit {__version__}")
+        raise typer.Exit
+
+
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """What holds for all commands."""
+
+
 class Precision(str, Enum):
     """Of weights and activations; latents are float32 throughout."""
 
