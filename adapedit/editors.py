@@ -47,8 +47,7 @@ def _load(checkpoint: str, model: EditModel) -> Runner:
     _check_unet(checkpoint, unet.config, model)
     unet.requires_grad_(False)
     unet.to(model.device).eval()
-    static_steps = getattr(model.runner, "static_steps", None)
-    return PyTorchRunner(unet, map_divisor=model.runner.specs.map_divisor, static_steps=static_steps)
+    return PyTorchRunner(unet, map_divisor=model.runner.specs.map_divisor)
 
 
 def _check_schedule(checkpoint: str, config: Mapping[str, Any], model: EditModel) -> None:

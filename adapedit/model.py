@@ -179,11 +179,10 @@ def load_model(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     scheduler: Any = None,
-    static_steps: bool | None = None,
 ) -> EditModel:
     """Load the built-in model (None or "builtin"), a diffusers folder, or a hub name that the user gives.
 
-    scheduler, static_steps: see `AdapEditPipeline.from_pretrained`.
+    scheduler: see `AdapEditPipeline.from_pretrained`.
 
     Weights are read from safetensors files only, and the files are checked before anything is built. Raises
     `ModelError` with the mend in one line.
@@ -211,7 +210,7 @@ def load_model(
         name=place.name,
         tokenizer=tokenizer,
         text_encoder=text_encoder,
-        runner=PyTorchRunner(unet, map_divisor=facts.map_divisor, static_steps=static_steps),
+        runner=PyTorchRunner(unet, map_divisor=facts.map_divisor),
         vae=vae,
         scheduler=scheduler,
         facts=facts,

@@ -71,17 +71,6 @@ def refuse_noise(context: EditContext) -> None:
         raise InversionError("a step of this schedule forgets the picture; use inversion 'edit-friendly'")
 
 
-def refuse_reuse(context: EditContext, name: str) -> None:
-    """Raise for edits that leave out some of the model: what was found with all of it does not lead them back."""
-    for knob in ("feature_interval", "cross_attention_until"):
-        value = getattr(context, knob)
-        if value != 1:
-            raise InversionError(
-                f"{knob} is {value}, wanted 1 with inversion {name}, which corrects what the whole model gets wrong; "
-                f"leave {knob} out, or use inversion 'direct' without targets"
-            )
-
-
 def refuse_history(schedule: Schedule) -> None:
     """Raise for solvers that look back: their steps are known from the ones before, not alone."""
     if schedule.looks_back:

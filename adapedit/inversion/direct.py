@@ -9,7 +9,6 @@ from adapedit.inversion.base import (
     Inverted,
     Passes,
     reached,
-    refuse_reuse,
     single_steps,
     trajectory,
     with_residuals,
@@ -28,11 +27,6 @@ class DirectInversion(Inversion):
     """
 
     settings: Direct
-
-    def check(self, context: EditContext, model: EditModel) -> None:
-        super().check(context, model)
-        if self.settings.targets > 0:
-            refuse_reuse(context, f"'direct' with targets {self.settings.targets:g}")
 
     def passes(self, context: EditContext, model: EditModel, seed: int) -> Passes:
         path = yield from trajectory(context)

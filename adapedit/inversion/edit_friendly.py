@@ -15,7 +15,6 @@ from adapedit.inversion.base import (
     picture_of,
     reached,
     refuse_history,
-    refuse_reuse,
     single_steps,
     with_residuals,
 )
@@ -39,7 +38,6 @@ class EditFriendlyInversion(Inversion):
 
     def check(self, context: EditContext, model: EditModel) -> None:
         self._schedule(context, model)
-        refuse_reuse(context, "'edit-friendly'")
 
     def passes(self, context: EditContext, model: EditModel, seed: int) -> Passes:
         schedule, picture = self._schedule(context, model), picture_of(context)

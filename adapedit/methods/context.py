@@ -42,8 +42,6 @@ class EditContext:
     levels: Tensor
     noise: Tensor | None = None
     guidance_until: float = 1.0
-    feature_interval: int = 1
-    cross_attention_until: float = 1.0
     latent_scale: float = 1.0
     instruction: Tensor | None = None
     image: OpenedImage | None = None
@@ -72,8 +70,6 @@ class EditContext:
             guidance_weights=weights.expand(tracks, 2).clone(),
             noise=self.noise,
             guidance_until=self.guidance_until,
-            feature_interval=self.feature_interval,
-            cross_attention_until=self.cross_attention_until,
             unconditional_steps=self.unconditional_steps,
             source_latents=self.source_latents if prompts[0] is self.source else None,
             **edit,

@@ -53,8 +53,6 @@ class InstructPix2PixMethod(Method):
             conditioning_channels=torch.stack([torch.zeros_like(picture), picture, picture], dim=1),
             noise=context.noise,
             guidance_until=context.guidance_until,
-            feature_interval=context.feature_interval,
-            cross_attention_until=context.cross_attention_until,
             collect=True,
         )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Hashable, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import cast
 
@@ -26,7 +25,6 @@ from adapedit_engine.plan import EditPlan, plan_rows
 from adapedit_engine.rows import check_plan
 from adapedit_engine.runners import Runner
 from adapedit_engine.scheduler import AdmissionError, Passes, RoutedPlan
-from adapedit_engine.trajectories import Trajectories
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -112,17 +110,7 @@ def edit_passes(edits: Sequence[PreparedEdit], caches: Caches, copies: HostCopie
         alike = list(missing.values())
         plans = [cast(EditPlan, edits[places[0]].observe) for places in alike]
         groups = share(plans)
-        with ExitStack() as stack:
-            outcomes = yield [
-                _routed(
-                    stack,
-                    merge([plans[k] for k in group]),
-                    None,
-                    caches.trajectories,
-                    ahead=[edits[i].draft for k in group for i in alike[k] if edits[i].runner is None],
-                )
-                for group in groups
-            ]
+        outcomes = yield [merge([plans[k] for k in group]) for group in groups]
         for group, outcome in zip(groups, outcomes, strict=True):
             for k, part in zip(group, split(outcome, [plans[k] for k in group]), strict=True):
                 seen |= dict.fromkeys(alike[k], part)
@@ -139,12 +127,9 @@ def edit_passes(edits: Sequence[PreparedEdit], caches: Caches, copies: HostCopie
     places, plans = list(planned), list(planned.values())
     groups = share(plans)
     merged = [merge([plans[i] for i in group]) for group in groups]
-    # A job that is cancelled or fails is closed at this yield, and leaves no recording.
-    with ExitStack() as stack:
-        outcomes = yield [
-            _routed(stack, plan, edits[places[group[0]]].runner, caches.trajectories)
-            for plan, group in zip(merged, groups, strict=True)
-        ]
+    outcomes = yield [
+        _routed(plan, edits[places[group[0]]].runner) for plan, group in zip(merged, groups, strict=True)
+    ]
     seconds = time.perf_counter() - began
     for group, outcome in zip(groups, outcomes, strict=True):
         for i, edited in zip(group, split(outcome, [plans[i] for i in group]), strict=True):
@@ -155,17 +140,8 @@ def edit_passes(edits: Sequence[PreparedEdit], caches: Caches, copies: HostCopie
     return [parts[i] for i in range(len(edits))]
 
 
-def _routed(
-    stack: ExitStack,
-    plan: EditPlan,
-    runner: Runner | None,
-    trajectories: Trajectories | None,
-    ahead: Sequence[EditPlan] = (),
-) -> EditPlan | RoutedPlan:
-    """The plan for what runs it. Trajectories are the model's own UNet's. ahead: see `Trajectories.attached`."""
-    if runner is not None:
-        return RoutedPlan(plan=plan, runner=runner)
-    return plan if trajectories is None else stack.enter_context(trajectories.attached(plan, ahead))
+def _routed(plan: EditPlan, runner: Runner | None) -> EditPlan | RoutedPlan:
+    return plan if runner is None else RoutedPlan(plan=plan, runner=runner)
 
 
 def _begun(

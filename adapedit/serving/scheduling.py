@@ -16,7 +16,6 @@ from adapedit_engine.scheduler import (
     measure_call_bytes,
     slots_up_to,
 )
-from adapedit_engine.static_steps import StaticSteps
 
 
 def in_slots(runner: Runner, max_rows: int) -> Runner:
@@ -40,11 +39,6 @@ def make_scheduler(
     if budget_bytes is not None:
         side = model.latent_size
         call_bytes = measure_call_bytes(runner, size=(side, side), tokens=model.max_tokens)
-        slots = StaticSteps.of(runner)
-        if slots is not None and slots.padded:
-            # Slots that nobody is in stay with their graphs: the budget has them, too.
-            slots.max_bytes = min(slots.max_bytes, budget_bytes // 8)
-            budget_bytes -= slots.max_bytes
 
     def make(other: Runner) -> EngineExecutor:
         return EngineExecutor(others.enter_context(CachedRunner(other, runner.prompts.max_bytes)))

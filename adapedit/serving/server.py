@@ -17,7 +17,6 @@ from types import TracebackType
 from typing import Any
 
 from adapedit.arguments import check_count, check_seconds
-from adapedit.checked import REPLAY_BYTES
 from adapedit.model import EditModel
 from adapedit.progress import Progress
 from adapedit.request import EditRequest, check_request
@@ -35,7 +34,6 @@ from adapedit_engine.host_copies import HostCopies
 from adapedit_engine.host_memory import keep_freed_memory
 from adapedit_engine.openmp import release_threads
 from adapedit_engine.scheduler import Scheduler, SchedulerStats, Ticket
-from adapedit_engine.static_steps import StaticSteps
 from adapedit_kernels.errors import AdapEditError
 
 
@@ -48,9 +46,6 @@ class EditServer:
     max_pending:  edits that may wait; `submit` blocks above that.
     budget_bytes: memory for edits in flight and one UNet call; None: no limit.
     cache_bytes:  for prompts, for projected keys and values, first passes, inversions, and pictures of sources: each.
-    trajectory_bytes: for recordings of sources, on the model's device: with one, a later edit of the same source
-                  runs two rows less, and is the same within a grey level. 0: only while an edit
-                  runs whose passes share a source, within 1 GiB, or `cache_bytes` where a budget is set.
     share_sources: run the common source of edits that wait at the same time once.
     join_running: False is static batching, for comparison: a batch begins when the one before has ended.
     """
@@ -63,20 +58,17 @@ class EditServer:
         max_pending: int = 256,
         budget_bytes: int | None = None,
         cache_bytes: int = 64 * 2**20,
-        trajectory_bytes: int = 0,
         share_sources: bool = True,
         join_running: bool = True,
     ) -> None:
         check_count("max_rows", max_rows)
         check_count("max_pending", max_pending)
         check_count("cache_bytes", cache_bytes, least=0)
-        check_count("trajectory_bytes", trajectory_bytes, least=0)
         if budget_bytes is not None:
             check_count("budget_bytes", budget_bytes)
         self.model = CachingModel.of(model, cache_bytes)
         self._runner = CachedRunner(in_slots(model.runner, max_rows), cache_bytes)
-        replay_bytes = REPLAY_BYTES if budget_bytes is None else cache_bytes
-        self._caches = Caches.of(self._runner, cache_bytes, trajectory_bytes, replay_bytes)
+        self._caches = Caches.of(cache_bytes)
         self._copies = HostCopies(model.device)
         self._painter = Painter(model=self.model, sources=self._caches.pictures, copies=self._copies)
         self._on_cpu = model.device.type == "cpu"
@@ -152,12 +144,10 @@ class EditServer:
     @property
     def stats(self) -> ServerStats:
         """What has happened so far."""
-        slots = StaticSteps.of(self._runner)
         return ServerStats(
             scheduler=self._scheduler.stats if self._scheduler else SchedulerStats(),
             embeddings=self.model.embeddings.stats,
             projections=self._runner.prompts.stats,
-            slots=None if slots is None else slots.stats,
             **self._caches.stats,
         )
 

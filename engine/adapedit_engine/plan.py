@@ -9,7 +9,6 @@ from torch import Tensor
 
 from adapedit_engine.adaptive import Adaptive
 from adapedit_engine.blend import LocalBlend
-from adapedit_engine.recording import Trace
 from adapedit_engine.schedule import Schedule
 from adapedit_kernels.errors import AdapEditError
 
@@ -54,8 +53,6 @@ class EditPlan:
     record:                keep the latents after every step, for the outcome.
     guidance_until:        share of the trajectory after which only the conditional rows are run and taken as they
                            are: an approximation that saves their cost, 1 for none.
-    feature_interval, cross_attention_until: further approximations, 1 for none; see `reuse`.
-    trace:                 track 0 is replayed from a recording, or recorded; see `recording`.
     local_blend, adaptive: see there.
     collect:               average maps and visual features over the steps, for the outcome.
     """
@@ -80,12 +77,9 @@ class EditPlan:
     adaptive: Adaptive | None = None
     collect: bool = False
     guidance_until: float = 1.0
-    feature_interval: int = 1
-    cross_attention_until: float = 1.0
     unconditional_steps: Tensor | None = None
     source_latents: Tensor | None = None
     record: bool = False
-    trace: Trace | None = None
 
     def __post_init__(self) -> None:
         if self.latents.ndim != 4 or self.encoder_hidden_states.ndim != 4:
@@ -95,17 +89,6 @@ class EditPlan:
             )
         if not 0 <= self.guidance_until <= 1:
             raise PlanError(f"guidance_until is {self.guidance_until}, wanted a share between 0 and 1")
-        if not 0 <= self.cross_attention_until <= 1:
-            got = self.cross_attention_until
-            raise PlanError(f"cross_attention_until is {got}, wanted a share between 0 and 1")
-        if self.feature_interval < 1:
-            raise PlanError(
-                f"feature_interval is {self.feature_interval}, wanted a number of steps from 1 on"
-            )
-        if self.reuses and self.trace is not None:
-            raise PlanError(
-                "an edit that reuses features between steps neither records nor replays its source"
-            )
         if not self.source_track:
             object.__setattr__(self, "source_track", tuple(range(self.tracks)))
         self._check_shapes()
@@ -135,11 +118,6 @@ class EditPlan:
     def edited(self) -> bool:
         """Whether some track takes maps from another."""
         return any(source != track for track, source in enumerate(self.source_track))
-
-    @property
-    def reuses(self) -> bool:
-        """Whether some of its steps reuse what others computed."""
-        return self.feature_interval != 1 or self.cross_attention_until < 1
 
     @property
     def needs_maps(self) -> bool:
@@ -217,9 +195,8 @@ def without_guidance(plan: EditPlan) -> EditPlan:
 
 
 def plan_rows(plan: EditPlan) -> int:
-    """Rows of a UNet call that the plan takes: 2 (1 + K) for K edits of one source with guidance; 2 K where it is
-    replayed."""
-    return (plan.tracks - (plan.trace is not None and plan.trace.replays)) * plan.guidance
+    """Rows of a UNet call that the plan takes: 2 (1 + K) for K edits of one source with guidance."""
+    return plan.tracks * plan.guidance
 
 
 def _fits(value: Tensor, shape: tuple[int | None, ...]) -> bool:

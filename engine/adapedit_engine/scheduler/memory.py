@@ -13,7 +13,6 @@ from torch.utils._pytree import tree_leaves
 
 from adapedit_engine.controls import Controls
 from adapedit_engine.plan import EditPlan
-from adapedit_engine.reuse import kept_values
 from adapedit_engine.runners import Runner
 from adapedit_engine.unet import OUTPUT_NAMES
 
@@ -42,13 +41,9 @@ def plan_bytes(plan: EditPlan, runner: Runner) -> int:
     # One more copy of the rows' prompts where they change from step to step.
     prompts = 2 * rows if plan.unconditional_steps is None else 3 * rows + steps
     joined = 4 * floats + 8 * indices + item * prompts * tokens * projected
-    # Static steps have copies of all that is joined, with room for as many rows again where calls are padded.
-    joined *= 2 if getattr(runner, "static_steps", False) else 1
     alone = latents * steps if plan.noise is not None or plan.source_latents is not None else 0
     alone += 2 * latents * steps if plan.record else 0
-    deep, cross = plan.feature_interval > 1, plan.cross_attention_until < 1
-    kept = 2 * kept_values(specs, rows, height, width, deep=deep, cross=cross)
-    return joined + 4 * alone + item * kept
+    return joined + 4 * alone
 
 
 def measure_call_bytes(
