@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
@@ -17,7 +16,6 @@ from torch import Tensor
 from adapedit.checkpoint import BUILTIN, ModelError, locate, read_part
 from adapedit.methods.settings import make_settings, one_line
 from adapedit.words import framed_ids, settled
-from adapedit_engine.packing import PackedWeights, can_pack
 from adapedit_engine.runners import Runner
 from adapedit_engine.runners.pytorch import PyTorchRunner
 from adapedit_engine.schedule import Schedule
@@ -88,7 +86,6 @@ class EditModel:
 
     editors: UNets of other checkpoints that edit this one's pictures, by name, as they are loaded.
     schedules: what was probed of schedulers.
-    packed_vae: the VAE's weights as oneDNN wants them, on the CPU; the runner has those of the UNet.
     """
 
     name: str
@@ -101,7 +98,6 @@ class EditModel:
     latent_size: int
     editors: dict[str, Runner] = field(default_factory=dict, compare=False)
     schedules: ScheduleCache = field(default_factory=ScheduleCache, compare=False)
-    packed_vae: PackedWeights | None = field(default=None, compare=False, repr=False)
 
     @property
     def device(self) -> torch.device:
@@ -153,8 +149,7 @@ class EditModel:
         One picture at a time, as in `decode`.
         """
         given = (pixels * 2 - 1).to(self.vae.device, self.vae.dtype)
-        with self.fast_vae():
-            means = [self.vae.encode(one[None]).latent_dist.mean.float().cpu() for one in given]
+        means = [self.vae.encode(one[None]).latent_dist.mean.float().cpu() for one in given]
         return torch.cat(means) * self.vae.config.scaling_factor
 
     @torch.inference_mode()
@@ -164,13 +159,8 @@ class EditModel:
         One picture at a time: its pixels do not depend on its neighbours, nor on how many there are.
         """
         scaled = (latents / self.vae.config.scaling_factor).to(self.vae.device, self.vae.dtype)
-        with self.fast_vae():
-            pictures = [self.vae.decode(one[None]).sample.float().cpu() for one in scaled]
+        pictures = [self.vae.decode(one[None]).sample.float().cpu() for one in scaled]
         return (torch.cat(pictures) / 2 + 0.5).clamp(0, 1)
-
-    def fast_vae(self) -> AbstractContextManager[None]:
-        """In the block the VAE's weights are packed, where they can be. For whoever decodes often: may be nested."""
-        return nullcontext() if self.packed_vae is None else self.packed_vae.attached()
 
 
 def load_model(
@@ -215,7 +205,6 @@ def load_model(
         scheduler=scheduler,
         facts=facts,
         latent_size=int(unet.config.sample_size),
-        packed_vae=PackedWeights(vae) if can_pack(vae) else None,
     )
 
 

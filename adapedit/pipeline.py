@@ -190,7 +190,7 @@ class AdapEditPipeline:
                     finished[i] = edits[i].method.finish(edits[i].context, seen.get(i), part)
         clock.lap("edit")
         # An open runner of a bundle keeps torch's threads off its cores.
-        with self.model.runner, self.model.fast_vae():
+        with self.model.runner:
             painted = self._painted(finished.values())
         clock.lap("decode")
 

@@ -45,8 +45,7 @@ class CompiledRunner(PyTorchRunner):
 
         Raises `RunnerError` where it can't work on the UNet's device.
         """
-        # The compiler lays weights out itself, and can't take ones that are packed already.
-        super().__init__(unet, map_divisor=map_divisor, pack=False)
+        super().__init__(unet, map_divisor=map_divisor)
         reason = why_not(self.device) if backend == "inductor" else None
         if reason is not None:
             raise RunnerError(f"runner 'pytorch-compiled' was asked for and can't run here: it {reason}")

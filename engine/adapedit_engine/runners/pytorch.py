@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from adapedit_engine.controls import CONTROL_NAMES, Controls
-from adapedit_engine.packing import PackedWeights, can_pack
 from adapedit_engine.runners import RunnerError
 from adapedit_engine.specs import ModelSpecs
 from adapedit_engine.unet import OUTPUT_NAMES, ControlledUNet
@@ -30,16 +29,13 @@ class PyTorchRunner:
         *,
         map_divisor: int | None = None,
         project_once: bool = True,
-        pack: bool = True,
     ) -> None:
         """See `ControlledUNet`. `project_once=False` projects the prompt at every step, as diffusers does.
 
-        pack: on the CPU, keep weights packed for oneDNN as well, see `packing`.
         Raises `UnsupportedModelError` for a UNet that can't be controlled.
         """
         self.controlled = ControlledUNet(unet, map_divisor=map_divisor)
         self._project_once = project_once
-        self._packed = PackedWeights(unet) if pack and can_pack(unet) else None
         self._open: list[ExitStack] = []
         self._opening = threading.Lock()
 
@@ -56,11 +52,9 @@ class PyTorchRunner:
         return next(self.controlled.parameters()).dtype
 
     def __enter__(self) -> PyTorchRunner:
-        """Set the control processors, and packed weights where they help. May be nested, and by several threads."""
+        """Set the control processors. May be nested, and by several threads."""
         with self._opening:
             stack = ExitStack()
-            if self._packed is not None:
-                stack.enter_context(self._packed.attached())
             stack.enter_context(self.controlled.attached())
             self._open.append(stack)
         return self
