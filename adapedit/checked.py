@@ -14,37 +14,30 @@ from adapedit.progress import Progress, count_ticks
 from adapedit.request import EditRequest
 from adapedit_engine.plan import EditPlan, plan_rows
 from adapedit_engine.rows import check_plan
-from adapedit_engine.runners import Runner
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckedEdit:
-    """A checked request. `draft` is its plan as far as it is known before the observing pass: all but values.
-
-    runner: what runs the plan, where that is not the model's own UNet.
-    """
+    """A checked request. `draft` is its plan as far as it is known before the observing pass: all but values."""
 
     request: EditRequest
     context: EditContext
     method: Method
     observe: EditPlan | None
     draft: EditPlan
-    runner: Runner | None
 
     @classmethod
     def of(cls, request: EditRequest, model: EditModel) -> CheckedEdit:
         request = complete(request, model)
         context, method = make_context(request, model), make_method(request.method, model.facts)
         draft = method.plan(context, None)
-        runner = method.runner(model)
-        check_plan(draft, (runner or model.runner).specs)
+        check_plan(draft, model.runner.specs)
         return cls(
             request=request,
             context=context,
             method=method,
             observe=method.observe(context),
             draft=draft,
-            runner=runner,
         )
 
     @property

@@ -84,7 +84,6 @@ class Vocabulary:
 class EditModel:
     """Tokenizer, text encoder, UNet behind a runner, VAE and scheduler of one checkpoint.
 
-    editors: UNets of other checkpoints that edit this one's pictures, by name, as they are loaded.
     schedules: what was probed of schedulers.
     """
 
@@ -96,7 +95,6 @@ class EditModel:
     scheduler: Any
     facts: ModelFacts
     latent_size: int
-    editors: dict[str, Runner] = field(default_factory=dict, compare=False)
     schedules: ScheduleCache = field(default_factory=ScheduleCache, compare=False)
 
     @property

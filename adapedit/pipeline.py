@@ -24,7 +24,6 @@ from adapedit.sharing import alike_passes, merge, share, split
 from adapedit_engine.denoising import denoise
 from adapedit_engine.loop import EditOutcome
 from adapedit_engine.plan import EditPlan
-from adapedit_engine.runners import Runner
 from adapedit_kernels.errors import AdapEditError
 
 if TYPE_CHECKING:
@@ -168,10 +167,9 @@ class AdapEditPipeline:
         first = _groups(passing, share_sources, max_rows)
         second = _groups(drafts, share_sources, max_rows)
         observations = [merge([passing[k] for k in group]) for group in first]
-        routes = routed(second, [edit.runner for edit in edits])
-        merged = [[merge([drafts[i] for i in group]) for group in groups] for _, groups in routes]
+        merged = [merge([drafts[i] for i in group]) for group in second]
         with self.model.runner as runner:
-            steps = StepCount(callback, [observations, *merged], max_rows, before=calls)
+            steps = StepCount(callback, [observations, merged], max_rows, before=calls)
             seen: dict[int, EditOutcome] = {}
             passes = denoise(observations, runner, callback=steps.of(0), max_rows=max_rows)
             for group, outcome in zip(first, passes, strict=True):
@@ -179,15 +177,12 @@ class AdapEditPipeline:
                     seen |= dict.fromkeys(alike[k], part)
             clock.lap("observe")
             plans = [edit.method.plan(edit.context, seen.get(i)) for i, edit in enumerate(edits)]
+            merged = [merge([plans[i] for i in group]) for group in second]
+            outcomes = denoise(merged, runner, callback=steps.of(1), max_rows=max_rows)
         finished: dict[int, EditOutcome] = {}
-        for place, (other, groups) in enumerate(routes, start=1):
-            merged_plans = [merge([plans[i] for i in group]) for group in groups]
-            with other or self.model.runner as runner:
-                edited = denoise(merged_plans, runner, callback=steps.of(place), max_rows=max_rows)
-            for group, outcome in zip(groups, edited, strict=True):
-                parts = split(outcome, [plans[i] for i in group])
-                for i, part in zip(group, parts, strict=True):
-                    finished[i] = edits[i].method.finish(edits[i].context, seen.get(i), part)
+        for group, outcome in zip(second, outcomes, strict=True):
+            for i, part in zip(group, split(outcome, [plans[i] for i in group]), strict=True):
+                finished[i] = edits[i].method.finish(edits[i].context, seen.get(i), part)
         clock.lap("edit")
         # An open runner of a bundle keeps torch's threads off its cores.
         with self.model.runner:
@@ -245,17 +240,6 @@ class AdapEditPipeline:
             pixels = self.model.decode(latents[None])[0].permute(1, 2, 0)
             pictures[key] = Image.fromarray(pixels.mul(255).round().to(torch.uint8).numpy())
         return pictures
-
-
-def routed(
-    groups: Sequence[tuple[int, ...]], runners: Sequence[Runner | None]
-) -> list[tuple[Runner | None, list[tuple[int, ...]]]]:
-    """The groups by what runs them, in the order of their first ones. Edits of one group have one runner."""
-    routes: dict[int, tuple[Runner | None, list[tuple[int, ...]]]] = {}
-    for group in groups:
-        runner = runners[group[0]]
-        routes.setdefault(id(runner), (runner, []))[1].append(group)
-    return list(routes.values())
 
 
 def _groups(plans: Sequence[EditPlan], shared: bool, max_rows: int | None) -> list[tuple[int, ...]]:

@@ -10,10 +10,9 @@ from torch import Tensor
 
 from adapedit.alignment import Alignment
 from adapedit.images import OpenedImage
-from adapedit.model import EditModel, ModelFacts
+from adapedit.model import ModelFacts
 from adapedit_engine.loop import EditOutcome
 from adapedit_engine.plan import EditPlan
-from adapedit_engine.runners import Runner
 from adapedit_engine.schedule import Schedule
 from adapedit_engine.specs import ModelSpecs
 
@@ -110,10 +109,6 @@ class Method(Protocol):
     """
 
     inverts: ClassVar[bool] = True
-
-    def runner(self, model: EditModel) -> Runner | None:
-        """What runs `plan`, where that is not the model's own UNet. Raises `ModelError` where it can't be had."""
-        return None
 
     def observe(self, context: EditContext) -> EditPlan | None:
         """A pass to run before the edit, whose outcome `plan` wants; None where there is none."""

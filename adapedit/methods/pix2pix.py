@@ -7,41 +7,37 @@ from typing import ClassVar
 
 import torch
 
-from adapedit.editors import editing_runner
 from adapedit.methods.context import EditContext, Findings, Method
 from adapedit.methods.settings import InstructPix2Pix
-from adapedit.model import EditModel
 from adapedit_engine.loop import EditOutcome
 from adapedit_engine.plan import EditPlan
-from adapedit_engine.runners import Runner
+from adapedit_kernels.errors import AdapEditError
 
 
 @dataclass(frozen=True)
 class InstructPix2PixMethod(Method):
     """Brooks et al. 2023, under its two guidance scales.
 
-    First pass: the source prompt alone, by the model itself, which gives the source picture; a real one is where this
-    pass ends. Second pass, by the editing UNet: the instruction, from the request's first latents, with the source's
-    clean latents as further channels (as the autoencoder gives them, not scaled). Three rows a step: neither text nor
-    picture, the picture alone, both. Their weights (1 - s_I, s_I - s_T, s_T) are the paper's Eq. 3.
+    One pass: the instruction, from the request's first latents, with the picture's clean latents as further channels
+    (as the autoencoder gives them, not scaled). Three rows a step: neither text nor picture, the picture alone, both.
+    Their weights (1 - s_I, s_I - s_T, s_T) are the paper's Eq. 3.
     """
 
     settings: InstructPix2Pix
     inverts: ClassVar[bool] = False
 
-    def runner(self, model: EditModel) -> Runner:
-        return editing_runner(self.settings.checkpoint, model)
-
-    def observe(self, context: EditContext) -> EditPlan:
-        """The source, whole."""
-        return context.plan((context.source,), collect=True)
-
     def plan(self, context: EditContext, observed: EditOutcome | None) -> EditPlan:
-        if observed is None:
-            # Not known yet; and what is not known is equal to nothing, so that no other edit shares this track.
-            picture = torch.full_like(context.latents, torch.nan)
-        else:
-            picture = observed.latents[:1].float().cpu() / context.latent_scale
+        """Raises `AdapEditError` for a UNet that takes no picture, and where none is given."""
+        specs = context.specs
+        wanted = 2 * specs.out_channels
+        if specs.in_channels != wanted:
+            raise AdapEditError(
+                f"this model's UNet takes {specs.in_channels} channels, instruct-pix2pix wants {wanted}: "
+                "load its own checkpoint (such as timbrooks/instruct-pix2pix) as the model"
+            )
+        if context.image_latents is None:
+            raise AdapEditError("instruct-pix2pix edits a picture that exists: give it as image")
+        picture = context.image_latents / context.latent_scale
         text = context.target if context.instruction is None else context.instruction
         text_scale, image_scale = self.settings.text_guidance, self.settings.image_guidance
         weights = torch.tensor([[1 - image_scale, image_scale - text_scale, text_scale]])
@@ -57,14 +53,15 @@ class InstructPix2PixMethod(Method):
         )
 
     def finish(self, context: EditContext, observed: EditOutcome | None, edited: EditOutcome) -> EditOutcome:
-        assert observed is not None and observed.maps is not None and edited.maps is not None
-        device = edited.latents.device  # a server copies what was edited to the host, and not what was seen
+        assert context.image_latents is not None and edited.maps is not None
+        source = context.image_latents.to(edited.latents)
         # The maps are of the instruction's tokens: where it is no prompt of the picture they say nothing of its words.
-        seen = edited.maps if context.instruction is None else torch.zeros_like(edited.maps)
+        nothing = torch.zeros_like(edited.maps[:1])
+        seen = edited.maps[:1] if context.instruction is None else nothing
         return replace(
             edited,
-            latents=torch.cat([observed.latents[:1].to(device), edited.latents[:1]]),
-            maps=torch.cat([observed.maps[:1].to(device), seen[:1]]),
+            latents=torch.cat([source, edited.latents[:1]]),
+            maps=torch.cat([nothing, seen]),
             features=None,
         )
 

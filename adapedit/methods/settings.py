@@ -146,22 +146,20 @@ class SDEdit(_Settings):
 
 
 class InstructPix2Pix(_Settings):
-    """InstructPix2Pix (Brooks et al. 2023): a UNet trained for editing, which sees the source beside the noise.
+    """InstructPix2Pix (Brooks et al. 2023): a UNet trained for editing, which sees a picture beside the noise.
+
+    Wants its own checkpoint as the model, and a picture as `image`.
 
     text_guidance:  s_T of the paper: more does more of what the instruction says.
     image_guidance: s_I: more stays nearer to the source.
-    instruction:    what to do. None: the target prompt, which is what the built-in model was trained on. Published
-                    checkpoints know commands instead ("make the dog sit down"): give one, and the target prompt is
-                    used for nothing but the alignment that is told with the result.
-    checkpoint:     folder or hub name of the UNet; "builtin": the one made for the built-in model. None: what the
-                    model names, which the built-in one alone does; with any other it has to be given.
+    instruction:    what to do; published checkpoints know commands ("make the dog sit down"), and the target prompt is
+                    then used for nothing but the alignment that is told with the result. None: the target prompt.
     """
 
     name: Literal["instruct-pix2pix"] = "instruct-pix2pix"
     text_guidance: Knob = 7.5
     image_guidance: Knob = 1.5
     instruction: Annotated[str, Field(min_length=1)] | None = None
-    checkpoint: str | None = None
 
 
 MethodSettings = Annotated[

@@ -23,8 +23,7 @@ from adapedit_engine.host_copies import HostCopies, HostCopy
 from adapedit_engine.loop import EditOutcome
 from adapedit_engine.plan import EditPlan, plan_rows
 from adapedit_engine.rows import check_plan
-from adapedit_engine.runners import Runner
-from adapedit_engine.scheduler import AdmissionError, Passes, RoutedPlan
+from adapedit_engine.scheduler import AdmissionError, Passes
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -33,7 +32,6 @@ class PreparedEdit:
 
     observe: the first pass, if there is one; key: what to find its outcome by.
     draft: the plan as far as it is known before the first pass: all but values.
-    runner: what runs the plan, where that is not the model's own UNet.
     deadline: on the clock of `time.monotonic`.
     """
 
@@ -44,7 +42,6 @@ class PreparedEdit:
     key: Hashable
     draft: EditPlan
     model: EditModel
-    runner: Runner | None = None
     deadline: float | None = None
     arrived: float = field(default_factory=time.perf_counter)
     future: Future[EditResult] = field(default_factory=Future)
@@ -57,8 +54,7 @@ class PreparedEdit:
         request = complete(request, model)
         context, method = make_context(request, model), make_method(request.method, model.facts)
         draft = method.plan(context, None)
-        runner = method.runner(model)
-        check_plan(draft, (runner or model.runner).specs)
+        check_plan(draft, model.runner.specs)
         if plan_rows(draft) > max_rows:
             raise AdmissionError(f"an edit takes {plan_rows(draft)} rows, max_rows is {max_rows}: raise it")
         observe = method.observe(context)
@@ -70,7 +66,6 @@ class PreparedEdit:
             key=None if observe is None else observation_key(observe),
             draft=draft,
             model=model,
-            runner=runner,
             deadline=deadline,
         )
 
@@ -126,10 +121,7 @@ def edit_passes(edits: Sequence[PreparedEdit], caches: Caches, copies: HostCopie
     # What the drafts had in common, an inversion or a first pass may have told apart.
     places, plans = list(planned), list(planned.values())
     groups = share(plans)
-    merged = [merge([plans[i] for i in group]) for group in groups]
-    outcomes = yield [
-        _routed(plan, edits[places[group[0]]].runner) for plan, group in zip(merged, groups, strict=True)
-    ]
+    outcomes = yield [merge([plans[i] for i in group]) for group in groups]
     seconds = time.perf_counter() - began
     for group, outcome in zip(groups, outcomes, strict=True):
         for i, edited in zip(group, split(outcome, [plans[i] for i in group]), strict=True):
@@ -138,10 +130,6 @@ def edit_passes(edits: Sequence[PreparedEdit], caches: Caches, copies: HostCopie
                 edit=edits[place], seen=seen.get(place), edited=copies.begin(edited), seconds=seconds
             )
     return [parts[i] for i in range(len(edits))]
-
-
-def _routed(plan: EditPlan, runner: Runner | None) -> EditPlan | RoutedPlan:
-    return plan if runner is None else RoutedPlan(plan=plan, runner=runner)
 
 
 def _begun(

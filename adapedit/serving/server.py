@@ -174,13 +174,9 @@ class EditServer:
     def _run(self) -> None:
         mark_server_thread()
         try:
-            with (
-                ExitStack() as others,
-                self._runner as runner,
-                painting_executor(self._on_cpu) as painter,
-            ):
+            with self._runner as runner, painting_executor(self._on_cpu) as painter:
                 scheduler = self._scheduler = make_scheduler(
-                    runner, others, self.model, max_rows=self._max_rows, **self._options
+                    runner, self.model, max_rows=self._max_rows, **self._options
                 )
                 while self._feed(scheduler):
                     for ticket in scheduler.step():

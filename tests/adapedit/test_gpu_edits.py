@@ -18,7 +18,6 @@ from adapedit.prepare import complete, make_context
 from benchmarks import common, trace
 from tests.helpers.edits import request
 from tests.helpers.pictures import request as of_a_picture
-from tests.helpers.tiny_editor import save_tiny_editor
 
 DEVICE = "cuda"
 
@@ -80,15 +79,11 @@ def test_an_edit_of_a_picture_is_that_of_the_cpu(
     assert apart(got, wanted).max() <= 1
 
 
-def test_methods_stream_through_one_server(
-    pipe: AdapEditPipeline, tiny: AdapEditPipeline, tmp_path: Path
-) -> None:
-    editor = str(save_tiny_editor(tmp_path))
+def test_methods_stream_through_one_server(pipe: AdapEditPipeline, tiny: AdapEditPipeline) -> None:
     asked = [
         request(),
         request(single_pass=True, seed=1),
         request(method="sdedit", strength=0.6),
-        request(method="instruct-pix2pix", instruction="a red dog sitting", checkpoint=editor),
     ]
     found = {item.place: item for item in tiny.stream(asked)}
     assert [found[place].error for place in range(len(asked))] == [None] * len(asked)

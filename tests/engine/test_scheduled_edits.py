@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 
@@ -15,7 +13,6 @@ from adapedit_engine.scheduler import (
     EngineExecutor,
     PaddedRunner,
     Passes,
-    RoutedExecutor,
     Scheduler,
     measure_call_bytes,
     plan_bytes,
@@ -163,19 +160,12 @@ def test_the_peak_of_a_call_grows_with_its_picture(runner):
         assert estimate(4, size) == pytest.approx(there(4, size), rel=0.1)
 
 
-def test_weights_that_are_packed_in_the_first_call_are_not_taken_for_its_rows():
-    channels_last: Any = tiny_unet().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    with PyTorchRunner(channels_last, map_divisor=1) as fresh:
-        first, again = (measure_call_bytes(fresh, size=(4, 4), tokens=TOKENS) for _ in range(2))
-    assert first(32, (4, 4)) == again(32, (4, 4))
-
-
 def test_a_picture_whose_calls_are_larger_than_the_budget_is_refused(runner):
     call_bytes = measure_call_bytes(runner, size=(SIDE, SIDE), tokens=TOKENS)
     small, large = plan(1), plan(2, latents=noise(1, 4, 4 * SIDE, 4 * SIDE))
     # Its tables fit, and beside them the call of the model's own size would.
     budget = plan_bytes(large, runner) + call_bytes(2, (SIDE, SIDE))
-    executor = RoutedExecutor(EngineExecutor(runner, call_bytes=call_bytes), EngineExecutor)
+    executor = EngineExecutor(runner, call_bytes=call_bytes)
     scheduler = Scheduler(executor, budget_bytes=budget)
     fits, too_large = scheduler.submit(one_pass(small)), scheduler.submit(one_pass(large))
     scheduler.drain()
