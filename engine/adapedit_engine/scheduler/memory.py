@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from adapedit_engine.controls import Controls
 from adapedit_engine.plan import EditPlan
@@ -51,11 +47,12 @@ def measure_call_bytes(
 ) -> CallBytes:
     """The peak of one edited UNet call with maps, as a straight line through two measured batch sizes.
 
-    runner: open. size: height and width of the latents that are measured; other sizes take as much by their pixels,
-    attention included, which is fused. What single operators take and give back inside is seen on CUDA, not on the
-    CPU; a tenth is added for it.
+    runner: open, on CUDA; elsewhere nothing is measured, and calls count as nothing. size: height and width of the
+    latents that are measured; other sizes take as much by their pixels, attention included, which is fused.
     """
-    # The first call of all makes what stays (packed weights, workspaces), and is none to go by.
+    if runner.device.type != "cuda":
+        return lambda count, of: 0
+    # The first call of all makes what stays (workspaces), and is none to go by.
     _, few, many = (_peak(runner, size, tokens, count) for count in (rows[0], *rows))
     slope = max(0.0, (many - few) / (rows[1] - rows[0]))
     base = max(0.0, few - slope * rows[0])
@@ -82,47 +79,7 @@ def _peak(runner: Runner, size: tuple[int, int], tokens: int, rows: int) -> int:
         **runner.condition(text),
         **controls.as_dict(),
     }
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        runner.infer(inputs, OUTPUT_NAMES)
-        return torch.cuda.max_memory_allocated(device) - before
-    with _LiveBytes() as live:
-        runner.infer(inputs, OUTPUT_NAMES)
-    return live.peak
-
-
-class _LiveBytes(TorchDispatchMode):
-    """Sums the storages that operators return and that are still alive."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._seen: dict[int, weakref.ref[Any]] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        given = {storage._cdata for storage in _storages((args, kwargs))}
-        for storage in _storages(result):
-            self._add(storage, given)
-        return result
-
-    def _add(self, storage: Any, given: set[int]) -> None:
-        key = storage._cdata
-        if key in self._seen or key in given:
-            return
-        size = storage.nbytes()
-        self.now += size
-        self.peak = max(self.peak, self.now)
-
-        def gone(_: Any) -> None:
-            self.now -= size
-            self._seen.pop(key, None)
-
-        self._seen[key] = weakref.ref(storage, gone)
-
-
-def _storages(tree: Any) -> list[Any]:
-    """Of all tensors in nested arguments; packed weights have none that can be asked for."""
-    leaves = (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
-    return [leaf.untyped_storage() for leaf in leaves if leaf.layout == torch.strided]
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    runner.infer(inputs, OUTPUT_NAMES)
+    return torch.cuda.max_memory_allocated(device) - before
