@@ -12,8 +12,6 @@ from typing import Any
 
 EXACT: dict[str, Any] = {
     "guidance_until": 1.0,
-    "cross_attention_until": 1.0,
-    "feature_interval": 1,
     "solver": "model",
 }
 """Fields of `EditRequest`, each with the value that approximates nothing."""
@@ -39,7 +37,7 @@ def parse(assignments: Sequence[str] | None) -> dict[str, Any]:
                 "(and the options --single-pass and --dtype)"
             )
         if not sign or not value.strip():
-            example = 0.6 if name.endswith("until") else "dpm++" if name == "solver" else 3
+            example = "dpm++" if name == "solver" else 0.6
             raise AdapEditError(f"--approximate {text!r} gives no value; write, say, {name}={example}")
         chosen[name] = value.strip()
     return chosen

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
@@ -17,7 +16,6 @@ from torch import Tensor
 from adapedit.checkpoint import BUILTIN, ModelError, locate, read_part
 from adapedit.methods.settings import make_settings, one_line
 from adapedit.words import framed_ids, settled
-from adapedit_engine.packing import PackedWeights, can_pack
 from adapedit_engine.runners import Runner
 from adapedit_engine.runners.pytorch import PyTorchRunner
 from adapedit_engine.schedule import Schedule
@@ -86,9 +84,7 @@ class Vocabulary:
 class EditModel:
     """Tokenizer, text encoder, UNet behind a runner, VAE and scheduler of one checkpoint.
 
-    editors: UNets of other checkpoints that edit this one's pictures, by name, as they are loaded.
     schedules: what was probed of schedulers.
-    packed_vae: the VAE's weights as oneDNN wants them, on the CPU; the runner has those of the UNet.
     """
 
     name: str
@@ -99,9 +95,7 @@ class EditModel:
     scheduler: Any
     facts: ModelFacts
     latent_size: int
-    editors: dict[str, Runner] = field(default_factory=dict, compare=False)
     schedules: ScheduleCache = field(default_factory=ScheduleCache, compare=False)
-    packed_vae: PackedWeights | None = field(default=None, compare=False, repr=False)
 
     @property
     def device(self) -> torch.device:
@@ -153,8 +147,7 @@ class EditModel:
         One picture at a time, as in `decode`.
         """
         given = (pixels * 2 - 1).to(self.vae.device, self.vae.dtype)
-        with self.fast_vae():
-            means = [self.vae.encode(one[None]).latent_dist.mean.float().cpu() for one in given]
+        means = [self.vae.encode(one[None]).latent_dist.mean.float().cpu() for one in given]
         return torch.cat(means) * self.vae.config.scaling_factor
 
     @torch.inference_mode()
@@ -164,13 +157,8 @@ class EditModel:
         One picture at a time: its pixels do not depend on its neighbours, nor on how many there are.
         """
         scaled = (latents / self.vae.config.scaling_factor).to(self.vae.device, self.vae.dtype)
-        with self.fast_vae():
-            pictures = [self.vae.decode(one[None]).sample.float().cpu() for one in scaled]
+        pictures = [self.vae.decode(one[None]).sample.float().cpu() for one in scaled]
         return (torch.cat(pictures) / 2 + 0.5).clamp(0, 1)
-
-    def fast_vae(self) -> AbstractContextManager[None]:
-        """In the block the VAE's weights are packed, where they can be. For whoever decodes often: may be nested."""
-        return nullcontext() if self.packed_vae is None else self.packed_vae.attached()
 
 
 def load_model(
@@ -179,11 +167,10 @@ def load_model(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     scheduler: Any = None,
-    static_steps: bool | None = None,
 ) -> EditModel:
     """Load the built-in model (None or "builtin"), a diffusers folder, or a hub name that the user gives.
 
-    scheduler, static_steps: see `AdapEditPipeline.from_pretrained`.
+    scheduler: see `AdapEditPipeline.from_pretrained`.
 
     Weights are read from safetensors files only, and the files are checked before anything is built. Raises
     `ModelError` with the mend in one line.
@@ -211,12 +198,11 @@ def load_model(
         name=place.name,
         tokenizer=tokenizer,
         text_encoder=text_encoder,
-        runner=PyTorchRunner(unet, map_divisor=facts.map_divisor, static_steps=static_steps),
+        runner=PyTorchRunner(unet, map_divisor=facts.map_divisor),
         vae=vae,
         scheduler=scheduler,
         facts=facts,
         latent_size=int(unet.config.sample_size),
-        packed_vae=PackedWeights(vae) if can_pack(vae) else None,
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from adapedit.approximations import split as split_approximations
 from adapedit.arguments import check_callback, check_count, check_seeding
-from adapedit.checked import REPLAY_BYTES, CheckedEdit, inverted_edits
+from adapedit.checked import CheckedEdit, inverted_edits
 from adapedit.images import Fit, ImageInput
 from adapedit.methods.settings import make_settings
 from adapedit.model import EditModel, load_model
@@ -25,8 +24,6 @@ from adapedit.sharing import alike_passes, merge, share, split
 from adapedit_engine.denoising import denoise
 from adapedit_engine.loop import EditOutcome
 from adapedit_engine.plan import EditPlan
-from adapedit_engine.runners import Runner
-from adapedit_engine.trajectories import Trajectories
 from adapedit_kernels.errors import AdapEditError
 
 if TYPE_CHECKING:
@@ -58,20 +55,13 @@ class AdapEditPipeline:
         device: str | torch.device = "cpu",
         torch_dtype: torch.dtype = torch.float32,
         scheduler: Any = None,
-        static_steps: bool | None = None,
     ) -> AdapEditPipeline:
         """Load the built-in model, or a diffusers folder or hub name of Stable Diffusion 1.x or 2.x.
 
         scheduler: a diffusers scheduler in place of DDIM; see `Schedule.from_scheduler` for those that work.
-        static_steps: run each step over buffers that stay where they are, as one CUDA graph where the device is one of
-        CUDA, and the same without a graph elsewhere; None: on CUDA. See `adapedit_engine.static_steps.StaticSteps`.
         Raises `ModelError` in one line for anything that is no such model.
         """
-        return cls(
-            load_model(
-                model, device=device, dtype=torch_dtype, scheduler=scheduler, static_steps=static_steps
-            )
-        )
+        return cls(load_model(model, device=device, dtype=torch_dtype, scheduler=scheduler))
 
     @classmethod
     def from_bundle(
@@ -177,22 +167,9 @@ class AdapEditPipeline:
         first = _groups(passing, share_sources, max_rows)
         second = _groups(drafts, share_sources, max_rows)
         observations = [merge([passing[k] for k in group]) for group in first]
-        routes = routed(second, [edit.runner for edit in edits])
-        merged = [[merge([drafts[i] for i in group]) for group in groups] for _, groups in routes]
-        trajectories = Trajectories(REPLAY_BYTES, self.model.runner, records_all=False)
-        # A source that the first pass runs is not run again in the second.
-        with self.model.runner as runner, ExitStack() as recorded:
-            observations = [
-                recorded.enter_context(
-                    trajectories.attached(plan, [drafts[i] for k in group for i in alike[k]])
-                )
-                for plan, group in zip(observations, first, strict=True)
-            ]
-            known = [observations] + [
-                [plan if other else trajectories.foreseen(plan) for plan in plans]
-                for (other, _), plans in zip(routes, merged, strict=True)
-            ]
-            steps = StepCount(callback, known, max_rows, before=calls)
+        merged = [merge([drafts[i] for i in group]) for group in second]
+        with self.model.runner as runner:
+            steps = StepCount(callback, [observations, merged], max_rows, before=calls)
             seen: dict[int, EditOutcome] = {}
             passes = denoise(observations, runner, callback=steps.of(0), max_rows=max_rows)
             for group, outcome in zip(first, passes, strict=True):
@@ -200,22 +177,15 @@ class AdapEditPipeline:
                     seen |= dict.fromkeys(alike[k], part)
             clock.lap("observe")
             plans = [edit.method.plan(edit.context, seen.get(i)) for i, edit in enumerate(edits)]
+            merged = [merge([plans[i] for i in group]) for group in second]
+            outcomes = denoise(merged, runner, callback=steps.of(1), max_rows=max_rows)
         finished: dict[int, EditOutcome] = {}
-        for place, (other, groups) in enumerate(routes, start=1):
-            merged_plans = [merge([plans[i] for i in group]) for group in groups]
-            with other or self.model.runner as runner, ExitStack() as replayed:
-                if other is None:
-                    merged_plans = [
-                        replayed.enter_context(trajectories.attached(plan)) for plan in merged_plans
-                    ]
-                edited = denoise(merged_plans, runner, callback=steps.of(place), max_rows=max_rows)
-            for group, outcome in zip(groups, edited, strict=True):
-                parts = split(outcome, [plans[i] for i in group])
-                for i, part in zip(group, parts, strict=True):
-                    finished[i] = edits[i].method.finish(edits[i].context, seen.get(i), part)
+        for group, outcome in zip(second, outcomes, strict=True):
+            for i, part in zip(group, split(outcome, [plans[i] for i in group]), strict=True):
+                finished[i] = edits[i].method.finish(edits[i].context, seen.get(i), part)
         clock.lap("edit")
         # An open runner of a bundle keeps torch's threads off its cores.
-        with self.model.runner, self.model.fast_vae():
+        with self.model.runner:
             painted = self._painted(finished.values())
         clock.lap("decode")
 
@@ -270,17 +240,6 @@ class AdapEditPipeline:
             pixels = self.model.decode(latents[None])[0].permute(1, 2, 0)
             pictures[key] = Image.fromarray(pixels.mul(255).round().to(torch.uint8).numpy())
         return pictures
-
-
-def routed(
-    groups: Sequence[tuple[int, ...]], runners: Sequence[Runner | None]
-) -> list[tuple[Runner | None, list[tuple[int, ...]]]]:
-    """The groups by what runs them, in the order of their first ones. Edits of one group have one runner."""
-    routes: dict[int, tuple[Runner | None, list[tuple[int, ...]]]] = {}
-    for group in groups:
-        runner = runners[group[0]]
-        routes.setdefault(id(runner), (runner, []))[1].append(group)
-    return list(routes.values())
 
 
 def _groups(plans: Sequence[EditPlan], shared: bool, max_rows: int | None) -> list[tuple[int, ...]]:

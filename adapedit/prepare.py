@@ -19,7 +19,6 @@ from adapedit.noising import noise_levels
 from adapedit.request import EditRequest
 from adapedit.solvers import scheduler_of
 from adapedit.words import tokenize_words, word_spans
-from adapedit_engine.reuse import check_reuse
 from adapedit_kernels.errors import AdapEditError
 
 __all__ = ["complete", "make_context", "refuse_unknown_words"]
@@ -55,7 +54,6 @@ def make_context(request: EditRequest, model: EditModel) -> EditContext:
 
     A real picture that has to be inverted stands for the first latents until that is done.
     """
-    check_reuse(request.feature_interval, request.cross_attention_until, model.runner)
     for name in ("source", "target"):
         refuse_unknown_words(getattr(request, f"{name}_prompt"), name, model.facts.known_words, model.name)
     alignment = align(
@@ -86,8 +84,6 @@ def make_context(request: EditRequest, model: EditModel) -> EditContext:
         source=source,
         target=target,
         guidance_until=request.guidance_until,
-        feature_interval=request.feature_interval,
-        cross_attention_until=request.cross_attention_until,
         latent_scale=model.latent_scale,
         instruction=instruction,
     )

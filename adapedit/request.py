@@ -34,10 +34,7 @@ class EditRequest(BaseModel):
     height, width:       pixels, at most 4096; None: what the model was trained for.
     method:              the editing method with its knobs.
     guidance_until:      share of the trajectory after which guidance is skipped: an approximation that saves half
-                         of the later steps; 1: never. Further ones, see `adapedit.approximations`:
-    cross_attention_until: share of the trajectory after which the outputs of cross-attention stay what they were.
-    feature_interval:    every how many steps the deep layers of the UNet are run; in between they are taken as they
-                         were.
+                         of the later steps; 1: never.
     solver:              "model": the model's scheduler; "dpm++": DPM-Solver++(2M), for fewer steps.
     image:               a real picture to edit: a path, a `PIL.Image`, or {"file": ..., "fit": ...}, see `ImageInput`;
                          None: the source prompt's own.
@@ -55,8 +52,6 @@ class EditRequest(BaseModel):
     width: Side | None = None
     method: MethodSettings = Field(default_factory=AdapEdit)
     guidance_until: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 1.0
-    cross_attention_until: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 1.0
-    feature_interval: Annotated[int, Field(ge=1)] = 1
     solver: Literal["model", "dpm++"] = "model"
     image: ImageField | None = None
     inversion: InversionSettings | None = None

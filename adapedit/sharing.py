@@ -126,8 +126,6 @@ def observation_key(plan: EditPlan) -> Hashable | None:
         plan.collect,
         plan.record,
         plan.guidance_until,
-        plan.feature_interval,
-        plan.cross_attention_until,
         *(digest(value) if isinstance(value, Tensor) else value for value in values),
     )
 
@@ -153,8 +151,6 @@ def _compatible(one: EditPlan, other: EditPlan) -> bool:
         and other.source_track[0] == 0
         and one.collect == other.collect
         and one.guidance_until == other.guidance_until
-        and one.feature_interval == other.feature_interval
-        and one.cross_attention_until == other.cross_attention_until
         and one.record == other.record
         and _same(one.unconditional_steps, other.unconditional_steps)
         and _same(one.source_latents, other.source_latents)

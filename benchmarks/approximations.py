@@ -31,10 +31,6 @@ SINGLE = {"method": AdapEdit(single_pass=True)}
 
 SWEEP: dict[str, dict[str, Any]] = {
     **{f"guidance_until={u}": {"guidance_until": u} for u in (0.8, 0.6, 0.4)},
-    **{f"cross_attention_until={u}": {"cross_attention_until": u} for u in (0.8, 0.6, 0.4)},
-    "both until 0.6": {"guidance_until": 0.6, "cross_attention_until": 0.6},
-    "both until 0.4": {"guidance_until": 0.4, "cross_attention_until": 0.4},
-    **{f"feature_interval={k}": {"feature_interval": k} for k in (2, 3, 5)},
     **{f"{n} steps": {"num_inference_steps": n} for n in (25, 20, 10)},
     **{f"{n} steps, solver=dpm++": {"num_inference_steps": n, "solver": "dpm++"} for n in (25, 20, 10)},
     "single_pass": SINGLE,
@@ -45,22 +41,12 @@ SUGGESTED: dict[str, dict[str, Any]] = {
     name: SWEEP[name]
     for name in (
         "guidance_until=0.6",
-        "cross_attention_until=0.6",
-        "both until 0.6",
-        "feature_interval=3",
         "20 steps",
         "20 steps, solver=dpm++",
         "single_pass",
     )
-} | {
-    "single_pass, feature_interval=3": {**SINGLE, "feature_interval": 3},
-    "20 steps, solver=dpm++, feature_interval=2": {
-        "num_inference_steps": 20,
-        "solver": "dpm++",
-        "feature_interval": 2,
-    },
 }
-"""Each at one value, and those together that save most."""
+"""Each at one value."""
 
 
 @dataclass(kw_only=True)

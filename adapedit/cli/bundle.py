@@ -59,12 +59,6 @@ def export(
         int | None, typer.Option(help="Of the pictures, in pixels.", rich_help_panel=EXPORT)
     ] = None,
     opset: Annotated[int, typer.Option(help="Of ONNX; 23 has fused attention.", rich_help_panel=EXPORT)] = 23,
-    plugin: Annotated[
-        bool,
-        typer.Option(
-            "--plugin", help="Write the UNet for full TensorRT's plug-in, too.", rich_help_panel=EXPORT
-        ),
-    ] = False,
     check_steps: Annotated[
         int, typer.Option(help="Steps of the edit that the graphs are checked along.", rich_help_panel=EXPORT)
     ] = 10,
@@ -80,7 +74,6 @@ def export(
         height=height,
         width=width,
         opset=opset,
-        plugin=plugin,
         check_steps=check_steps,
     )
     from adapedit.bundle import checkpoint_of
@@ -133,14 +126,6 @@ def build(
             rich_help_panel=PLAN,
         ),
     ] = None,
-    plugin: Annotated[
-        bool,
-        typer.Option(
-            "--plugin",
-            help="Use the project's kernel for edited attention: full TensorRT.",
-            rich_help_panel=PLAN,
-        ),
-    ] = False,
     library: Annotated[
         str | None,
         typer.Option(help="tensorrt or tensorrt-rtx; by default what is here.", rich_help_panel=PLAN),
@@ -165,7 +150,6 @@ def build(
         workload=workload_of(workload.value),
         compute_capability=compute_capability,
         refit=refit,
-        plugin=plugin,
     )
     with show.bar() as progress:
         records = build_plans(bundle, tensorrt, options, progress=progress)

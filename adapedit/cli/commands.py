@@ -207,9 +207,7 @@ def compare(
     from adapedit.cli import knobs
 
     given = knobs.parse(set_)
-    chosen = (
-        [name.strip() for name in methods.split(",")] if methods else knobs.methods_for(model, given)[::-1]
-    )
+    chosen = [name.strip() for name in methods.split(",")] if methods else knobs.methods_for()[::-1]
     settings = knobs.make_each(chosen, given)
     picture = p.fields(image, fit, inversion, inversion_set) | approximations(approximate)
     requests = [_request(source, target, seed, steps, guidance, one, picture) for one in settings]

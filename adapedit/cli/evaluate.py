@@ -243,12 +243,9 @@ def _load(model: str, runner: str | None, device: str, dtype: str) -> Any:
 
     from adapedit.bundle import load_any
     from adapedit.pipeline import AdapEditPipeline
-    from adapedit_engine.host_memory import keep_freed_memory
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu":
-        keep_freed_memory()  # the process is ours
     options = {"device": device, "torch_dtype": getattr(torch, dtype)}
     return AdapEditPipeline(load_any(model, runner=runner, **options))
 

@@ -84,15 +84,9 @@ def make_each(methods: Sequence[str], knobs: Mapping[str, Any]) -> list[Any]:
     return settings
 
 
-def methods_for(model: str, knobs: Mapping[str, Any]) -> list[str]:
-    """All methods that a model can run as they are: with a UNet of its own or named in `knobs`, InstructPix2Pix too."""
-    from adapedit.checkpoint import expanded
-    from adapedit.model import BUILTIN, ModelFacts
-
-    name, knob = "instruct-pix2pix", "checkpoint"
-    facts = ModelFacts.read(BUILTIN if model == "builtin" else expanded(model))
-    has_one = knob in facts.defaults.get(name, {}) or not {knob, f"{name}.{knob}"}.isdisjoint(knobs)
-    return [method for method in METHODS if method != name or has_one]
+def methods_for() -> list[str]:
+    """All methods that one model can run; InstructPix2Pix wants a model of its own."""
+    return [method for method in METHODS if method != "instruct-pix2pix"]
 
 
 def varied(

@@ -48,8 +48,7 @@ Approximate = Annotated[
     typer.Option(
         "--approximate",
         metavar="NAME=VALUE",
-        help="Faster, not exact: guidance_until=0.6, cross_attention_until=0.6, feature_interval=3, solver=dpm++; may "
-        "be repeated.",
+        help="Faster, not exact: guidance_until=0.6, solver=dpm++; may be repeated.",
         rich_help_panel=METHOD,
     ),
 ]

@@ -55,13 +55,10 @@ def run_edits(
 
         from adapedit.bundle import is_bundle, load_any
         from adapedit.pipeline import MAX_ROWS, AdapEditPipeline
-        from adapedit_engine.host_memory import keep_freed_memory
 
         asked = device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        if device == "cpu":
-            keep_freed_memory()  # the process is ours
         options = {"device": device, "torch_dtype": getattr(torch, dtype)}
         if runner is None and not is_bundle(model):
             pipe = AdapEditPipeline.from_pretrained(model, **options)

@@ -11,9 +11,8 @@ from torch import Tensor
 from adapedit.inversion.base import Inverted
 from adapedit.inversion.run import inverted_bytes
 from adapedit.model import EditModel
-from adapedit_engine.caches import ByteCache, CachedRunner, digest, tensor_bytes
+from adapedit_engine.caches import ByteCache, digest, tensor_bytes
 from adapedit_engine.loop import EditOutcome
-from adapedit_engine.trajectories import Trajectories, can_replay
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,32 +44,25 @@ def outcome_bytes(outcome: EditOutcome) -> int:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Caches:
-    """What edits leave for later ones. pictures: of sources. trajectories: None where none can be replayed."""
+    """What edits leave for later ones. pictures: of sources."""
 
     observations: ByteCache[EditOutcome]
     inversions: ByteCache[Inverted]
     pictures: ByteCache[Image.Image]
-    trajectories: Trajectories | None
 
     @classmethod
-    def of(cls, runner: CachedRunner, max_bytes: int, trajectory_bytes: int, replay_bytes: int) -> Caches:
-        """max_bytes: of each but the trajectories. trajectory_bytes: of those, if all sources are to be recorded; 0:
-        replay_bytes, of those that later passes of the same edit run again.
-        """
-        records_all = trajectory_bytes > 0
-        trajectories = Trajectories(trajectory_bytes or replay_bytes, runner, records_all=records_all)
+    def of(cls, max_bytes: int) -> Caches:
+        """max_bytes: of each."""
         return cls(
             observations=ByteCache(max_bytes, outcome_bytes),
             inversions=ByteCache(max_bytes, inverted_bytes),
             pictures=ByteCache(max_bytes, picture_bytes),
-            trajectories=trajectories if can_replay(runner) else None,
         )
 
     @property
     def stats(self) -> dict[str, Any]:
-        """The `CacheStats` of each, by name; None for one that is not there."""
-        caches = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: None if cache is None else cache.stats for name, cache in caches.items()}
+        """The `CacheStats` of each, by name."""
+        return {field.name: getattr(self, field.name).stats for field in fields(self)}
 
 
 def picture_bytes(picture: Image.Image) -> int:

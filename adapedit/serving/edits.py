@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Hashable, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import cast
 
@@ -24,9 +23,7 @@ from adapedit_engine.host_copies import HostCopies, HostCopy
 from adapedit_engine.loop import EditOutcome
 from adapedit_engine.plan import EditPlan, plan_rows
 from adapedit_engine.rows import check_plan
-from adapedit_engine.runners import Runner
-from adapedit_engine.scheduler import AdmissionError, Passes, RoutedPlan
-from adapedit_engine.trajectories import Trajectories
+from adapedit_engine.scheduler import AdmissionError, Passes
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -35,7 +32,6 @@ class PreparedEdit:
 
     observe: the first pass, if there is one; key: what to find its outcome by.
     draft: the plan as far as it is known before the first pass: all but values.
-    runner: what runs the plan, where that is not the model's own UNet.
     deadline: on the clock of `time.monotonic`.
     """
 
@@ -46,7 +42,6 @@ class PreparedEdit:
     key: Hashable
     draft: EditPlan
     model: EditModel
-    runner: Runner | None = None
     deadline: float | None = None
     arrived: float = field(default_factory=time.perf_counter)
     future: Future[EditResult] = field(default_factory=Future)
@@ -59,8 +54,7 @@ class PreparedEdit:
         request = complete(request, model)
         context, method = make_context(request, model), make_method(request.method, model.facts)
         draft = method.plan(context, None)
-        runner = method.runner(model)
-        check_plan(draft, (runner or model.runner).specs)
+        check_plan(draft, model.runner.specs)
         if plan_rows(draft) > max_rows:
             raise AdmissionError(f"an edit takes {plan_rows(draft)} rows, max_rows is {max_rows}: raise it")
         observe = method.observe(context)
@@ -72,7 +66,6 @@ class PreparedEdit:
             key=None if observe is None else observation_key(observe),
             draft=draft,
             model=model,
-            runner=runner,
             deadline=deadline,
         )
 
@@ -112,17 +105,7 @@ def edit_passes(edits: Sequence[PreparedEdit], caches: Caches, copies: HostCopie
         alike = list(missing.values())
         plans = [cast(EditPlan, edits[places[0]].observe) for places in alike]
         groups = share(plans)
-        with ExitStack() as stack:
-            outcomes = yield [
-                _routed(
-                    stack,
-                    merge([plans[k] for k in group]),
-                    None,
-                    caches.trajectories,
-                    ahead=[edits[i].draft for k in group for i in alike[k] if edits[i].runner is None],
-                )
-                for group in groups
-            ]
+        outcomes = yield [merge([plans[k] for k in group]) for group in groups]
         for group, outcome in zip(groups, outcomes, strict=True):
             for k, part in zip(group, split(outcome, [plans[k] for k in group]), strict=True):
                 seen |= dict.fromkeys(alike[k], part)
@@ -138,13 +121,7 @@ def edit_passes(edits: Sequence[PreparedEdit], caches: Caches, copies: HostCopie
     # What the drafts had in common, an inversion or a first pass may have told apart.
     places, plans = list(planned), list(planned.values())
     groups = share(plans)
-    merged = [merge([plans[i] for i in group]) for group in groups]
-    # A job that is cancelled or fails is closed at this yield, and leaves no recording.
-    with ExitStack() as stack:
-        outcomes = yield [
-            _routed(stack, plan, edits[places[group[0]]].runner, caches.trajectories)
-            for plan, group in zip(merged, groups, strict=True)
-        ]
+    outcomes = yield [merge([plans[i] for i in group]) for group in groups]
     seconds = time.perf_counter() - began
     for group, outcome in zip(groups, outcomes, strict=True):
         for i, edited in zip(group, split(outcome, [plans[i] for i in group]), strict=True):
@@ -153,19 +130,6 @@ def edit_passes(edits: Sequence[PreparedEdit], caches: Caches, copies: HostCopie
                 edit=edits[place], seen=seen.get(place), edited=copies.begin(edited), seconds=seconds
             )
     return [parts[i] for i in range(len(edits))]
-
-
-def _routed(
-    stack: ExitStack,
-    plan: EditPlan,
-    runner: Runner | None,
-    trajectories: Trajectories | None,
-    ahead: Sequence[EditPlan] = (),
-) -> EditPlan | RoutedPlan:
-    """The plan for what runs it. Trajectories are the model's own UNet's. ahead: see `Trajectories.attached`."""
-    if runner is not None:
-        return RoutedPlan(plan=plan, runner=runner)
-    return plan if trajectories is None else stack.enter_context(trajectories.attached(plan, ahead))
 
 
 def _begun(

@@ -27,11 +27,7 @@ class Finished:
 
 @dataclass(frozen=True, kw_only=True)
 class ServerStats:
-    """Counts of the scheduler, and of what was found in the caches.
-
-    trajectories: None where sources are not kept, since nobody asked for it or the runner can't replay them.
-    slots: of static steps with their graphs; None where edits don't run by them.
-    """
+    """Counts of the scheduler, and of what was found in the caches."""
 
     scheduler: SchedulerStats
     embeddings: CacheStats
@@ -39,8 +35,6 @@ class ServerStats:
     observations: CacheStats
     inversions: CacheStats
     pictures: CacheStats
-    trajectories: CacheStats | None
-    slots: CacheStats | None
 
 
 def finished(place: int, request: EditRequest, future: Future[EditResult]) -> Finished:

@@ -1,8 +1,7 @@
-"""What the server's scheduler runs plans on: the model's own UNet, and those of other checkpoints that edit."""
+"""The scheduler of a server, on the model's UNet."""
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from typing import Any
 
 from adapedit.model import EditModel
@@ -11,12 +10,10 @@ from adapedit_engine.runners import Runner
 from adapedit_engine.scheduler import (
     EngineExecutor,
     PaddedRunner,
-    RoutedExecutor,
     Scheduler,
     measure_call_bytes,
     slots_up_to,
 )
-from adapedit_engine.static_steps import StaticSteps
 
 
 def in_slots(runner: Runner, max_rows: int) -> Runner:
@@ -25,29 +22,12 @@ def in_slots(runner: Runner, max_rows: int) -> Runner:
 
 
 def make_scheduler(
-    runner: CachedRunner,
-    others: ExitStack,
-    model: EditModel,
-    *,
-    budget_bytes: int | None,
-    **options: Any,
+    runner: CachedRunner, model: EditModel, *, budget_bytes: int | None, **options: Any
 ) -> Scheduler:
-    """runner: the model's, open. others: where runners of other UNets are opened, when the first plan for each comes.
-
-    options: of `Scheduler`.
-    """
+    """runner: the model's, open. options: of `Scheduler`."""
     call_bytes = None
     if budget_bytes is not None:
         side = model.latent_size
         call_bytes = measure_call_bytes(runner, size=(side, side), tokens=model.max_tokens)
-        slots = StaticSteps.of(runner)
-        if slots is not None and slots.padded:
-            # Slots that nobody is in stay with their graphs: the budget has them, too.
-            slots.max_bytes = min(slots.max_bytes, budget_bytes // 8)
-            budget_bytes -= slots.max_bytes
-
-    def make(other: Runner) -> EngineExecutor:
-        return EngineExecutor(others.enter_context(CachedRunner(other, runner.prompts.max_bytes)))
-
-    executor = RoutedExecutor(EngineExecutor(runner, call_bytes=call_bytes), make)
+    executor = EngineExecutor(runner, call_bytes=call_bytes)
     return Scheduler(executor, budget_bytes=budget_bytes, **options)

@@ -1,8 +1,6 @@
 """EditServer: a queue, a thread that steps the scheduler, and one that decodes while the next steps run.
 
-On the CPU the stepping thread decodes as well, and waits a little for edits that are being prepared while there is room
-for them: the cores are those of the next steps, and two threads that compute at the same time are slower than one, see
-`adapedit_engine.openmp`.
+On the CPU the stepping thread decodes as well: the cores are those of the next steps.
 """
 
 from __future__ import annotations
@@ -17,12 +15,10 @@ from types import TracebackType
 from typing import Any
 
 from adapedit.arguments import check_count, check_seconds
-from adapedit.checked import REPLAY_BYTES
 from adapedit.model import EditModel
 from adapedit.progress import Progress
 from adapedit.request import EditRequest, check_request
 from adapedit.result import EditResult
-from adapedit.serving.arrivals import GRACE_SECONDS, Arrivals
 from adapedit.serving.caching import Caches, CachingModel
 from adapedit.serving.edits import EditedPart, PreparedEdit, edit_passes
 from adapedit.serving.inbox import first_rows, late, most_urgent, parted
@@ -32,10 +28,7 @@ from adapedit.serving.scheduling import in_slots, make_scheduler
 from adapedit.serving.streaming import streamed
 from adapedit_engine.caches import CachedRunner
 from adapedit_engine.host_copies import HostCopies
-from adapedit_engine.host_memory import keep_freed_memory
-from adapedit_engine.openmp import release_threads
 from adapedit_engine.scheduler import Scheduler, SchedulerStats, Ticket
-from adapedit_engine.static_steps import StaticSteps
 from adapedit_kernels.errors import AdapEditError
 
 
@@ -48,9 +41,6 @@ class EditServer:
     max_pending:  edits that may wait; `submit` blocks above that.
     budget_bytes: memory for edits in flight and one UNet call; None: no limit.
     cache_bytes:  for prompts, for projected keys and values, first passes, inversions, and pictures of sources: each.
-    trajectory_bytes: for recordings of sources, on the model's device: with one, a later edit of the same source
-                  runs two rows less, and is the same within a grey level. 0: only while an edit
-                  runs whose passes share a source, within 1 GiB, or `cache_bytes` where a budget is set.
     share_sources: run the common source of edits that wait at the same time once.
     join_running: False is static batching, for comparison: a batch begins when the one before has ended.
     """
@@ -63,20 +53,17 @@ class EditServer:
         max_pending: int = 256,
         budget_bytes: int | None = None,
         cache_bytes: int = 64 * 2**20,
-        trajectory_bytes: int = 0,
         share_sources: bool = True,
         join_running: bool = True,
     ) -> None:
         check_count("max_rows", max_rows)
         check_count("max_pending", max_pending)
         check_count("cache_bytes", cache_bytes, least=0)
-        check_count("trajectory_bytes", trajectory_bytes, least=0)
         if budget_bytes is not None:
             check_count("budget_bytes", budget_bytes)
         self.model = CachingModel.of(model, cache_bytes)
         self._runner = CachedRunner(in_slots(model.runner, max_rows), cache_bytes)
-        replay_bytes = REPLAY_BYTES if budget_bytes is None else cache_bytes
-        self._caches = Caches.of(self._runner, cache_bytes, trajectory_bytes, replay_bytes)
+        self._caches = Caches.of(cache_bytes)
         self._copies = HostCopies(model.device)
         self._painter = Painter(model=self.model, sources=self._caches.pictures, copies=self._copies)
         self._on_cpu = model.device.type == "cpu"
@@ -84,7 +71,6 @@ class EditServer:
         self._options: dict[str, Any] = {"budget_bytes": budget_bytes, "join_running": join_running}
         self._room = threading.BoundedSemaphore(max_pending)
         self._preparing, self._wake = threading.Lock(), threading.Condition()
-        self._arrivals = Arrivals(self._wake)
         self._inbox: list[PreparedEdit] = []
         self._open = self._ended = False
         self._process = os.getpid()
@@ -109,15 +95,10 @@ class EditServer:
         check_request(request)
         check_seconds("deadline", deadline)
         until = None if deadline is None else time.monotonic() + deadline
-        with self._arrivals.announced():
-            with self._preparing:
-                edit = self._prepare(request, until)
-                self._leave_cores()
-            placed = self._room.acquire(blocking=False)
-            if placed or in_server_thread():
-                return self._queue(edit, placed)
-        self._room.acquire()
-        return self._queue(edit, placed=True)
+        with self._preparing:
+            edit = self._prepare(request, until)
+        placed = self._room.acquire(blocking=not in_server_thread())
+        return self._queue(edit, placed)
 
     def _queue(self, edit: PreparedEdit, placed: bool) -> Future[EditResult]:
         """Hand over an edit. placed: it takes one of the `max_pending` places, until its end."""
@@ -126,7 +107,7 @@ class EditServer:
         with self._wake:
             if not (self._ended or self._failure):
                 self._inbox.append(edit)
-                self._arrivals.came()
+                self._wake.notify()
                 return edit.future
         # Gives its place to the next that waits, who is told the same.
         edit.future.cancel()
@@ -152,12 +133,10 @@ class EditServer:
     @property
     def stats(self) -> ServerStats:
         """What has happened so far."""
-        slots = StaticSteps.of(self._runner)
         return ServerStats(
             scheduler=self._scheduler.stats if self._scheduler else SchedulerStats(),
             embeddings=self.model.embeddings.stats,
             projections=self._runner.prompts.stats,
-            slots=None if slots is None else slots.stats,
             **self._caches.stats,
         )
 
@@ -165,9 +144,6 @@ class EditServer:
         if self._worker is not None:
             raise AdapEditError("this server has been used before: make a new one")
         self._open, self._process = True, os.getpid()
-        self._leave_cores()
-        if self._on_cpu:
-            keep_freed_memory()
         self._worker = threading.Thread(target=self._run, name="adapedit-scheduler", daemon=True)
         self._worker.start()
         return self
@@ -190,11 +166,6 @@ class EditServer:
         if self._failure is not None and kind is None:
             raise self._failure
 
-    def _leave_cores(self) -> None:
-        """Whoever has computed in the calling thread leaves the cores to the worker."""
-        if self._on_cpu:
-            release_threads()
-
     def _prepare(self, request: EditRequest, deadline: float | None) -> PreparedEdit:
         return PreparedEdit.of(request, self.model, self._max_rows, deadline)
 
@@ -203,14 +174,9 @@ class EditServer:
     def _run(self) -> None:
         mark_server_thread()
         try:
-            with (
-                ExitStack() as others,
-                self._runner as runner,
-                self.model.fast_vae(),
-                painting_executor(self._on_cpu) as painter,
-            ):
+            with self._runner as runner, painting_executor(self._on_cpu) as painter:
                 scheduler = self._scheduler = make_scheduler(
-                    runner, others, self.model, max_rows=self._max_rows, **self._options
+                    runner, self.model, max_rows=self._max_rows, **self._options
                 )
                 while self._feed(scheduler):
                     for ticket in scheduler.step():
@@ -226,13 +192,11 @@ class EditServer:
         No more than it can begin: what waits out here can still find others with the same source.
         """
         with self._wake:
-            since = time.monotonic()
-            while not self._may_step(scheduler, since):
-                if not (self._open or self._arrivals.likely):
+            while scheduler.idle and not self._inbox:
+                if not self._open:
                     self._ended = True
                     return False
-                nothing = self._open and scheduler.idle and not self._inbox
-                self._wake.wait(None if nothing else GRACE_SECONDS)
+                self._wake.wait()
             for edit in [edit for edit in self._inbox if edit.future.cancelled()]:
                 edit.future.set_running_or_notify_cancel()
                 self._inbox.remove(edit)
@@ -265,14 +229,6 @@ class EditServer:
         if parts:
             del self._jobs[ticket]
         return bool(parts)
-
-    def _may_step(self, scheduler: Scheduler, since: float) -> bool:
-        """Whether there is something to do, and nobody on the way who would compute beside it and could soon join."""
-        if scheduler.idle and not self._inbox:
-            return False
-        if not self._on_cpu or scheduler.waiting or not self._arrivals.worth_waiting(since):
-            return True
-        return first_rows(self._inbox) >= self._room_in(scheduler)
 
     def _room_in(self, scheduler: Scheduler) -> int:
         """Rows that the next step has room for."""

@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import pytest
 from typer.testing import CliRunner
 
-from adapedit import AdapEditPipeline, EditRequest
+from adapedit import EditRequest
 from adapedit.approximations import EXACT, parse, split
 from adapedit.cli import knobs
 from adapedit.cli.commands import app
 from adapedit.serving.batch import read_lines
 from adapedit.sharing import observation_key, share
-from adapedit_engine.runners import RunnerError
-from adapedit_engine.runners.compiled import CompiledRunner
-from adapedit_engine.runners.pytorch import PyTorchRunner
 from adapedit_kernels.errors import AdapEditError
 from tests.helpers.edits import SOURCE, STEPS, TARGET, grey_levels, request
 
 KNOBS = [
     {"guidance_until": 0.4},
-    {"cross_attention_until": 0.4},
-    {"feature_interval": 2},
     {"solver": "dpm++"},
-    {"cross_attention_until": 0.4, "guidance_until": 0.4, "feature_interval": 2, "solver": "dpm++"},
+    {"guidance_until": 0.4, "solver": "dpm++"},
 ]
 
 
@@ -37,14 +31,14 @@ def test_each_is_a_field_whose_default_is_exact():
     for name, value in EXACT.items():
         assert getattr(request(), name) == value
         assert parse([f"{name.replace('_', '-')}={value}"]) == {name: str(value)}
-    assert split({"feature_interval": 3, "lambda_tau": 1}) == ({"feature_interval": 3}, {"lambda_tau": 1})
+    assert split({"guidance_until": 0.5, "lambda_tau": 1}) == ({"guidance_until": 0.5}, {"lambda_tau": 1})
 
 
 @pytest.mark.parametrize(
     ("assignment", "said"),
     [
-        ("speed=9", "there is no approximation 'speed'; use one of: guidance_until, cross_attention_until"),
-        ("feature_interval", "gives no value; write, say, feature_interval=3"),
+        ("speed=9", "there is no approximation 'speed'; use one of: guidance_until, solver"),
+        ("guidance_until", "gives no value; write, say, guidance_until=0.6"),
         ("solver=", "gives no value; write, say, solver=dpm"),
     ],
 )
@@ -56,9 +50,8 @@ def test_what_is_no_approximation(assignment, said):
 @pytest.mark.parametrize(
     ("knob", "said"),
     [
-        ({"feature_interval": 0}, "feature_interval is 0"),
-        ({"feature_interval": "often"}, "feature_interval is 'often'"),
-        ({"cross_attention_until": 1.5}, "cross_attention_until is 1.5"),
+        ({"guidance_until": 1.5}, "guidance_until is 1.5"),
+        ({"guidance_until": "late"}, "guidance_until is 'late'"),
         ({"solver": "heun"}, "solver is 'heun'"),
     ],
 )
@@ -81,7 +74,7 @@ def test_in_a_batch_with_exact_edits(pipe):
 
 def test_in_the_server_with_exact_edits(pipe):
     wanted = [*(approximated(knob, seed=4) for knob in KNOBS), request(seed=4)]
-    with pipe.serve(trajectory_bytes=2**26) as server:
+    with pipe.serve() as server:
         results = [future.result() for future in [server.submit(one) for one in wanted]]
         again = server.submit(wanted[-1]).result()
     assert grey_levels(again.target_image, results[-1].target_image) <= 1
@@ -98,11 +91,11 @@ def test_every_method_takes_them(pipe, method):
 
 def test_by_name_in_python_and_back_from_disk(pipe, tmp_path):
     result = pipe(
-        SOURCE, TARGET, num_inference_steps=STEPS, feature_interval=2, solver="dpm++", lambda_tau=0.5
+        SOURCE, TARGET, num_inference_steps=STEPS, guidance_until=0.5, solver="dpm++", lambda_tau=0.5
     )
     result.save(tmp_path / "one")
     read = EditRequest.read(tmp_path / "one")
-    assert (read.feature_interval, read.solver, read.method.lambda_tau) == (2, "dpm++", 0.5)
+    assert (read.guidance_until, read.solver, read.method.lambda_tau) == (0.5, "dpm++", 0.5)
 
 
 @pytest.mark.parametrize("knob", KNOBS)
@@ -117,31 +110,13 @@ def test_sources_are_shared_only_by_edits_that_approximate_alike(pipe, knob):
     assert observation_key(exact.observe) != observation_key(one.observe)
 
 
-@pytest.mark.parametrize("knob", [{"feature_interval": 2}, {"cross_attention_until": 0.5}])
-def test_a_runner_that_keeps_nothing_refuses_before_any_work(pipe, knob):
-    class Graph(PyTorchRunner):
-        supports_reuse = False
-
-        def infer(self, inputs, outputs=None):
-            raise AssertionError("it was asked to work")
-
-    graph = AdapEditPipeline(replace(pipe.model, runner=Graph(pipe.model.runner.controlled.unet)))
-    with pytest.raises(
-        RunnerError, match=f"request 1: {next(iter(knob))}=.* runner Graph can't keep features"
-    ):
-        graph.edit_batch([request(), approximated(knob)])
-    with graph.serve() as server, pytest.raises(RunnerError, match="runner Graph"):
-        server.submit(approximated(knob)).result()
-    assert not CompiledRunner.supports_reuse
-
-
 def test_on_the_command_line(tmp_path):
     lines = tmp_path / "lines.jsonl"
     line = {"source_prompt": SOURCE, "target_prompt": TARGET}
-    lines.write_text("\n".join(json.dumps(fields) for fields in (line, {**line, "feature_interval": 5})))
-    read = [there.request for there in read_lines(lines, {"feature_interval": "3"})]
-    assert [one.feature_interval for one in read if one is not None] == [3, 5]
-    swept = knobs.varied(line, "adapedit", {}, "feature-interval", ["1", "4"])
-    assert [one.feature_interval for one in swept] == [1, 4]
+    lines.write_text("\n".join(json.dumps(fields) for fields in (line, {**line, "guidance_until": 0.5})))
+    read = [there.request for there in read_lines(lines, {"guidance_until": "0.3"})]
+    assert [one.guidance_until for one in read if one is not None] == [0.3, 0.5]
+    swept = knobs.varied(line, "adapedit", {}, "guidance-until", ["1", "0.4"])
+    assert [one.guidance_until for one in swept] == [1, 0.4]
     said = CliRunner().invoke(app, ["edit", SOURCE, TARGET, "--approximate", "speed=9"])
     assert said.exit_code and "there is no approximation 'speed'" in f"{said.output}{said.exception}"

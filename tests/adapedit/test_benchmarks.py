@@ -122,7 +122,7 @@ def test_unrelated_edits_are_the_same_every_time():
 def test_rows_are_those_of_the_plans(pipe):
     for method, rows in (
         (AdapEdit(), 6),
-        (AdapEdit(observed_prompts="both"), 6),
+        (AdapEdit(observed_prompts="both"), 8),
         (AdapEdit(single_pass=True), 4),
         (Plain(), 4),
     ):
