@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from adapedit.alignment import Alignment, Word, align
     from adapedit.pipeline import AdapEditPipeline, EditWarning
+    from adapedit.prompts.alignment import Alignment, Word, align
     from adapedit.request import EditRequest
     from adapedit.result import EditResult
     from adapedit_kernels.errors import AdapEditError
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 _HOMES = {
     "AdapEditError": "adapedit_kernels.errors",
     "AdapEditPipeline": "adapedit.pipeline",
-    "Alignment": "adapedit.alignment",
+    "Alignment": "adapedit.prompts.alignment",
     "EditRequest": "adapedit.request",
     "EditResult": "adapedit.result",
     "EditWarning": "adapedit.pipeline",
-    "Word": "adapedit.alignment",
-    "align": "adapedit.alignment",
+    "Word": "adapedit.prompts.alignment",
+    "align": "adapedit.prompts.alignment",
 }
 
 __all__ = [

@@ -18,26 +18,31 @@ EXACT: dict[str, Any] = {
 
 
 def split(knobs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Approximations, and the other knobs: those of the method."""
-    chosen = {name: value for name, value in knobs.items() if name in EXACT}
-    return chosen, {name: value for name, value in knobs.items() if name not in EXACT}
+    """Approximations, and the other knobs: those of the method. Earlier ones stay, for the request to refuse."""
+    from adapedit.request import GONE
+
+    chosen = {name: value for name, value in knobs.items() if name in EXACT or name in GONE}
+    return chosen, {name: value for name, value in knobs.items() if name not in chosen}
 
 
 def parse(assignments: Sequence[str] | None) -> dict[str, Any]:
     """NAME=VALUE, each, to fields of a request. Raises `AdapEditError` for names that are none."""
+    from adapedit.request import GONE
     from adapedit_kernels.errors import AdapEditError
 
     chosen: dict[str, Any] = {}
     for text in assignments or ():
         name, sign, value = text.partition("=")
         name = name.strip().replace("-", "_")
+        if name in GONE:
+            raise AdapEditError(f"{name} is gone: {GONE[name]}")
         if name not in EXACT:
             raise AdapEditError(
                 f"there is no approximation {name!r}; use one of: {', '.join(EXACT)} "
                 "(and the options --single-pass and --dtype)"
             )
         if not sign or not value.strip():
-            example = "dpm++" if name == "solver" else 0.6
+            example = 0.6 if name.endswith("until") else "dpm++"
             raise AdapEditError(f"--approximate {text!r} gives no value; write, say, {name}={example}")
         chosen[name] = value.strip()
     return chosen

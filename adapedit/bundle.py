@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from adapedit.arguments import folder_path
 from adapedit.checkpoint import expanded
 from adapedit.model import EditModel, ModelError, ModelFacts, Vocabulary, load_model, load_vocabulary
-from adapedit.words import settled
+from adapedit.prompts.tokens import settled
+from adapedit.result import folder_path
 from adapedit_engine.bundle import Bundle
 from adapedit_engine.manifest import MANIFEST_FILE
 from adapedit_engine.runners import RunnerError

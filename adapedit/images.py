@@ -1,10 +1,12 @@
-"""Pictures from outside: opened with every check before any work, upright, in RGB, and of the model's size."""
+"""Pictures from outside: opened with every check before any work, upright, in sRGB, and of the model's size."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Fit = Literal["crop", "pad", "stretch"]
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 MOST_PIXELS = 8192 * 8192
 """Of a picture; more is refused by its header alone, before anything is decoded."""
@@ -27,6 +30,8 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF
 INPUT_FILE = "input.png"
 """Where a picture that was given from Python is kept beside an edit."""
 WHITE = (255, 255, 255)
+ROUNDING = 2
+"""Grey levels by which a profile may differ from sRGB and still be taken for it."""
 
 
 class ImageError(AdapEditError):
@@ -50,55 +55,77 @@ class ImageInput(BaseModel):
 
     file:   its path; "input.png" for a picture from Python, which is kept beside the edit.
     sha256: of the file; None: whatever it holds, filled in before the edit.
+    digest: SHA-256 of its pixels, upright and in sRGB: the same picture in another file has the same. Filled in, too.
     fit:    to the model's size: "crop" (its middle), "pad" (white bars) or "stretch".
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     file: str
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    sha256: Digest | None = None
+    digest: Digest | None = None
     fit: Fit = "crop"
     _content: bytes | None = PrivateAttr(default=None)
+    _notes: tuple[str, ...] = PrivateAttr(default=())
 
     @classmethod
     def of(cls, value: Any, fit: Fit | None = None) -> Any:
-        """From a path or a `PIL.Image`; anything else is left to the validation."""
+        """From a path, a `PIL.Image` or an array; anything else is left to the validation.
+
+        Arrays are [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] (transparency), tensors of PyTorch [C, H, W] or
+        [1, C, H, W]: uint8, or floats in 0 to 1.
+        """
         if fit is not None and fit not in get_args(Fit):
             raise ImageError(f"fit is {fit!r}, wanted one of: {', '.join(get_args(Fit))}")
         more: dict[str, Any] = {} if fit is None else {"fit": fit}
         if isinstance(value, (str, Path)):
             return cls(file=str(value), **more)
+        if hasattr(value, "__array__"):
+            value = _from_array(value)
         if not hasattr(value, "getexif"):
             return value
         buffer = io.BytesIO()
-        try:
-            _upright(value)[0].save(buffer, "PNG")
-        except ImageError as error:
-            raise ImageError(f"the image {error}") from error
-        content = buffer.getvalue()
-        made = cls(file=INPUT_FILE, sha256=hashlib.sha256(content).hexdigest(), **more)
-        made._content = content
+        with _refusing("the image"):
+            picture, notes = _upright(value)
+            picture.save(buffer, "PNG", icc_profile=None)
+        made = cls.of_bytes(buffer.getvalue(), **more)
+        made._notes = tuple(notes)
         return made
+
+    @classmethod
+    def of_bytes(cls, content: bytes, file: str = INPUT_FILE, /, **more: Any) -> ImageInput:
+        """From what is in a picture's file, which messages call `file`; no path is opened."""
+        made = cls(file=file, **more)
+        made._content = bytes(content)
+        return made.read()[0]
 
     @property
     def kept(self) -> bytes | None:
-        """The file's bytes, of a picture that was given from Python."""
+        """The file's bytes, of a picture that was not given as a path."""
         return self._content
 
     def read(self) -> tuple[ImageInput, bytes]:
-        """The same with its sum, and the file's bytes. Raises `ImageError` where it is another file by now."""
+        """The same with its sums, and the file's bytes. Raises `ImageError` where it shows something else by now."""
         content = read_file(self.file) if self._content is None else self._content
-        found = hashlib.sha256(content).hexdigest()
-        if self.sha256 not in (None, found):
+        found, digest = hashlib.sha256(content).hexdigest(), self.digest
+        if digest is None or found != self.sha256:
+            digest = _digest(_decoded(content, self.file)[0])
+        named, same = self.sha256 or self.digest, self.sha256 == found or self.digest == digest
+        if named and not same:
             raise ImageError(f"image {self.file} is not the one that was edited: its SHA-256 has changed")
-        return self.model_copy(update={"sha256": found}), content
+        return self.model_copy(update={"sha256": found, "digest": digest}), content
+
+    def open(self, size: tuple[int, int]) -> OpenedImage:
+        """The picture at `size` (width, height). Raises `ImageError`."""
+        opened = open_image(self.read()[1], size=size, fit=self.fit, name=self.file)
+        return OpenedImage(picture=opened.picture, size=opened.size, notes=(*self._notes, *opened.notes))
 
     def beside(self, folder: Path) -> ImageInput:
         """The same, found beside an edit that was saved in `folder` where it is there."""
         there = folder / self.file
         try:
             found = there.is_file()
-        except OSError:
+        except (OSError, ValueError):
             found = False  # a name that is too long, which reading it will say
         return self.model_copy(update={"file": str(there)}) if found else self
 
@@ -122,56 +149,22 @@ def read_file(path: str | Path) -> bytes:
                 f"image {path} has {path.stat().st_size / 2**20:.0f} MiB, at most {MOST_BYTES >> 20} are read"
             )
         return path.read_bytes()
-    except OSError as error:
-        raise ImageError(f"image {path} can't be read ({error.strerror or error})") from error
+    except (OSError, ValueError) as error:  # a name with a zero in it is a ValueError
+        reason = getattr(error, "strerror", None) or error
+        raise ImageError(f"image {path} can't be read ({reason})") from error
 
 
 def open_image(
     content: bytes, *, size: tuple[int, int], fit: Fit = "crop", name: str = "image"
 ) -> OpenedImage:
     """Decode a picture and bring it to `size` (width, height). Raises `ImageError`; `name` is for its message."""
-    from PIL import Image
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            Image.init()
-            opened = Image.open(io.BytesIO(content), formats=[kind for kind in FORMATS if kind in Image.OPEN])
-        except Image.DecompressionBombError as error:
-            raise ImageError(f"image {name} is too large: at most {_limit()} are decoded") from error
-        except Exception as error:
-            raise ImageError(
-                f"image {name} is no picture that can be read; give a PNG, JPEG or WebP"
-            ) from error
-        with opened:
-            width, height = opened.size
-            if width * height > MOST_PIXELS:
-                raise ImageError(
-                    f"image {name} has {width} x {height} pixels: at most {_limit()} are decoded"
-                )
-            try:
-                opened.load()
-            except Exception as error:
-                reason = " ".join(str(error).split()) or type(error).__name__
-                raise ImageError(f"image {name} is damaged or cut short ({reason}); copy it again") from error
-            frames = int(getattr(opened, "n_frames", 1))
-            try:
-                picture, notes = _upright(opened)
-            except ImageError as error:
-                raise ImageError(f"image {name} {error}") from error
-    if min(picture.size) < LEAST_SIDE:
-        raise ImageError(
-            f"image {name} has {width} x {height} pixels; at least {LEAST_SIDE} a side are wanted"
-        )
-    if frames > 1:
-        notes.append(f"the first of {frames} frames")
-    fitted = fit_picture(picture, size, fit)
+    picture, notes = _decoded(content, name)
     if picture.size != size:
         how = {"crop": "the middle of", "pad": "white bars around", "stretch": "stretched from"}[fit]
         same = picture.width * size[1] == picture.height * size[0]
         shown = f"{picture.width} x {picture.height} pixels"
         notes.append(f"resized from {shown}" if same else f"{how} {shown}")
-    return OpenedImage(picture=fitted, size=picture.size, notes=tuple(notes))
+    return OpenedImage(picture=fit_picture(picture, size, fit), size=picture.size, notes=tuple(notes))
 
 
 def fit_picture(picture: Image.Image, size: tuple[int, int], fit: Fit = "crop") -> Image.Image:
@@ -187,12 +180,51 @@ def fit_picture(picture: Image.Image, size: tuple[int, int], fit: Fit = "crop") 
     return picture.resize(size, Image.Resampling.LANCZOS)
 
 
+@contextmanager
+def _refusing(name: str) -> Iterator[None]:
+    """Whatever Pillow raises inside becomes one `ImageError` that names the picture."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        yield
+    except ImageError as error:
+        raise ImageError(f"{name} {error}") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{name} is too large: at most {_limit()} are decoded") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{name} is no picture that can be read; give a PNG, JPEG or WebP") from error
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ImageError(f"{name} is damaged or cut short ({reason}); copy it again") from error
+
+
+def _decoded(content: bytes, name: str) -> tuple[Image.Image, list[str]]:
+    """The first frame in sRGB, upright, and what was done to it. Raises `ImageError`."""
+    from PIL import Image
+
+    with warnings.catch_warnings(), _refusing(f"image {name}"):
+        warnings.simplefilter("ignore")
+        Image.init()
+        known = [kind for kind in FORMATS if kind in Image.OPEN]
+        with Image.open(io.BytesIO(content), formats=known) as opened:
+            width, height = opened.size
+            if width * height > MOST_PIXELS:
+                raise ImageError(f"has {width} x {height} pixels: at most {_limit()} are decoded")
+            opened.load()
+            picture, notes = _upright(opened)
+            frames = int(getattr(opened, "n_frames", 1))
+        if min(picture.size) < LEAST_SIDE:
+            raise ImageError(f"has {width} x {height} pixels; at least {LEAST_SIDE} a side are wanted")
+        if frames > 1:
+            notes.append(f"the first of {frames} frames")
+        return picture, notes
+
+
 def _upright(picture: Image.Image) -> tuple[Image.Image, list[str]]:
-    """In RGB, turned as its EXIF says, and what was done to it."""
+    """In sRGB, turned as its EXIF says, and what was done to it."""
     from PIL import ImageOps
 
     notes: list[str] = []
-    mode, size = picture.mode, picture.size
     try:
         turned = ImageOps.exif_transpose(picture) if picture.getexif().get(0x0112, 1) != 1 else picture
         if turned is not picture:
@@ -201,48 +233,67 @@ def _upright(picture: Image.Image) -> tuple[Image.Image, list[str]]:
         # Damaged descriptions around an undamaged picture: it is shown as it lies.
         turned = picture
         notes.append("its EXIF can't be read: not turned")
-    try:
-        rgb = _rgb(turned, notes)
-    except ImageError:
-        raise
-    except Exception as error:
-        raise ImageError(
-            f"of mode {mode} and {size[0]} x {size[1]} pixels can't be converted to RGB"
-        ) from error
-    return rgb, notes
+    return _rgb(turned, notes), notes
 
 
 def _rgb(picture: Image.Image, notes: list[str]) -> Image.Image:
+    """In sRGB on white. Pillow's own conversion cuts 16 bits off, lays on black and knows no profile."""
     from PIL import Image
 
-    mode = picture.mode
-    if mode.startswith("I"):
-        notes.append("16 bits reduced to 8")
-        grey, transparent = _eight_bits(picture), picture.info.get("transparency")
-        if not isinstance(transparent, int):
-            return grey.convert("RGB")
-        # Before anything is reduced: neighbours of the transparent value become the same 8 bits.
-        return _on_white(Image.merge("LA", (grey, _where_not(picture, transparent))), notes)
-    if mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
-        # Premultiplied modes have a way to their own plain one alone.
-        plain = picture.convert({"RGBa": "RGBA", "La": "LA"}[mode]) if mode in ("RGBa", "La") else picture
-        return _on_white(plain, notes)
+    mode, transparent, alpha = picture.mode, picture.info.get("transparency"), None
     if mode == "F":
         raise ImageError("has floating-point values, whose range is not known; save it with 8 or 16 bits")
-    if mode == "CMYK":
+    if mode.startswith("I"):
+        notes.append("16 bits reduced to 8")
+        colours = _eight_bits(picture)
+        if isinstance(transparent, int):
+            # Before anything is reduced: neighbours of the transparent value become the same 8 bits.
+            alpha = _where_not(picture, transparent)
+    elif picture.has_transparency_data:
+        # Premultiplied modes have a way to their own plain one alone.
+        layer = picture.convert({"RGBa": "RGBA", "La": "LA"}.get(mode, mode)).convert("RGBA")
+        alpha, colours = layer.getchannel("A"), layer.convert("RGB")
+    else:
+        colours = picture
+    rgb = _in_srgb(colours, picture.info.get("icc_profile"), notes)
+    if alpha is None or alpha.getextrema()[0] == 255:
+        return rgb
+    notes.append("transparent parts laid on white")
+    return Image.composite(rgb, Image.new("RGB", rgb.size, WHITE), alpha)
+
+
+def _in_srgb(picture: Image.Image, embedded: bytes | None, notes: list[str]) -> Image.Image:
+    """In RGB, by the profile that came with it, where that is another than sRGB."""
+    from PIL import ImageChops, ImageCms
+
+    try:
+        plain = picture.convert("RGB")
+    except ValueError as error:
+        raise ImageError(f"of mode {picture.mode} can't be converted to RGB; save it as RGB") from error
+    if embedded:
+        try:
+            profile = ImageCms.ImageCmsProfile(io.BytesIO(embedded))
+            mode = {"GRAY": "L", "CMYK": "CMYK"}.get(profile.profile.xcolor_space.strip(), "RGB")
+            found = ImageCms.profileToProfile(
+                picture if picture.mode == mode else plain.convert(mode),
+                profile,
+                ImageCms.createProfile("sRGB"),
+                renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+                outputMode="RGB",
+                flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+            )
+            assert found is not None
+            far = max(int(high) for _, high in ImageChops.difference(found, plain).getextrema())  # type: ignore
+            if far <= ROUNDING:
+                return plain
+            name = " ".join(ImageCms.getProfileDescription(profile).split())[:60]
+            notes.append(f"converted to sRGB from its colour profile {name}".rstrip())
+            return found
+        except ImageCms.PyCMSError:
+            notes.append("its colour profile can't be read: colours taken as sRGB")
+    if picture.mode == "CMYK":
         notes.append("converted from CMYK without a colour profile")
-    return picture.convert("RGB")
-
-
-def _on_white(picture: Image.Image, notes: list[str]) -> Image.Image:
-    """A picture that may be transparent in RGB, and whether it was."""
-    from PIL import Image
-
-    layer = picture.convert("RGBA")
-    least, _ = layer.getchannel("A").getextrema()
-    if float(str(least)) < 255:
-        notes.append("transparent parts laid on white")
-    return Image.alpha_composite(Image.new("RGBA", layer.size, (*WHITE, 255)), layer).convert("RGB")
+    return plain
 
 
 def _where_not(picture: Image.Image, value: int) -> Image.Image:
@@ -261,6 +312,37 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
     if values.min() < 0 or values.max() > 65535:
         raise ImageError("has 32-bit values; save it with 8 or 16 bits")
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+
+
+def _from_array(value: Any) -> Image.Image:
+    """Of an array or a tensor, see `ImageInput.of`."""
+    import numpy as np
+    from PIL import Image
+
+    tensor = hasattr(value, "detach")
+    if tensor:  # bfloat16 and a GPU's memory are unknown to numpy
+        value = value.detach().cpu()
+        value = value.float() if value.is_floating_point() else value
+    pixels = np.asarray(value)
+    pixels = pixels[0] if pixels.ndim == 4 and len(pixels) == 1 else pixels
+    if tensor and pixels.ndim == 3:
+        pixels = np.moveaxis(pixels, 0, 2)
+    wanted = "[C, H, W]" if tensor else "[H, W, C]"
+    if pixels.ndim not in (2, 3) or pixels.shape[2:] not in ((), (1,), (3,), (4,)) or not pixels.size:
+        raise ImageError(f"the image has shape {list(value.shape)}, wanted {wanted} with 1, 3 or 4 channels")
+    if np.issubdtype(pixels.dtype, np.floating):
+        if not (pixels.min() >= 0 and pixels.max() <= 1):  # NaN is neither
+            raise ImageError(
+                f"the image has values from {pixels.min():.4g} to {pixels.max():.4g}, wanted 0 to 1, or uint8"
+            )
+        pixels = (pixels * 255).round().astype(np.uint8)
+    if pixels.dtype != np.uint8:
+        raise ImageError(f"the image is of {pixels.dtype}, wanted uint8, or floats from 0 to 1")
+    return Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels))
+
+
+def _digest(picture: Image.Image) -> str:
+    return hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()
 
 
 def _limit() -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from adapedit.checkpoint import BUILTIN, ModelError, locate, read_part
 from adapedit.methods.settings import make_settings, one_line
-from adapedit.words import framed_ids, settled
+from adapedit.prompts.tokens import framed_ids, settled
 from adapedit_engine.runners import Runner
 from adapedit_engine.runners.pytorch import PyTorchRunner
 from adapedit_engine.schedule import Schedule

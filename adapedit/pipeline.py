@@ -12,13 +12,19 @@ from PIL import Image
 from torch import Tensor
 
 from adapedit.approximations import split as split_approximations
-from adapedit.arguments import check_callback, check_count, check_seeding
 from adapedit.checked import CheckedEdit, inverted_edits
 from adapedit.images import Fit, ImageInput
 from adapedit.methods.settings import make_settings
 from adapedit.model import EditModel, load_model
 from adapedit.progress import Clock, Progress, StepCount
-from adapedit.request import EditRequest, check_request, check_requests
+from adapedit.request import (
+    EditRequest,
+    check_callback,
+    check_count,
+    check_request,
+    check_requests,
+    check_seeding,
+)
 from adapedit.result import EditResult, make_result
 from adapedit.sharing import alike_passes, merge, share, split
 from adapedit_engine.denoising import denoise

@@ -8,17 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adapedit.alignment import align
-from adapedit.images import open_image
 from adapedit.inversion.registry import make_inversion
 from adapedit.inversion.settings import Direct
 from adapedit.methods.context import EditContext
 from adapedit.methods.registry import inverts
 from adapedit.model import EditModel
 from adapedit.noising import noise_levels
+from adapedit.prompts.alignment import align
+from adapedit.prompts.tokens import tokenize_words, word_spans
 from adapedit.request import EditRequest
 from adapedit.solvers import scheduler_of
-from adapedit.words import tokenize_words, word_spans
 from adapedit_kernels.errors import AdapEditError
 
 __all__ = ["complete", "make_context", "refuse_unknown_words"]
@@ -93,7 +92,7 @@ def make_context(request: EditRequest, model: EditModel) -> EditContext:
 def _of_picture(context: EditContext, request: EditRequest, model: EditModel) -> EditContext:
     assert request.image is not None and request.height is not None and request.width is not None
     size = (request.width, request.height)
-    image = open_image(request.image.read()[1], size=size, fit=request.image.fit, name=request.image.file)
+    image = request.image.open(size)
     pixels = torch.from_numpy(np.array(image.picture)).permute(2, 0, 1)[None].float() / 255
     latents = model.encode(pixels)
     if latents.shape != context.latents.shape:

@@ -1,17 +1,41 @@
-"""EditRequest: everything that an edit depends on, as validated data that can be written down and repeated."""
+"""EditRequest: everything that an edit depends on, as validated data that can be written down and repeated.
+
+And what else people hand over, checked where it comes in.
+"""
 
 from __future__ import annotations
 
 import json
+import math
+import reprlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
-from adapedit.images import ImageField
+from adapedit.images import ImageError, ImageField, ImageInput
 from adapedit.inversion.settings import InversionSettings
 from adapedit.methods.settings import AdapEdit, MethodSettings, make_settings, one_line
 from adapedit_kernels.errors import AdapEditError
+
+GONE = dict.fromkeys(
+    ("cross_attention_until", "feature_interval"), "use num_inference_steps=20 with solver='dpm++'"
+)
+"""Fields of earlier versions, and what to do instead."""
+
+
+def _single(prompt: Any) -> Any:
+    """The prompt of a list of one."""
+    return prompt[0] if isinstance(prompt, (list, tuple)) and len(prompt) == 1 else prompt
 
 
 def _not_empty(prompt: str) -> str:
@@ -20,8 +44,15 @@ def _not_empty(prompt: str) -> str:
     return prompt
 
 
-Prompt = Annotated[str, AfterValidator(_not_empty)]
-Side = Annotated[int, Field(ge=8, le=4096)]
+def _no_truth(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("a number was wanted")
+    return value
+
+
+Prompt = Annotated[str, BeforeValidator(_single), AfterValidator(_not_empty)]
+Number = BeforeValidator(_no_truth)
+Side = Annotated[int, Field(ge=8, le=4096), Number]
 
 
 class EditRequest(BaseModel):
@@ -36,8 +67,8 @@ class EditRequest(BaseModel):
     guidance_until:      share of the trajectory after which guidance is skipped: an approximation that saves half
                          of the later steps; 1: never.
     solver:              "model": the model's scheduler; "dpm++": DPM-Solver++(2M), for fewer steps.
-    image:               a real picture to edit: a path, a `PIL.Image`, or {"file": ..., "fit": ...}, see `ImageInput`;
-                         None: the source prompt's own.
+    image:               a real picture to edit: a path, a `PIL.Image`, an array or {"file": ..., "fit": ...}, see
+                         `ImageInput`; None: the source prompt's own.
     inversion:           what leads back to it, by name or with knobs; None: "direct" where the method wants one.
     """
 
@@ -45,13 +76,13 @@ class EditRequest(BaseModel):
 
     source_prompt: Prompt
     target_prompt: Prompt
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    num_inference_steps: Annotated[int, Field(ge=1, le=1000)] = 50
-    guidance_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**63), Number] = 0
+    num_inference_steps: Annotated[int, Field(ge=1, le=1000), Number] = 50
+    guidance_scale: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False), Number] | None = None
     height: Side | None = None
     width: Side | None = None
     method: MethodSettings = Field(default_factory=AdapEdit)
-    guidance_until: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 1.0
+    guidance_until: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), Number] = 1.0
     solver: Literal["model", "dpm++"] = "model"
     image: ImageField | None = None
     inversion: InversionSettings | None = None
@@ -63,17 +94,53 @@ class EditRequest(BaseModel):
         return self
 
     @classmethod
-    def make(cls, **fields: Any) -> EditRequest:
+    def make(cls, /, **fields: Any) -> EditRequest:
         """The request, or an `AdapEditError` that says in one line which field is wrong and what was wanted.
 
         method: settings, or the name of a method for its defaults.
         """
+        gone = next((name for name in fields if name in GONE), None)
+        if gone is not None:
+            raise AdapEditError(f"{gone} is gone: {GONE[gone]}")
         if isinstance(fields.get("method"), str):
             fields["method"] = make_settings(fields["method"])
         try:
             return cls(**fields)
         except ValidationError as error:
             raise AdapEditError(one_line(error)) from error
+
+    @classmethod
+    def from_wire(cls, json: Mapping[str, Any], files: Mapping[str, bytes]) -> EditRequest:
+        """The request of a stranger: opens no path, and tells of none whether it is there.
+
+        json: the fields. image: a name in `files`, or {"file": that name, "fit": ...}; files: what came with it, by
+        name. Raises `AdapEditError`, also for settings that name a folder or a model.
+        """
+        if not isinstance(json, Mapping):
+            raise AdapEditError(
+                f"got {reprlib.repr(json)}, wanted an object with source_prompt and target_prompt"
+            )
+        fields = dict(json)
+        given = fields.get("image")
+        if given is not None:
+            given = dict(given) if isinstance(given, Mapping) else {"file": given}
+            name = given.pop("file", None)
+            if not isinstance(name, str) or name not in files:
+                raise ImageError(
+                    f"image is {reprlib.repr(name)}, wanted the name of a picture sent with the request"
+                )
+            try:
+                fields["image"] = ImageInput.of_bytes(files[name], name, **given)
+            except ValidationError as error:
+                raise ImageError(f"image.{one_line(error)}") from error
+        request = cls.make(**fields)
+        for part, knob in ((request.inversion, "cache"), (request.method, "checkpoint")):
+            value = getattr(part, knob, None)
+            if value not in (None, "off"):
+                raise AdapEditError(
+                    f"{knob} is {reprlib.repr(value)}, which a request may not choose; leave it out"
+                )
+        return request
 
     @classmethod
     def read(cls, path: str | Path) -> EditRequest:
@@ -85,7 +152,7 @@ class EditRequest(BaseModel):
             path = Path(path)
             path = path / "edit.json" if path.is_dir() else path
             fields = dict(json.loads(path.read_text(encoding="utf-8"))["request"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise AdapEditError(
                 f"{path} is no edit.json ({error}); give a folder that an edit was saved in"
             ) from error
@@ -93,6 +160,26 @@ class EditRequest(BaseModel):
         if request.image is None:
             return request
         return request.model_copy(update={"image": request.image.beside(path.parent)})
+
+
+def same_request(stored: Mapping[str, Any], request: EditRequest) -> bool:
+    """Whether what an edit.json holds is of this request, completed by the same model.
+
+    By what both mean: of a picture its pixels count, not the file. Raises `ImageError` where its file can't be read.
+    """
+    try:
+        earlier = EditRequest.make(**stored["request"])
+    except (AdapEditError, KeyError, TypeError):
+        return False
+    return _meaning(earlier) == _meaning(request)
+
+
+def _meaning(request: EditRequest) -> dict[str, Any]:
+    meant, image = request.model_dump(mode="json", exclude={"image"}), request.image
+    if image is not None:
+        digest = image.read()[0].digest if image.digest is None else image.digest
+        meant["image"] = {"digest": digest, "fit": image.fit}
+    return meant
 
 
 def check_request(request: Any) -> None:
@@ -105,3 +192,34 @@ def check_requests(requests: Any) -> None:
     """Raise `AdapEditError` for a single request where several are wanted, which would be taken for its fields."""
     if isinstance(requests, EditRequest):
         raise AdapEditError("got one request; give a list, or call the pipeline itself")
+
+
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """Raise unless `value` is a whole number from `least` on."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise AdapEditError(f"{name} is {value!r}, wanted a whole number from {least} on")
+
+
+def check_seconds(name: str, value: Any) -> None:
+    """Raise unless `value` is None or a number of seconds, which NaN is not."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if value is not None and (not number or math.isnan(value)):
+        raise AdapEditError(f"{name} is {value!r}, wanted a number of seconds")
+
+
+def check_callback(callback: Any) -> None:
+    """Raise unless `callback` is None or can be called."""
+    if callback is not None and not callable(callback):
+        raise AdapEditError(f"callback is {callback!r}, wanted a function callback(done, total)")
+
+
+def check_seeding(seed: Any, generator: Any) -> None:
+    """Raise unless at most one of both is given, and `generator` is one of PyTorch."""
+    if generator is None:
+        return
+    if seed is not None:
+        raise AdapEditError("got both seed and generator; give one of them")
+    import torch
+
+    if not isinstance(generator, torch.Generator):
+        raise AdapEditError(f"generator is {generator!r}, wanted a torch.Generator; of a number make a seed")

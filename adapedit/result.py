@@ -2,30 +2,43 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
+import secrets
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from adapedit import __version__
-from adapedit.alignment import Alignment, Word
-from adapedit.arguments import folder_path
 from adapedit.images import INPUT_FILE, OpenedImage
-from adapedit.maps import overlay
-from adapedit.methods.context import EditContext, Findings
-from adapedit.output import OutputFolder
 from adapedit.request import EditRequest
-from adapedit.sheets import Cell, Heading, sheet
-from adapedit_engine.loop import EditOutcome
+from adapedit_kernels.errors import AdapEditError
+
+# The folder's part is used by commands before anything heavy is loaded.
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image
+    from torch import Tensor
+
+    from adapedit.methods.context import EditContext, Findings
+    from adapedit.prompts.alignment import Alignment, Word
+    from adapedit.sheets import Heading
+    from adapedit_engine.loop import EditOutcome
 
 FORMAT = 1
+LEAST_SPACE = 32 * 2**20
+"""Bytes that must be free before work begins; an edit at 512 x 512 pixels writes about 2 MB."""
+SHOWN = 40
+"""Characters of a prompt in the short form of a result."""
+
+
+class OutputError(AdapEditError):
+    """An output folder that can't be written, or a disk that is full."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +57,7 @@ class WordReport:
     relation: float | None
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class EditResult:
     """What an edit gave.
 
@@ -73,6 +86,24 @@ class EditResult:
     image: OpenedImage | None = None
     reconstruction_psnr: float | None = None
 
+    def __repr__(self) -> str:
+        source, target = (
+            repr(text if len(text) <= SHOWN else text[: SHOWN - 3] + "...")
+            for text in (self.request.source_prompt, self.request.target_prompt)
+        )
+        width, height = self.target_image.size
+        name, seed = self.request.method.name, self.request.seed
+        return f"EditResult({source} to {target}, {name}, seed {seed}, {width} x {height} pixels)"
+
+    def _repr_png_(self) -> bytes:
+        """Source and target under their prompts: what a notebook shows."""
+        from adapedit.sheets import Cell, sheet
+
+        cells = [Cell(self.source_image, "source"), Cell(self.target_image, "target")]
+        buffer = io.BytesIO()
+        sheet([("", cells)], headings=self.headings(), cell=256).save(buffer, "PNG")
+        return buffer.getvalue()
+
     def word_map(self, word: Word, *, prompt: str = "target") -> NDArray[np.float32]:
         """The map [mh, mw] of a word of `alignment.target_words` (or source_words), its tokens added up."""
         maps = self.target_maps if prompt == "target" else self.source_maps
@@ -80,6 +111,8 @@ class EditResult:
 
     def maps_sheet(self) -> Image.Image:
         """Pictures, spatial map and every word's map, labelled, as one picture."""
+        from adapedit.sheets import Cell, overlay, sheet
+
         first = [Cell(self.source_image, "source"), Cell(self.target_image, "target")]
         if self.image is not None:
             first.insert(
@@ -101,6 +134,8 @@ class EditResult:
 
     def headings(self) -> tuple[Heading, Heading]:
         """Both prompts for the top of a sheet, what differs standing out."""
+        from adapedit.sheets import Heading
+
         source = tuple((word.text, word.kind != "kept") for word in self.alignment.source_words)
         target = tuple((word.text, word.is_key) for word in self.alignment.target_words)
         return Heading("source", source), Heading("target", target)
@@ -125,14 +160,14 @@ class EditResult:
     def _request(self) -> dict[str, Any]:
         """The request as it can be repeated from any working folder: with the whole path of its picture."""
         request, image = self.request.model_dump(mode="json"), self.request.image
-        if image is not None and image.kept is None:
-            request["image"]["file"] = os.path.abspath(image.file)
+        if image is not None:
+            request["image"]["file"] = os.path.abspath(image.file) if image.kept is None else INPUT_FILE
         return request
 
     def save(self, folder: str | Path) -> Path:
         """Write source.png, target.png, maps.png and edit.json; earlier ones are replaced.
 
-        A picture that was given from Python is written as input.png, too, byte for byte.
+        A picture that was not given as a path is written as input.png, too, byte for byte.
         Raises `OutputError` where the folder can't be written; nothing half-written is left.
         """
         folder = folder_path(folder)
@@ -143,7 +178,7 @@ class EditResult:
             kept = None if self.request.image is None else self.request.image.kept
             if kept is not None:
                 (part / INPUT_FILE).write_bytes(kept)
-            (part / "edit.json").write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+            (part / "edit.json").write_text(strict_json(self.to_dict()), encoding="utf-8")
         return folder
 
 
@@ -185,6 +220,8 @@ def make_result(
 
 def psnr(one: Image.Image, other: Image.Image) -> float:
     """Peak signal-to-noise ratio of two RGB pictures of one size, decibels, at most 60."""
+    import numpy as np
+
     error = np.square(np.asarray(one, np.float64) - np.asarray(other, np.float64)).mean()
     return 60.0 if error == 0 else min(60.0, float(10 * np.log10(255**2 / error)))
 
@@ -214,3 +251,130 @@ def _note(report: WordReport) -> str:
     if report.relation is not None:
         parts.append(f"relation {report.relation:.2f}")
     return ", ".join(parts)
+
+
+def strict_json(value: Any) -> str:
+    """JSON that every reader takes, in lines. Raises `AdapEditError` for what is no number in it."""
+    try:
+        return json.dumps(value, indent=2, allow_nan=False) + "\n"
+    except ValueError as error:
+        raise AdapEditError(
+            "the result has a value that is not finite; the model overflowed: use torch_dtype=torch.bfloat16 or float32"
+        ) from error
+
+
+def folder_path(value: Any) -> Path:
+    """A folder's path. Raises unless `value` is a path."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise AdapEditError(f"folder is {value!r}, wanted a path")
+    return Path(value)
+
+
+def check_output(folder: str | Path) -> None:
+    """Raise `OutputError` where `folder` could not be written. Changes nothing, and makes no folder."""
+    folder = Path(folder)
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "it is a file")
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not there.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{there} is a file")
+        # Asking is not enough: root may do all that permissions forbid, and a file system may be read-only.
+        trial = there / _part_name(folder)
+        trial.mkdir()
+        trial.rmdir()
+        if shutil.disk_usage(there).free < LEAST_SPACE:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+class OutputFolder:
+    """Gives a hidden folder to write into; what is in it takes its place in `folder` when the block ends well.
+
+    A new `folder` appears at once, with all its files. In one that was there earlier files of the same names are
+    replaced, each whole: the descriptions (.json) are taken away first and put in last, so that where a description
+    stands the pictures beside it are its own. Where the block fails or is interrupted `folder` is left as it was, or
+    is not made. Raises `OutputError`, on entry where nothing can be written.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def __enter__(self) -> Path:
+        check_output(self.folder)
+        try:
+            # Inside a folder that is there already: it may be a mount point, or its parent closed to us.
+            parent = self.folder if self.folder.exists() else self.folder.absolute().parent
+            self._made = _make(parent)
+            self.part = parent / _part_name(self.folder)
+            self.part.mkdir()
+        except OSError as error:
+            raise _unwritable(self.folder, error) from error
+        return self.part
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        done = False
+        try:
+            if kind is None:
+                give_usual_modes(self.part)
+                self._publish()
+                done = True
+        except OSError as problem:
+            raise _unwritable(self.folder, problem) from problem
+        finally:
+            shutil.rmtree(self.part, ignore_errors=True)
+            if not done:
+                for path in reversed(self._made):
+                    _remove_if_empty(path)
+        if isinstance(error, OSError):
+            raise _unwritable(self.folder, error) from error
+
+    def _publish(self) -> None:
+        if not self.folder.exists():
+            os.rename(self.part, self.folder)
+            return
+        paths = sorted(self.part.iterdir(), key=lambda path: (path.suffix == ".json", path.name))
+        for path in paths:
+            if (self.folder / path.name).is_dir():
+                raise IsADirectoryError(errno.EISDIR, f"{path.name} in it is a folder")
+        for path in paths:
+            if path.suffix == ".json":
+                (self.folder / path.name).unlink(missing_ok=True)
+        for path in paths:
+            os.replace(path, self.folder / path.name)
+
+
+def give_usual_modes(folder: Path) -> None:
+    """Let others read the files in a folder as they may any new file of ours: some libraries make theirs private."""
+    sample = folder / _part_name(folder)
+    sample.touch()
+    usual = sample.stat().st_mode & 0o777
+    sample.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(usual)
+
+
+def _part_name(folder: Path) -> str:
+    return f".{folder.absolute().name}.{secrets.token_hex(4)}.part"
+
+
+def _make(folder: Path) -> list[Path]:
+    """Make a folder with its parents; those that were made, the outermost first."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    return missing[::-1]
+
+
+def _remove_if_empty(path: Path) -> None:
+    try:
+        path.rmdir()
+    except OSError:
+        return
+
+
+def _unwritable(folder: Path, error: OSError) -> OutputError:
+    reason = error.strerror or str(error)
+    mend = "free some space or " if error.errno == errno.ENOSPC else ""
+    return OutputError(f"can't write to {folder} ({reason}); {mend}choose another output folder")

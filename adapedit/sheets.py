@@ -1,4 +1,4 @@
-"""Contact sheets: labelled pictures in titled rows, with the text wrapped to the room that it has."""
+"""Contact sheets: labelled pictures in titled rows, the text wrapped to its room; and maps laid over pictures."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-__all__ = ["Cell", "Heading", "sheet"]
+__all__ = ["Cell", "Heading", "overlay", "sheet"]
 
 GAP, MARGIN = 10, 14
 PAPER, INK, FAINT, ACCENT = (255, 255, 255), (28, 30, 36), (112, 116, 126), (196, 60, 16)
@@ -17,6 +19,8 @@ HEADING_SIZE, TITLE_SIZE, LABEL_SIZE, NOTE_SIZE = 18, 17, 14, 12
 FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial.ttf", "arial.ttf")
 NARROWEST = 420
 """Pixels: a sheet is never narrower, or its headings would stand one word a line."""
+HEAT = np.array([[12, 10, 46], [92, 22, 110], [188, 54, 84], [244, 128, 40], [252, 250, 170]], np.float32)
+"""A dark-to-bright scale (the ends and quarters of an inferno-like ramp)."""
 
 Runs = tuple[tuple[str, bool], ...]
 
@@ -84,7 +88,16 @@ def sheet(
             x = MARGIN + column * (cell + GAP)
             label = pen.wrap(_runs(one.label), LABEL_SIZE, cell, INK, most=3)
             note = pen.wrap(_runs(one.note), NOTE_SIZE, cell, FAINT, most=4)
-            placed += [(x, y, _fitted(one.image, cell)), (x, y + cell + 3, label)]
+            placed += [
+                (
+                    x,
+                    y,
+                    ImageOps.pad(
+                        one.image.convert("RGB"), (cell, cell), Image.Resampling.LANCZOS, color=PAPER
+                    ),
+                ),
+                (x, y + cell + 3, label),
+            ]
             placed.append((x, y + cell + 3 + label.height, note))
             below = max(below, label.height + note.height)
         y += cell + 3 + below + GAP
@@ -95,6 +108,20 @@ def sheet(
         else:
             picture.paste(thing, (x, top))
     return picture
+
+
+def overlay(image: Image.Image, values: NDArray[np.float32], *, peak: float | None = None) -> Image.Image:
+    """A map [mh, mw] over a picture, scaled to its own peak unless one is given."""
+    top = float(values.max()) if peak is None else peak
+    shown = Image.fromarray((np.clip(values / max(top, 1e-12), 0, 1) * 255).astype(np.uint8))
+    scaled = np.asarray(shown.resize(image.size, Image.Resampling.BILINEAR), np.float32) / 255
+    place = scaled * (len(HEAT) - 1)
+    low = np.minimum(place.astype(int), len(HEAT) - 2)
+    share = (place - low)[..., None]
+    heat = HEAT[low] * (1 - share) + HEAT[low + 1] * share
+    base = np.asarray(image.convert("L").convert("RGB"), np.float32)
+    mixed = base * 0.35 + heat * 0.65
+    return Image.fromarray(mixed.round().astype(np.uint8))
 
 
 class _Pen:
@@ -151,18 +178,6 @@ def _texts(rows: Sequence[tuple[str, Sequence[Cell]]], headings: Sequence[Headin
     for title, cells in rows:
         texts += [title, *(part for one in cells for part in (one.label, one.note))]
     return texts
-
-
-def _fitted(image: Image.Image, side: int) -> Image.Image:
-    """The picture in a square of `side`, its proportions kept."""
-    scale = side / max(image.size)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    resized = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-    if size == (side, side):
-        return resized
-    square = Image.new("RGB", (side, side), PAPER)
-    square.paste(resized, ((side - size[0]) // 2, (side - size[1]) // 2))
-    return square
 
 
 @lru_cache

@@ -43,7 +43,7 @@ def batch(
     --approximate holds for every line that does not say otherwise. Failures are listed in failures.jsonl and the rest
     goes on; the exit code is then 1.
     """
-    from adapedit.output import check_output
+    from adapedit.result import check_output
     from adapedit.serving.batch import read_lines, run_batch, shard_of
 
     lines = shard_of(read_lines(requests, approximations(approximate)), shard)

@@ -81,7 +81,7 @@ def evaluate_inversions(
     """Run the study of inversions, and print its table."""
     from adapedit.cli.knobs import parse
     from adapedit.inversion.settings import INVERSIONS, make_inversion_settings
-    from adapedit.output import check_output
+    from adapedit.result import check_output
     from adapedit_kernels.errors import AdapEditError
 
     names = [name.strip() for name in inversion.split(",")] if inversion else list(INVERSIONS)

@@ -198,7 +198,7 @@ def evaluate(
     from adapedit.cli import show
     from adapedit.evaluation.run import run_study
     from adapedit.evaluation.suite import scene_suite
-    from adapedit.output import check_output
+    from adapedit.result import check_output
 
     check_output(out)
     cases = scene_suite(None if half is Half.both else half.value, limit or LIMIT, only)

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from adapedit.cli.bundle_show import status
-from adapedit.output import OutputFolder
+from adapedit.result import OutputFolder
 
 
 def run(

@@ -91,7 +91,7 @@ def evaluate_pairs(
     """
     from adapedit.cli import show
     from adapedit.evaluation.protocol.pairs import read_pairs
-    from adapedit.output import check_output
+    from adapedit.result import check_output
 
     assert file is not None
     names = metric_names(metrics, clip_model)

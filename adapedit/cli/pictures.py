@@ -123,7 +123,7 @@ def invert(
     from adapedit.bundle import is_bundle
     from adapedit.images import open_image, read_file
     from adapedit.inversion.settings import INVERSIONS, make_inversion_settings
-    from adapedit.output import check_output
+    from adapedit.result import check_output
 
     names = [name.strip() for name in inversions.split(",")] if inversions else list(INVERSIONS)
     if not inversions and is_bundle(model):

@@ -16,11 +16,10 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from adapedit.alignment import Alignment, align
 from adapedit.model import EditModel
-from adapedit.output import check_output
+from adapedit.prompts.alignment import Alignment, align
 from adapedit.request import EditRequest
-from adapedit.result import EditResult
+from adapedit.result import EditResult, check_output
 from adapedit_kernels.errors import AdapEditError
 
 

@@ -10,8 +10,7 @@ from typing import Any
 from PIL import Image
 
 from adapedit.cli import show
-from adapedit.output import OutputFolder
-from adapedit.result import EditResult
+from adapedit.result import EditResult, OutputFolder
 from adapedit.sheets import Cell, Heading, sheet
 
 COLUMNS = 6

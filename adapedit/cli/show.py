@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from adapedit.alignment import Alignment, Word
+from adapedit.prompts.alignment import Alignment, Word
 from adapedit.result import EditResult, WordReport
 
 BAR = 12

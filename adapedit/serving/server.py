@@ -14,10 +14,9 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
-from adapedit.arguments import check_count, check_seconds
 from adapedit.model import EditModel
 from adapedit.progress import Progress
-from adapedit.request import EditRequest, check_request
+from adapedit.request import EditRequest, check_count, check_request, check_seconds
 from adapedit.result import EditResult
 from adapedit.serving.caching import Caches, CachingModel
 from adapedit.serving.edits import EditedPart, PreparedEdit, edit_passes

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 
-from adapedit.arguments import check_callback, check_count
 from adapedit.progress import Progress
-from adapedit.request import EditRequest, check_requests
+from adapedit.request import EditRequest, check_callback, check_count, check_requests
 from adapedit.result import EditResult
 from adapedit.serving.outcomes import Finished, finished
 

@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from adapedit.maps import Cell, sheet
 from adapedit.metrics.looking import area_under_curve
 from adapedit.model import EditModel, load_model
 from adapedit.scenes.captions import Caption, Mention, caption
 from adapedit.scenes.reader import Reader, load_reader
 from adapedit.scenes.render import render
 from adapedit.scenes.world import FIGURE_ATTRIBUTES, Scene
+from adapedit.sheets import Cell, sheet
 from adapedit.training.data import HELD_OUT_SEED, grid_masks, held_out, scene_at
 from adapedit.training.reader import to_pixels
 from adapedit_engine.denoising import denoise

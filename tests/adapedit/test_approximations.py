@@ -31,7 +31,7 @@ def test_each_is_a_field_whose_default_is_exact():
     for name, value in EXACT.items():
         assert getattr(request(), name) == value
         assert parse([f"{name.replace('_', '-')}={value}"]) == {name: str(value)}
-    assert split({"guidance_until": 0.5, "lambda_tau": 1}) == ({"guidance_until": 0.5}, {"lambda_tau": 1})
+    assert split({"solver": "dpm++", "lambda_tau": 1}) == ({"solver": "dpm++"}, {"lambda_tau": 1})
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,7 @@ def test_each_is_a_field_whose_default_is_exact():
     [
         ("speed=9", "there is no approximation 'speed'; use one of: guidance_until, solver"),
         ("guidance_until", "gives no value; write, say, guidance_until=0.6"),
+        ("feature_interval=3", "feature_interval is gone: use num_inference_steps=20 with solver='dpm"),
         ("solver=", "gives no value; write, say, solver=dpm"),
     ],
 )
@@ -51,7 +52,7 @@ def test_what_is_no_approximation(assignment, said):
     ("knob", "said"),
     [
         ({"guidance_until": 1.5}, "guidance_until is 1.5"),
-        ({"guidance_until": "late"}, "guidance_until is 'late'"),
+        ({"guidance_until": "soon"}, "guidance_until is 'soon'"),
         ({"solver": "heun"}, "solver is 'heun'"),
     ],
 )
@@ -91,11 +92,11 @@ def test_every_method_takes_them(pipe, method):
 
 def test_by_name_in_python_and_back_from_disk(pipe, tmp_path):
     result = pipe(
-        SOURCE, TARGET, num_inference_steps=STEPS, guidance_until=0.5, solver="dpm++", lambda_tau=0.5
+        SOURCE, TARGET, num_inference_steps=STEPS, guidance_until=0.6, solver="dpm++", lambda_tau=0.5
     )
     result.save(tmp_path / "one")
     read = EditRequest.read(tmp_path / "one")
-    assert (read.guidance_until, read.solver, read.method.lambda_tau) == (0.5, "dpm++", 0.5)
+    assert (read.guidance_until, read.solver, read.method.lambda_tau) == (0.6, "dpm++", 0.5)
 
 
 @pytest.mark.parametrize("knob", KNOBS)

@@ -17,9 +17,9 @@ from adapedit.cli.entry import INTERRUPTED, USER_ERROR, run
 from adapedit.images import ImageInput
 from adapedit.methods.adapedit import collapse_warnings
 from adapedit.methods.settings import make_settings
-from adapedit.output import OutputError, OutputFolder
 from adapedit.prepare import complete, make_context
 from adapedit.request import EditRequest
+from adapedit.result import OutputError, OutputFolder
 from adapedit.serving.batch import read_lines
 from adapedit_engine.manifest import MANIFEST_FILE
 from adapedit_kernels import RelationSettings

@@ -200,6 +200,7 @@ def test_a_request_names_the_file_and_what_it_held(tmp_path: Path) -> None:
     assert found.model_dump() == {
         "file": str(path),
         "sha256": hashlib.sha256(content).hexdigest(),
+        "digest": hashlib.sha256(b"(32, 32)" + gradient().tobytes()).hexdigest(),
         "fit": "crop",
     }
     path.write_bytes(encoded(gradient()[::-1].copy()))

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from adapedit.alignment import align
 from adapedit.cli import knobs
 from adapedit.methods.adapedit import with_difference
 from adapedit.methods.prompt_to_prompt import blend_tokens
 from adapedit.pipeline import AdapEditPipeline
+from adapedit.prompts.alignment import align
 from tests.helpers.tiny_model import save_tiny_model
 from tests.helpers.tokenizers import small_clip_tokenizer
 

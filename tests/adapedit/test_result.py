@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from adapedit import AdapEditError, EditRequest
-from adapedit.output import OutputError, OutputFolder, check_output
+from adapedit.result import OutputError, OutputFolder, check_output
 from tests.helpers.edits import LONGER, SOURCE, grey_levels, request
 
 FILES = ["edit.json", "maps.png", "source.png", "target.png"]

@@ -6,6 +6,7 @@ from collections import Counter
 from functools import lru_cache
 from itertools import pairwise
 
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTokenizer
 
 SENTENCES = (
@@ -17,10 +18,18 @@ MERGES = 120  # enough for the common words to be one token, few enough for the 
 
 
 @lru_cache
-def small_clip_tokenizer(max_length: int = 77, pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
-    """A :class:`CLIPTokenizer` that knows all of ASCII and takes ``max_length`` tokens."""
+def small_clip_tokenizer(
+    max_length: int = 77,
+    pad_token: str = "<|endoftext|>",
+    *,
+    all_bytes: bool = False,
+    more_merges: tuple[tuple[str, str], ...] = (),
+) -> CLIPTokenizer:
+    """A :class:`CLIPTokenizer` that knows all of ASCII, or of Unicode, and takes ``max_length`` tokens."""
     letters = [chr(code) for code in range(33, 127)]
-    merges = _learn_merges(" ".join(SENTENCES).split())
+    if all_bytes:
+        letters = sorted(ByteLevel.alphabet())
+    merges = _learn_merges(" ".join(SENTENCES).split()) + list(more_merges)
     tokens = letters + [letter + "</w>" for letter in letters] + ["".join(pair) for pair in merges]
     tokens += ["<|startoftext|>", "<|endoftext|>"] + ([pad_token] if pad_token != "<|endoftext|>" else [])
     return CLIPTokenizer(

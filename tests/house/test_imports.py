@@ -34,7 +34,7 @@ def test_every_room_has_files_to_read(room):
     [
         ("adapedit_kernels", "import adapedit_engine"),
         ("adapedit_kernels", "from diffusers import UNet2DConditionModel"),
-        ("adapedit_engine", "from adapedit.alignment import align"),
+        ("adapedit_engine", "from adapedit.prompts.alignment import align"),
         ("adapedit_engine", "import torch, adapedit_export.onnx as onnx"),
         ("adapedit_engine", "def f():\n    import adapedit"),
         ("adapedit_engine", "if TYPE_CHECKING:\n    from adapedit_export import graph"),

@@ -10,7 +10,6 @@ from typing import Any
 
 from PIL import Image
 
-from adapedit.alignment import align
 from adapedit.evaluation.protocol.page import make_page
 from adapedit.evaluation.protocol.pairs import Pair, PairLine, checked
 from adapedit.evaluation.protocol.paper import reference
@@ -21,6 +20,7 @@ from adapedit.evaluation.scores import filled_settings
 from adapedit.evaluation.store import ScoreStore, about_model, write_whole
 from adapedit.metrics.pictures import COLUMNS
 from adapedit.prepare import refuse_unknown_words
+from adapedit.prompts.alignment import align
 from adapedit.sheets import Cell, sheet
 from adapedit_kernels.errors import AdapEditError
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapedit.matching import is_neutral, match_words, same_word, word_class, word_forms
-from adapedit.words import word_spans
+from adapedit.prompts.matching import is_neutral, match_words, same_word, word_class, word_forms
+from adapedit.prompts.tokens import word_spans
 
 
 def described(source: str, target: str) -> str:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapedit.words import framed_ids, settled, tokenize_words, word_spans
+from adapedit.prompts.tokens import framed_ids, settled, tokenize_words, word_spans
 from adapedit_kernels.errors import AdapEditError
 from tests.helpers.tokenizers import small_clip_tokenizer
 
@@ -46,6 +46,9 @@ def texts(prompt: str) -> list[str]:
         ("a 🐶 and a ❤️", ["a", "🐶", "and", "a", "❤️"]),
         ("cafe\u0301 naïve", ["cafe\u0301", "naïve"]),
         ("\u0301 dog", ["\u0301", "dog"]),
+        ("一只猫, 10只", ["一", "只", "猫", ",", "10", "只"]),
+        ("これはペンです", ["こ", "れ", "は", "ペン", "で", "す"]),
+        ("แมวดำ", list("แมวดำ")),
         ("  \t\n ", []),
         ("", []),
     ],
@@ -89,8 +92,58 @@ def test_words_may_be_several_tokens():
 
 def test_words_that_share_a_token_are_one_word():
     # CLIP's rule for "it's" reads the quote of 'standing' as the start of 's.
-    result = tokenize_words("a dog 'standing' here", small_clip_tokenizer())
+    tokenizer = small_clip_tokenizer(more_merges=(("'", "s</w>"),))
+    result = tokenize_words("a dog 'standing' here", tokenizer)
     assert result.texts == ("a", "dog", "'standing", "'", "here")
+
+
+def with_added(*tokens: str):
+    tokenizer = copy.deepcopy(small_clip_tokenizer())
+    tokenizer.add_tokens(list(tokens))
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ("a <cat-toy>, red", ["a", "<cat-toy>", ",", "red"]),
+        ("(<cat-toy>)", ["(", "<cat-toy>", ")"]),
+        ("a<cat-toy>red", ["a", "<cat-toy>", "red"]),
+        ("A <Cat-Toy>!", ["A", "<Cat-Toy>", "!"]),
+        ("<cat-toy><cat-toy>", ["<cat-toy>", "<cat-toy>"]),
+        ("sks dog", ["sks", "dog"]),
+    ],
+)
+def test_a_placeholder_is_a_word_whatever_stands_beside_it(prompt, words):
+    tokenizer = with_added("<cat-toy>", "sks")
+    result = tokenize_words(prompt, tokenizer)
+    assert list(result.texts) == words
+    assert list(result.input_ids) == tokenizer(prompt, padding="max_length", max_length=77)["input_ids"]
+    placeholders = [places for text, places in zip(words, result.positions, strict=True) if "<" in text]
+    assert all(len(places) == 1 for places in placeholders)
+
+
+def test_a_placeholder_of_several_vectors_is_one_word_of_several_tokens():
+    tokenizer = with_added("<toy>", "<toy>_1", "<toy>_2", "<hat>")
+    result = tokenize_words("a <toy>, <hat>", tokenizer)
+    assert result.texts == ("a", "<toy>", ",", "<hat>")
+    assert result.positions == ((1,), (2, 3, 4), (5,), (6,))
+    # As diffusers writes it out: the prompt that its loader makes of it.
+    written = tokenizer("a <toy> <toy>_1 <toy>_2, <hat>", padding="max_length", max_length=77)
+    assert list(result.input_ids) == written["input_ids"]
+    with pytest.raises(AdapEditError, match="has 8 tokens, .* takes 7: shorten it by 1$"):
+        tokenize_words("a <toy>, <hat>", tokenizer, max_length=7)
+
+
+@pytest.mark.parametrize(
+    "prompt", ["a 🐶🐱 on grass", "一只猫在草地上", "cafe\u0301, x\u0301!", "İstanbul’s ǅ ﬁ"]
+)
+def test_letters_of_several_bytes_have_all_their_tokens(prompt):
+    tokenizer = small_clip_tokenizer(all_bytes=True)
+    result = tokenize_words(prompt, tokenizer)
+    assert list(result.input_ids) == tokenizer(prompt, padding="max_length", max_length=77)["input_ids"]
+    assert [place for places in result.positions for place in places] == list(range(1, result.end))
+    assert list(result.texts) == texts(prompt)
 
 
 def test_padding_may_be_a_token_of_its_own():
@@ -131,7 +184,7 @@ def test_bad_prompts_are_refused(prompt, message):
 
 
 class OddTokenizer:
-    """The small tokenizer with one habit changed."""
+    """The small tokenizer with one habit changed; `ids` is a change of the tokens and their places."""
 
     def __init__(self, **habits):
         self._inner = small_clip_tokenizer()
@@ -141,29 +194,9 @@ class OddTokenizer:
         return self._habits.get(name, getattr(self._inner, name))
 
     def __call__(self, text, **options):
-        ids = self._inner(text, **options)["input_ids"]
-        return {"input_ids": self._habits.get("ids", list)(ids)}
-
-
-class SpacedTokenizer(OddTokenizer):
-    """White space is a token of its own there: pieces that are made into tokens apart are not the whole."""
-
-    def __call__(self, text, **options):
-        space = self._inner("and", add_special_tokens=False)["input_ids"]
-        options = {"add_special_tokens": True} | options
-        parts = [self._inner(part, add_special_tokens=False)["input_ids"] for part in text.split(" ")]
-        ids = [id for place, part in enumerate(parts) for id in ([*space] if place else []) + [*part]]
-        if options["add_special_tokens"]:
-            ids = [self.bos_token_id, *ids, self.eos_token_id]
-        return {"input_ids": ids}
-
-
-def test_pieces_that_are_not_the_whole_are_not_relied_on():
-    found = tokenize_words("a dog, a cat", SpacedTokenizer())
-    assert found.texts == ("a", "dog", ",", "a", "cat")
-    places = [place for places in found.positions for place in places]
-    assert places == list(range(1, found.end))
-    assert len(places) > len(tokenize_words("a dog, a cat", small_clip_tokenizer()).positions)
+        made = self._inner(text, **options)
+        pairs = self._habits.get("ids", list)(zip(made["input_ids"], made["offset_mapping"], strict=True))
+        return dict(zip(("input_ids", "offset_mapping"), zip(*pairs, strict=True), strict=True))
 
 
 def test_a_tokenizer_without_a_limit_needs_one():
@@ -174,10 +207,11 @@ def test_a_tokenizer_without_a_limit_needs_one():
 
 
 def test_a_tokenizer_with_another_frame_is_refused():
-    start = small_clip_tokenizer().bos_token_id
     for habit in (
-        {"ids": lambda ids: [*ids[:-1], 0] if ids[:1] == [start] else ids},
+        {"ids": lambda ids: list(ids)[:-1]},
+        {"ids": lambda ids: list(ids)[1:]},
         {"padding_side": "left"},
+        {"pad_token_id": None},
     ):
         with pytest.raises(
             AdapEditError, match="OddTokenizer does not frame a prompt as start, text, end, padding"
@@ -193,6 +227,11 @@ def test_padding_is_what_the_tokenizer_pads_with(side, pad_token):
     for text in ("", "a red zebra"):
         padded = tokenizer(text, padding="max_length", max_length=77)["input_ids"]
         assert framed_ids(text, tokenizer, 77) == padded and len(padded) == 77
+
+
+def test_a_tokenizer_that_tells_no_places_is_refused():
+    with pytest.raises(AdapEditError, match="OddTokenizer does not tell the places of its tokens; use"):
+        tokenize_words("a dog", OddTokenizer(is_fast=False))
 
 
 def test_a_tokenizer_without_padding_is_refused():
@@ -226,6 +265,7 @@ class WatchedBackend:
 
 
 def test_a_word_without_tokens_is_refused():
-    tokenizer = OddTokenizer(ids=lambda ids: [i for i in ids if i != small_clip_tokenizer().vocab["dog</w>"]])
+    dog = small_clip_tokenizer().vocab["dog</w>"]
+    tokenizer = OddTokenizer(ids=lambda ids: [pair for pair in ids if pair[0] != dog])
     with pytest.raises(AdapEditError, match="makes no token of 'dog' in the prompt; leave it out"):
         tokenize_words("a dog here", tokenizer)

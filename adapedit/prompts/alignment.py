@@ -3,6 +3,16 @@
 Alignment is by word, then by token inside a word. *Key words* are the words of the target prompt that the
 source prompt does not have at that place, but for the small words that no pixel shows: articles, punctuation,
 conjunctions and auxiliary verbs.
+
+The token map ``A`` says how the source's attention is put on the target's tokens, ``R = M^c A``. Each of its rows
+sums to 1, so each pixel of ``R`` is a distribution over tokens, as the softmax was that it comes from:
+
+* a word with as many tokens as its counterpart: one to one;
+* with another number of them: each source token's attention is shared evenly, as in Prompt-to-Prompt;
+* a deleted word's attention goes to the start token, where a softmax puts attention that has nowhere to go
+  (a causal text encoder makes the same of that token in every prompt);
+* end and padding: place by place from the end token on. Where the target has more padding the source's last
+  is shared among the rest; where it has less, what is left over is added to the target's last.
 """
 
 from __future__ import annotations
@@ -14,15 +24,16 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from adapedit.matching import Pair, is_neutral, match_words, same_word, word_class, word_forms
-from adapedit.token_map import make_token_map
-from adapedit.words import TokenizedPrompt, tokenize_words
+from adapedit.prompts.matching import Pair, is_neutral, match_words, same_word, word_class, word_forms
+from adapedit.prompts.tokens import TokenizedPrompt, tokenize_words
 from adapedit_kernels.errors import AdapEditError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = ["Alignment", "Variant", "Word", "align"]
+
+_FLOAT, _INT, _BOOL = ({"dtype": kind, "device": "cpu"} for kind in (torch.float32, torch.int64, torch.bool))
 
 Kind = Literal["kept", "replaced", "inserted", "deleted"]
 Variant = Literal["paper", "released"]
@@ -59,8 +70,7 @@ class Alignment:
     token_map:      [N, N] float32, ``A``: the weight of source token i in target token j. Rows sum to 1.
     own_weight:     [N] float32, ``u``: 1 where a target token has no counterpart, else 0.
     key_tokens:     [N] bool, target tokens of key words. None is set where words were only deleted.
-    kept_tokens:    [N] bool, target tokens of kept words.
-    word_of_token, source_word_of_token: [N] int64, index of the word; -1 for start, end and padding.
+    word_of_token:  [N] int64, index of a target token's word; -1 for start, end and padding.
     """
 
     source_prompt: str
@@ -72,9 +82,7 @@ class Alignment:
     token_map: Tensor
     own_weight: Tensor
     key_tokens: Tensor
-    kept_tokens: Tensor
     word_of_token: Tensor
-    source_word_of_token: Tensor
 
     @property
     def num_tokens(self) -> int:
@@ -111,7 +119,7 @@ class Alignment:
 
     def token_mask(self, words: Iterable[Word]) -> Tensor:
         """[N] bool, True at the tokens of ``words`` (all of one prompt)."""
-        mask = torch.zeros(self.num_tokens, dtype=torch.bool)
+        mask = torch.zeros(self.num_tokens, **_BOOL)
         for word in words:
             mask[list(word.tokens)] = True
         return mask
@@ -144,11 +152,9 @@ class Alignment:
 
         There ``own_weight`` is 1 for every key token; the token map stays, for it no longer counts there.
         """
-        if variant not in ("paper", "released"):
-            raise AdapEditError(f"variant is {variant!r}; use 'paper' or 'released'")
         if variant == "paper":
             return self
-        return replace(self, own_weight=torch.maximum(self.own_weight, self.key_tokens.float()))
+        return replace(self, own_weight=torch.maximum(self.own_weight, self.key_tokens.to(torch.float32)))
 
 
 def align(
@@ -161,7 +167,7 @@ def align(
     """Align two prompts.
 
     Args:
-        tokenizer: of CLIP's kind, fast or slow.
+        tokenizer: a fast one of CLIP's kind.
         max_length: N, the tokens that the text encoder takes (77 for Stable Diffusion); by default what the
             tokenizer says.
 
@@ -172,78 +178,56 @@ def align(
     source = tokenize_words(source_prompt, tokenizer, max_length=max_length, name="source prompt")
     target = tokenize_words(target_prompt, tokenizer, max_length=max_length, name="target prompt")
     pairs = match_words(source.texts, target.texts)
-    source_words = _source_words(source, target, pairs)
-    target_words = _target_words(source, target, pairs)
+    source_words = _words(source, target, pairs, "deleted")
+    target_words = _words(target, source, [(new, old) for old, new in pairs], "inserted")
 
     tokens = len(target.input_ids)
-    own_weight = torch.zeros(tokens)
-    key_tokens, kept_tokens = torch.zeros(2, tokens, dtype=torch.bool)
+    own_weight, key_tokens = torch.zeros(tokens, **_FLOAT), torch.zeros(tokens, **_BOOL)
+    word_of_token = torch.full((tokens,), -1, **_INT)
     for word in target_words:
         places = list(word.tokens)
         own_weight[places] = float(word.kind == "inserted")
         key_tokens[places] = word.is_key
-        kept_tokens[places] = word.kind == "kept"
+        word_of_token[places] = word.index
     return Alignment(
         source_prompt=source_prompt,
         target_prompt=target_prompt,
         source_words=source_words,
         target_words=target_words,
-        source_input_ids=torch.tensor(source.input_ids),
-        target_input_ids=torch.tensor(target.input_ids),
-        token_map=make_token_map(source, target, pairs),
+        source_input_ids=torch.tensor(source.input_ids, **_INT),
+        target_input_ids=torch.tensor(target.input_ids, **_INT),
+        token_map=_token_map(source, target, pairs),
         own_weight=own_weight,
         key_tokens=key_tokens,
-        kept_tokens=kept_tokens,
-        word_of_token=_word_of_token(target),
-        source_word_of_token=_word_of_token(source),
+        word_of_token=word_of_token,
     )
 
 
-def _source_words(
-    source: TokenizedPrompt, target: TokenizedPrompt, pairs: Sequence[Pair]
+def _words(
+    prompt: TokenizedPrompt, other: TokenizedPrompt, pairs: Sequence[Pair], unpaired: Kind
 ) -> tuple[Word, ...]:
+    """The words of ``prompt``. pairs: places in it and in ``other``; unpaired: what a word without counterpart is."""
     words = []
-    for step, (old, new) in enumerate(pairs):
-        if old is not None:
-            text = source.texts[old]
-            words.append(
-                Word(
-                    text=text,
-                    index=old,
-                    tokens=source.positions[old],
-                    kind="deleted" if new is None else _kind(text, target.texts[new]),
-                    counterpart=new,
-                    anchor=_anchor(step, source, pairs) if new is None and not is_neutral(text) else None,
-                )
+    for step, (here, there) in enumerate(pairs):
+        if here is None:
+            continue
+        text = prompt.texts[here]
+        shown = not is_neutral(text)
+        kind = unpaired
+        if there is not None:
+            kind = "kept" if same_word(text, other.texts[there]) else "replaced"
+        words.append(
+            Word(
+                text=text,
+                index=here,
+                tokens=prompt.positions[here],
+                kind=kind,
+                counterpart=there,
+                is_key=unpaired == "inserted" and kind != "kept" and shown,
+                anchor=_anchor(step, prompt, pairs) if there is None and shown else None,
             )
+        )
     return tuple(words)
-
-
-def _target_words(
-    source: TokenizedPrompt, target: TokenizedPrompt, pairs: Sequence[Pair]
-) -> tuple[Word, ...]:
-    words = []
-    mirrored = [(new, old) for old, new in pairs]
-    for step, (old, new) in enumerate(pairs):
-        if new is not None:
-            text = target.texts[new]
-            kind: Kind = "inserted" if old is None else _kind(source.texts[old], text)
-            words.append(
-                Word(
-                    text=text,
-                    index=new,
-                    tokens=target.positions[new],
-                    kind=kind,
-                    counterpart=old,
-                    is_key=kind != "kept" and not is_neutral(text),
-                    anchor=_anchor(step, target, mirrored) if old is None and not is_neutral(text) else None,
-                )
-            )
-    return tuple(words)
-
-
-def _kind(old: str, new: str) -> Kind:
-    return "kept" if same_word(old, new) else "replaced"
 
 
 def _anchor(step: int, prompt: TokenizedPrompt, pairs: Sequence[Pair]) -> int | None:
@@ -254,21 +238,35 @@ def _anchor(step: int, prompt: TokenizedPrompt, pairs: Sequence[Pair]) -> int | 
     before; and failing that the first after.
     """
     forms = word_forms(prompt.texts)
-    paired = [
-        (place, here, there)
-        for place, (here, there) in enumerate(pairs)
-        if here is not None and there is not None
-    ]
-    left = [(here, there) for place, here, there in paired if place < step]
-    right = [(here, there) for place, here, there in paired if place > step]
+    left, right = (
+        [(here, there) for here, there in part if here is not None and there is not None]
+        for part in (pairs[:step], pairs[step + 1 :])
+    )
     while right and forms[right[0][0]].startswith("modifier"):
         right.pop(0)
     candidates = right[:1] + left[::-1] + right[1:]
     return next((there for here, there in candidates if word_class(prompt.texts[here]) == "content"), None)
 
 
-def _word_of_token(prompt: TokenizedPrompt) -> Tensor:
-    result = torch.full((len(prompt.input_ids),), -1, dtype=torch.int64)
-    for index, places in enumerate(prompt.positions):
-        result[list(places)] = index
+def _token_map(source: TokenizedPrompt, target: TokenizedPrompt, pairs: Sequence[Pair]) -> Tensor:
+    """[N, N] float32: weight of source token i in target token j. Columns of inserted words are 0."""
+    tokens = len(source.input_ids)
+    result = torch.zeros(tokens, tokens, **_FLOAT)
+    result[0, 0] = 1.0
+    for old, new in pairs:
+        if old is not None:
+            _connect(result, source.positions[old], (0,) if new is None else target.positions[new])
+    old_tail, new_tail = range(source.end, tokens), range(target.end, tokens)
+    # The last place of the shorter one takes what is left of the other.
+    common = min(len(old_tail), len(new_tail)) - 1
+    _connect(result, old_tail[:common], new_tail[:common])
+    _connect(result, old_tail[common:], new_tail[common:])
     return result
+
+
+def _connect(result: Tensor, old: Sequence[int], new: Sequence[int]) -> None:
+    if len(old) == len(new):
+        result[list(old), list(new)] = 1.0
+    else:
+        for place in old:
+            result[place, list(new)] = 1.0 / len(new)
