@@ -1,8 +1,7 @@
 """The opt-in approximations of an edit by name: exact unless asked for. Nothing here needs torch.
 
 Each belongs to one edit: a batch may mix them with exact edits. What each loses and saves is measured by
-`python -m benchmarks.approximations`. Two more have names elsewhere: `single_pass`, a knob of the method, and the
-model's dtype.
+`python -m benchmarks.approximations`. Another has a name elsewhere: the model's dtype.
 """
 
 from __future__ import annotations
@@ -38,8 +37,7 @@ def parse(assignments: Sequence[str] | None) -> dict[str, Any]:
             raise AdapEditError(f"{name} is gone: {GONE[name]}")
         if name not in EXACT:
             raise AdapEditError(
-                f"there is no approximation {name!r}; use one of: {', '.join(EXACT)} "
-                "(and the options --single-pass and --dtype)"
+                f"there is no approximation {name!r}; use one of: {', '.join(EXACT)} (and the option --dtype)"
             )
         if not sign or not value.strip():
             example = 0.6 if name.endswith("until") else "dpm++"

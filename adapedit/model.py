@@ -14,7 +14,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
 
 from adapedit.checkpoint import BUILTIN, ModelError, locate, read_part
-from adapedit.methods.settings import make_settings, one_line
+from adapedit.methods import make_settings, one_line
 from adapedit.prompts.tokens import framed_ids, settled
 from adapedit_engine.runners import Runner
 from adapedit_engine.runners.pytorch import PyTorchRunner

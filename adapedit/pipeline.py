@@ -14,7 +14,7 @@ from torch import Tensor
 from adapedit.approximations import split as split_approximations
 from adapedit.checked import CheckedEdit, inverted_edits
 from adapedit.images import Fit, ImageInput
-from adapedit.methods.settings import make_settings
+from adapedit.methods import make_settings
 from adapedit.model import EditModel, load_model
 from adapedit.progress import Clock, Progress, StepCount
 from adapedit.request import (
@@ -100,7 +100,7 @@ class AdapEditPipeline:
         inversion: Any = None,
         **knobs: Any,
     ) -> EditResult:
-        """One edit. `knobs` are the method's own, see `adapedit.methods.settings`, and `adapedit.approximations`.
+        """One edit. `knobs` are the method's own, see `adapedit.methods`, and `adapedit.approximations`.
 
         image:     a real picture to edit, which the source prompt describes; fit: to the model's size, "crop" (its
                    middle), "pad" or "stretch".

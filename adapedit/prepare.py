@@ -8,16 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adapedit.inversion.registry import make_inversion
-from adapedit.inversion.settings import Direct
-from adapedit.methods.context import EditContext
-from adapedit.methods.registry import inverts
+from adapedit.inversion import Direct
+from adapedit.methods.base import Context
 from adapedit.model import EditModel
-from adapedit.noising import noise_levels
 from adapedit.prompts.alignment import align
 from adapedit.prompts.tokens import tokenize_words, word_spans
 from adapedit.request import EditRequest
-from adapedit.solvers import scheduler_of
+from adapedit_engine.schedule import Schedule, scheduler_of
 from adapedit_kernels.errors import AdapEditError
 
 __all__ = ["complete", "make_context", "refuse_unknown_words"]
@@ -35,7 +32,7 @@ def complete(request: EditRequest, model: EditModel) -> EditRequest:
     facts, guidance = model.facts, request.guidance_scale
     image = None if request.image is None else request.image.read()[0]
     inversion = None
-    if image is not None and inverts(request.method):
+    if image is not None and request.method.inverts:
         inversion = Direct() if request.inversion is None else request.inversion
     return request.model_copy(
         update={
@@ -48,7 +45,7 @@ def complete(request: EditRequest, model: EditModel) -> EditRequest:
     )
 
 
-def make_context(request: EditRequest, model: EditModel) -> EditContext:
+def make_context(request: EditRequest, model: EditModel) -> Context:
     """Align, encode and draw the first latents of a completed request.
 
     A real picture that has to be inverted stands for the first latents until that is done.
@@ -59,7 +56,7 @@ def make_context(request: EditRequest, model: EditModel) -> EditContext:
         request.source_prompt, request.target_prompt, model.tokenizer, max_length=model.max_tokens
     )
     scheduler = scheduler_of(request.solver, model.scheduler)
-    schedule = model.schedules.get(scheduler, request.num_inference_steps)
+    schedule = Schedule.from_scheduler(scheduler, request.num_inference_steps)
     ids = torch.stack([model.unconditional_ids(), alignment.source_input_ids, alignment.target_input_ids])
     # One prompt at a time: its encoding does not depend on what else is asked for.
     unconditional, source, target = (model.encode_ids(row[None])[0] for row in ids)
@@ -70,7 +67,7 @@ def make_context(request: EditRequest, model: EditModel) -> EditContext:
     generator = torch.Generator("cpu").manual_seed(request.seed)
     latents = torch.randn(1, *shape, generator=generator) * schedule.init_noise_sigma
     noise = torch.randn(len(schedule), *shape, generator=generator) if schedule.stochastic else None
-    context = EditContext(
+    context = Context(
         alignment=alignment,
         facts=model.facts,
         specs=model.runner.specs,
@@ -78,7 +75,6 @@ def make_context(request: EditRequest, model: EditModel) -> EditContext:
         guidance_scale=request.guidance_scale,
         latents=latents,
         noise=noise,
-        levels=noise_levels(scheduler, request.num_inference_steps),
         unconditional=unconditional,
         source=source,
         target=target,
@@ -89,7 +85,7 @@ def make_context(request: EditRequest, model: EditModel) -> EditContext:
     return context if request.image is None else _of_picture(context, request, model)
 
 
-def _of_picture(context: EditContext, request: EditRequest, model: EditModel) -> EditContext:
+def _of_picture(context: Context, request: EditRequest, model: EditModel) -> Context:
     assert request.image is not None and request.height is not None and request.width is not None
     size = (request.width, request.height)
     image = request.image.open(size)
@@ -103,14 +99,14 @@ def _of_picture(context: EditContext, request: EditRequest, model: EditModel) ->
     found = replace(context, image=image, image_latents=latents)
     if request.inversion is None:
         return replace(found, source_latents=_noised(found))
-    make_inversion(request.inversion).check(found, model)
+    request.inversion.check(found, model)
     return replace(found, latents=latents)
 
 
-def _noised(context: EditContext) -> Tensor:
+def _noised(context: Context) -> Tensor:
     """[T, C, h, w]: the picture with the first latents' noise at the level after each step, and at last alone."""
     assert context.image_latents is not None
-    signal, noise = context.levels.float().reshape(-1, 2, 1, 1, 1).unbind(1)
+    signal, noise = context.schedule.levels[:-1].float().reshape(-1, 2, 1, 1, 1).unbind(1)
     drawn = context.latents / context.schedule.init_noise_sigma
     return torch.cat([(signal * context.image_latents + noise * drawn)[1:], context.image_latents])
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from adapedit.methods.settings import PromptToPrompt
+from adapedit.methods import PromptToPrompt
 from adapedit_engine import EditPlan, denoise
 from adapedit_engine.caches import CachedRunner
 from benchmarks import common, parity
@@ -60,13 +60,12 @@ def main() -> None:
 
 def plans(pipe: Any, steps: int) -> tuple[EditPlan, EditPlan]:
     """An edit by Prompt-to-Prompt, which the eager way can do too, and the same rows unedited."""
-    from adapedit.methods.registry import make_method
     from adapedit.prepare import complete, make_context
 
     request = complete(common.request(0, steps, method=EDIT), pipe.model)
     context = make_context(request, pipe.model)
     return (
-        make_method(request.method, pipe.model.facts).plan(context, None),
+        request.method.plan(context, None),
         context.plan((context.source, context.target)),
     )
 

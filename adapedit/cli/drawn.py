@@ -56,7 +56,7 @@ def sources_of(sources: Sources, inversion: str | None, assignments: list[str] |
             raise AdapEditError("generated sources need no inversion; use --sources rendered")
         return None
     from adapedit.cli.pictures import settings
-    from adapedit.inversion.settings import Direct
+    from adapedit.inversion import Direct
 
     chosen = settings(inversion, assignments) or Direct()
     from adapedit.evaluation.sources import Rendered
@@ -80,7 +80,7 @@ def evaluate_inversions(
 ) -> None:
     """Run the study of inversions, and print its table."""
     from adapedit.cli.knobs import parse
-    from adapedit.inversion.settings import INVERSIONS, make_inversion_settings
+    from adapedit.inversion import INVERSIONS, make_inversion_settings
     from adapedit.result import check_output
     from adapedit_kernels.errors import AdapEditError
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from adapedit.approximations import EXACT
-from adapedit.methods.settings import METHODS, WordValue, make_settings
+from adapedit.methods import METHODS, make_settings
+from adapedit.methods.words import WordValue
 from adapedit.request import EditRequest
 from adapedit_kernels.errors import AdapEditError
 
@@ -27,8 +29,14 @@ def knob_name(text: str) -> str:
 
 
 def knob_value(text: str) -> Any:
-    """The value: None for `none`, else the text, of which `make` knows what its knob wants."""
-    return None if text.lower() in ("none", "null") else text
+    """None for `none`, a truth for `true` and `false`, a number where it is one, else the text."""
+    words = {"none": None, "null": None, "true": True, "false": False}
+    if text.lower() in words:
+        return words[text.lower()]
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return text
 
 
 def parse(assignments: Sequence[str] | None) -> dict[str, Any]:
@@ -56,10 +64,7 @@ def make(method: str, knobs: Mapping[str, Any]) -> Any:
                         f"{name} is {value!r}; write it as WORD:VALUE, such as {name}=dog:0.5"
                     )
                 pairs = [part.rpartition(":") for part in value.split(",")]
-                ready[name] = [{"word": word, "value": number} for word, _, number in pairs]
-                continue
-            if value.lower() in ("true", "false"):
-                ready[name] = value.lower() == "true"
+                ready[name] = [{"word": word, "value": knob_value(number)} for word, _, number in pairs]
                 continue
             ready[name] = [part for part in value.replace(",", " ").split() if part]
     return make_settings(method, **ready)

@@ -104,10 +104,10 @@ AlphaTau = Annotated[
 Variant = Annotated[
     str | None, _method_option("--variant", help="paper, or released: the formulas of the authors' code.")
 ]
-SinglePass = Annotated[
+TwoPass = Annotated[
     bool | None,
     _method_option(
-        "--single-pass/--two-pass", help="Find the words' steps during the edit, or in a pass before it."
+        "--two-pass/--single-pass", help="Find the words' steps in a pass before the edit, or during it."
     ),
 ]
 NoFwt = Annotated[bool, _method_option("--no-fwt", help="Ablation: hold all words equally long.")]

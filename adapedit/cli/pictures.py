@@ -83,18 +83,17 @@ def fields(
 
 def _refuse_uninverted(method: str | None) -> None:
     """Raise for a method that edits the picture without leading back to it: an inversion would be ignored."""
-    from adapedit.methods.registry import inverts
-    from adapedit.methods.settings import METHODS
+    from adapedit.methods import METHODS
     from adapedit_kernels.errors import AdapEditError
 
-    if method in METHODS and not inverts(METHODS[method]()):
+    if method in METHODS and not METHODS[method].inverts:
         raise AdapEditError(f"{method} edits a picture without inverting it; leave --inversion out")
 
 
 def settings(inversion: str | None, assignments: list[str] | None) -> Any:
     """Settings of an inversion; None where nothing was said of it."""
     from adapedit.cli.knobs import parse
-    from adapedit.inversion.settings import make_inversion_settings
+    from adapedit.inversion import make_inversion_settings
 
     if inversion is None and not assignments:
         return None
@@ -122,7 +121,7 @@ def invert(
     """How well a picture comes back from each inversion without an edit: writes invert.png and invert.json."""
     from adapedit.bundle import is_bundle
     from adapedit.images import open_image, read_file
-    from adapedit.inversion.settings import INVERSIONS, make_inversion_settings
+    from adapedit.inversion import INVERSIONS, make_inversion_settings
     from adapedit.result import check_output
 
     names = [name.strip() for name in inversions.split(",")] if inversions else list(INVERSIONS)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from adapedit.methods.settings import METHODS, make_settings
+from adapedit.methods import METHODS, make_settings
 from adapedit_kernels.errors import AdapEditError
 
 Knobs = Mapping[str, Mapping[str, Any]]
@@ -78,10 +78,8 @@ WITH_BLEND = "prompt-to-prompt, local blend"
 
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "adapedit": {},
-    "single pass": {"single_pass": True},
+    "two passes": {"two_pass": True},
     "released formulas": {"variant": "released"},
-    "spatial map per step": {"spatial_map": "per-step"},
-    "single pass, map per step": {"single_pass": True, "spatial_map": "per-step"},
 }
 
 TITLES = {

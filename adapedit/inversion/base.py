@@ -60,7 +60,7 @@ INVERSIONS: dict[str, type[Inversion]] = {}
 
 
 class Inversion(Settings):
-    """An inversion: its fields are its knobs, and it is a function of a context whose `image_latents` are the picture."""
+    """An inversion: its fields are its knobs, a function of a context with `image_latents`."""
 
     registry: ClassVar[dict[str, type[Any]]] = INVERSIONS
     uses_seed: ClassVar[bool] = False
@@ -285,4 +285,6 @@ def together(jobs: Sequence[Passes]) -> Generator[list[EditPlan], list[EditOutco
 
 def expected_steps(wanted: Sequence[Wanted]) -> int:
     """Steps of all their plans and pauses together, where none is known yet."""
-    return sum(one.inversion.steps(len(one.context.schedule)) for one in {one.key: one for one in wanted}.values())
+    return sum(
+        one.inversion.steps(len(one.context.schedule)) for one in {one.key: one for one in wanted}.values()
+    )

@@ -228,7 +228,9 @@ class AdapEdit(Method, name="adapedit"):
             wide = widened(torch.maximum(of_source, of_target), context.map_size, grow)[0]
             mask = (wide > self.blend_threshold).to(torch.float32)
             if self.blend_difference is not None and bool(mask.mean() <= 0.5):
-                mask = with_difference(mask.unflatten(0, (height, width)), observed.latents, self.blend_difference)
+                mask = with_difference(
+                    mask.unflatten(0, (height, width)), observed.latents, self.blend_difference
+                )
         known = torch.tensor([False, True], device="cpu")
         return replace(
             blend,

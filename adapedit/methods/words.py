@@ -102,5 +102,3 @@ def blend_tokens(alignment: Alignment, words: Words) -> Tensor:
                 continue
             weights[row, alignment.token_mask(found)] = 1
     return weights
-
-

@@ -13,7 +13,7 @@ from PIL import Image
 
 from adapedit import AdapEditPipeline
 from adapedit.cli.entry import main, run
-from adapedit.methods.settings import METHODS
+from adapedit.methods import METHODS
 from adapedit.model import EditModel
 from adapedit.result import EditResult
 from tests.helpers.edits import LONGER, SOURCE, TARGET

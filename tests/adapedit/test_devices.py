@@ -10,8 +10,8 @@ from dataclasses import replace
 import torch
 
 from adapedit.methods import adapedit as adapedit_method
+from adapedit.methods import make_settings
 from adapedit.methods.registry import make_method
-from adapedit.methods.settings import make_settings
 from adapedit.prepare import complete, make_context
 from adapedit_engine.adaptive import Adaptive, Found
 from adapedit_engine.loop import EditOutcome

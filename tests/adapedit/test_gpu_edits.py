@@ -12,8 +12,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from adapedit import AdapEditPipeline, EditResult
+from adapedit.methods import AdapEdit, PromptToPrompt
 from adapedit.methods.registry import make_method
-from adapedit.methods.settings import AdapEdit, PromptToPrompt
 from adapedit.prepare import complete, make_context
 from benchmarks import common, trace
 from tests.helpers.edits import request

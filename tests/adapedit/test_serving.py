@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from adapedit import AdapEditError, AdapEditPipeline, EditRequest
-from adapedit.methods.settings import AdapEdit, Plain, PromptToPrompt
+from adapedit.methods import AdapEdit, Plain, PromptToPrompt
 from adapedit.serving import EditServer
 from adapedit_engine.runners.pytorch import PyTorchRunner
 from adapedit_engine.scheduler import DeadlineError
@@ -31,7 +31,7 @@ def requests() -> list[EditRequest]:
         request(0),
         request(1, method=PromptToPrompt()),
         request(2, method=Plain(), num_inference_steps=5),
-        request(3, method=AdapEdit(single_pass=True)),
+        request(3, method=AdapEdit()),
         request(4, num_inference_steps=2),
     ]
 

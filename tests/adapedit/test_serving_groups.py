@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from adapedit import AdapEditPipeline, EditRequest
-from adapedit.methods.settings import AdapEdit, PromptToPrompt
+from adapedit.methods import AdapEdit, PromptToPrompt
 from adapedit.serving import EditServer
 from adapedit.serving import edits as edits_module
 from adapedit.serving import server as server_module

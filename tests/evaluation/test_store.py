@@ -17,7 +17,7 @@ from adapedit.evaluation.run import run_study
 from adapedit.evaluation.store import ScoreStore, StoreError, about_model
 from adapedit.evaluation.studies import make_study
 from adapedit.evaluation.suite import scene_suite
-from adapedit.methods.settings import make_settings
+from adapedit.methods import make_settings
 from tests.evaluation.fake_editor import DrawingEditor
 from tests.evaluation.fake_pairs import PaintingEditor
 from tests.evaluation.test_protocol import lines_of, protocol_of
