@@ -23,8 +23,8 @@ from pydantic import (
 )
 
 from adapedit.images import ImageError, ImageField, ImageInput
-from adapedit.inversion.settings import InversionSettings
-from adapedit.methods.settings import AdapEdit, MethodSettings, make_settings, one_line
+from adapedit.inversion import InversionSettings
+from adapedit.methods import AdapEdit, MethodSettings, make_settings, one_line
 from adapedit_kernels.errors import AdapEditError
 
 GONE = dict.fromkeys(

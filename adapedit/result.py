@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from adapedit.methods.context import EditContext, Findings
+    from adapedit.methods.base import Context, Findings
     from adapedit.prompts.alignment import Alignment, Word
     from adapedit.sheets import Heading
     from adapedit_engine.loop import EditOutcome
@@ -187,7 +187,7 @@ def make_result(
     request: EditRequest,
     model: str,
     made_with: Mapping[str, str],
-    context: EditContext,
+    context: Context,
     edited: EditOutcome,
     found: Findings,
     source_image: Image.Image,

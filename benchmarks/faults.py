@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from adapedit_engine.caches import CachedRunner
-from adapedit_engine.exchange import Exchange
-from adapedit_engine.reuse import Reuse
 from adapedit_engine.runners import Runner
 
 POISON = 1e6
@@ -28,20 +26,6 @@ class FaultyRunner(CachedRunner):
         """See `Runner.infer`."""
         self._maybe_fail(inputs)
         return super().infer(inputs, outputs)
-
-    def infer_with(
-        self, inputs: Mapping[str, Tensor], outputs: Sequence[str] | None, exchange: Exchange
-    ) -> dict[str, Tensor]:
-        """See `PyTorchRunner.infer_with`: edits whose source is recorded or replayed come this way."""
-        self._maybe_fail(inputs)
-        return super().infer_with(inputs, outputs, exchange)
-
-    def infer_reusing(
-        self, inputs: Mapping[str, Tensor], outputs: Sequence[str] | None, reuse: Reuse
-    ) -> dict[str, Tensor]:
-        """See `PyTorchRunner.infer_reusing`."""
-        self._maybe_fail(inputs)
-        return super().infer_reusing(inputs, outputs, reuse)
 
     def _maybe_fail(self, inputs: Mapping[str, Tensor]) -> None:
         rows = len(inputs["timestep"])

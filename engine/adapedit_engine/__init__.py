@@ -17,7 +17,6 @@ from adapedit_engine.unet import (
     INPUT_NAMES,
     OUTPUT_NAMES,
     ControlledUNet,
-    GraphUNet,
     UNetOutput,
     controlled_attention,
 )
@@ -34,7 +33,6 @@ __all__ = [
     "EditPlan",
     "EditState",
     "Found",
-    "GraphUNet",
     "LayerSpec",
     "Layout",
     "LocalBlend",

@@ -13,8 +13,6 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from adapedit_engine.exchange import Exchange
-from adapedit_engine.reuse import Reuse
 from adapedit_engine.runners import Runner
 from adapedit_engine.specs import ModelSpecs
 
@@ -134,10 +132,6 @@ class CachedRunner:
         return self.runner.needs_all_controls
 
     @property
-    def static_steps(self) -> bool:
-        return bool(getattr(self.runner, "static_steps", False))
-
-    @property
     def slot_sizes(self) -> Sequence[int] | None:
         return getattr(self.runner, "slot_sizes", None)
 
@@ -164,23 +158,3 @@ class CachedRunner:
     def infer(self, inputs: Mapping[str, Tensor], outputs: Sequence[str] | None = None) -> dict[str, Tensor]:
         """See `Runner.infer`."""
         return self.runner.infer(inputs, outputs)
-
-    @property
-    def supports_replay(self) -> bool:
-        return bool(getattr(self.runner, "supports_replay", False))
-
-    def infer_with(
-        self, inputs: Mapping[str, Tensor], outputs: Sequence[str] | None, exchange: Exchange
-    ) -> dict[str, Tensor]:
-        """See `PyTorchRunner.infer_with`."""
-        return self.runner.infer_with(inputs, outputs, exchange)  # type: ignore[attr-defined]
-
-    @property
-    def supports_reuse(self) -> bool:
-        return bool(getattr(self.runner, "supports_reuse", False))
-
-    def infer_reusing(
-        self, inputs: Mapping[str, Tensor], outputs: Sequence[str] | None, reuse: Reuse
-    ) -> dict[str, Tensor]:
-        """See `PyTorchRunner.infer_reusing`."""
-        return self.runner.infer_reusing(inputs, outputs, reuse)  # type: ignore[attr-defined]

@@ -12,7 +12,6 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from adapedit_engine.exchange import Exchange
 from adapedit_kernels.errors import AdapEditError
 
 EDIT_NAMES = ("source_row", "token_map", "own_weight", "spatial_weight", "spatial_map")
@@ -83,12 +82,8 @@ class Controls:
             self_value_row=rows.repeat(layers, 1),
         )
 
-    def validate(
-        self, *, batch: int, tokens: int, pixels: int, layers: int, exchange: Exchange | None = None
-    ) -> None:
+    def validate(self, *, batch: int, tokens: int, pixels: int, layers: int) -> None:
         """Raise `ControlError` unless every field fits. Row numbers are checked in host memory."""
-        replayed = 0 if exchange is None else exchange.replayed
-        rows = batch + replayed
         given = [name for name in EDIT_NAMES if getattr(self, name) is not None]
         if given and len(given) != len(EDIT_NAMES):
             missing = ", ".join(name for name in EDIT_NAMES if name not in given)
@@ -96,11 +91,11 @@ class Controls:
                 f"controls lack {missing}: give all of {', '.join(EDIT_NAMES)}, or none of them"
             )
         wanted = {
-            "source_row": (rows,),
-            "token_map": (rows, tokens, tokens),
-            "own_weight": (rows, tokens),
-            "spatial_weight": (rows, tokens),
-            "spatial_map": (rows, pixels),
+            "source_row": (batch,),
+            "token_map": (batch, tokens, tokens),
+            "own_weight": (batch, tokens),
+            "spatial_weight": (batch, tokens),
+            "spatial_map": (batch, pixels),
             **dict.fromkeys(SELF_NAMES, (layers, batch)),
         }
         for name, shape in wanted.items():
@@ -114,9 +109,8 @@ class Controls:
                 raise ControlError(f"{name} is {value.dtype}, wanted torch.int64: row numbers")
             if not is_row and not value.is_floating_point():
                 raise ControlError(f"{name} is {value.dtype}, wanted a floating-point dtype")
-            limit = batch + (exchange.most if exchange is not None and name in SELF_NAMES else replayed)
-            if is_row and value.device.type == "cpu" and value.numel() and not _within(value, limit):
-                raise ControlError(f"{name} names a row outside 0..{limit - 1}")
+            if is_row and value.device.type == "cpu" and value.numel() and not _within(value, batch):
+                raise ControlError(f"{name} names a row outside 0..{batch - 1}")
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Controls:
         """The same controls elsewhere; `dtype` is that of the floating-point fields."""

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 
 from adapedit_engine.loop import EditOutcome, begin
 from adapedit_engine.plan import EditPlan, PlanError, plan_rows
-from adapedit_engine.reuse import check_reuse
 from adapedit_engine.rows import check_plan
 from adapedit_engine.runners import Runner
 from adapedit_engine.ticker import Ticker
@@ -30,7 +29,6 @@ def denoise(
     """
     for plan in plans:
         check_plan(plan, runner.specs)
-        check_reuse(plan.feature_interval, plan.cross_attention_until, runner)
     groups = group_plans(plans, max_rows)
     total = sum(max(plans[i].steps for i in group) for group in groups)
     outcomes: dict[int, EditOutcome] = {}

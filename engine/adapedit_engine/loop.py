@@ -6,8 +6,7 @@ A state is a value: a tick returns new states and changes none. Nothing here wai
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,30 +14,15 @@ from torch import Tensor
 from adapedit_engine.adaptive import Found, observe
 from adapedit_engine.layout import Layout, join
 from adapedit_engine.plan import EditPlan
-from adapedit_engine.reuse import EXACT, NOTHING_KEPT, Call, Kept, call_at, reusing_infer
 from adapedit_engine.rows import RowTables
 from adapedit_engine.runners import Runner
 from adapedit_engine.stepping import look_back, step
-from adapedit_engine.traced_call import traced_infer
 from adapedit_engine.unet import OUTPUT_NAMES
 from adapedit_kernels.errors import AdapEditError
 
 
 class LoopError(AdapEditError):
     """Ticking what can't be ticked: no states, or one that is done."""
-
-
-@dataclass(eq=False)
-class Seat:
-    """Where the newest state of an edit lies in static steps: its first track in a slot, after so many steps."""
-
-    slot: Any = None
-    track: int = 0
-    step: int = 0
-
-    def sit(self, slot: Any, track: int, step: int) -> None:
-        """Be there from now on."""
-        self.slot, self.track, self.step = slot, track, step
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,7 +33,7 @@ class EditState:
     own maps and features; `None` until the first, and for plans that do not ask for them. `found`: FWT and
     DPS of the single pass so far. trajectory: latents after each step, of plans that record them.
     maps_seen: steps that are in the sums. history [K1, C, h, w]: what the last step left to the next, of schedules
-    that look back. kept: what later steps reuse, of plans that do. seat: the edit's own, in `static_steps`.
+    that look back.
     """
 
     tables: RowTables
@@ -61,8 +45,6 @@ class EditState:
     trajectory: tuple[Tensor, ...] = ()
     maps_seen: int = 0
     history: Tensor | None = None
-    kept: Kept = NOTHING_KEPT
-    seat: Seat = field(default_factory=Seat)
 
     @property
     def plan(self) -> EditPlan:
@@ -71,12 +53,6 @@ class EditState:
     @property
     def done(self) -> bool:
         return self.step_index >= self.plan.steps
-
-    @property
-    def call(self) -> Call:
-        """What kind of UNet call the next step takes."""
-        plan = self.plan
-        return call_at(self.step_index, plan.steps, plan.feature_interval, plan.cross_attention_until)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -112,36 +88,23 @@ def begin(plan: EditPlan, runner: Runner) -> EditState:
 def tick(states: Sequence[EditState], runner: Runner, layout: Layout | None = None) -> list[EditState]:
     """Advance every state by one step with one UNet call, each from its own step.
 
-    States whose steps take different kinds of call (see `reuse`) get one for each kind. `layout`:
-    `Layout.of([state.tables for state in states], runner)` where it is at hand from an earlier tick of the same edits
-    in the same order. Raises `LoopError` where there is nothing to do.
+    `layout`: `Layout.of` of the states' tables, where it is at hand from an earlier tick of the same edits in the same
+    order. Raises `LoopError` where there is nothing to do.
     """
     check_states(states)
-    _check_unseated(states)
-    groups = alike(states)
-    if len(groups) > 1:
-        parts = {i: s for g in groups for i, s in zip(g, tick([states[i] for i in g], runner), strict=True)}
-        return [parts[i] for i in range(len(states))]
     if layout is None:
         layout = Layout.of([state.tables for state in states], runner)
     wants_maps = any(state.plan.needs_maps for state in states)
     latents = join([state.latents for state in states])
     inputs = _inputs(states, latents, layout, runner)
-    traces = [(state.plan.trace, state.step_index) for state in states]
-    names = OUTPUT_NAMES if wants_maps else OUTPUT_NAMES[:1]
-    call, kept = states[0].call, [state.kept for state in states]
-    if call == EXACT:
-        outputs = traced_infer(traces, layout, inputs, names, runner)
-    else:
-        rows = [state.tables.rows for state in states]
-        outputs, kept = reusing_infer(call, kept, inputs, names, runner, rows)
+    outputs = runner.infer(inputs, OUTPUT_NAMES if wants_maps else OUTPUT_NAMES[:1])
     seen = [_accumulate(state, outputs, start) for state, start in zip(states, layout.first_row, strict=True)]
     after = step(seen, latents, outputs["noise_pred"], layout, runner)
     history = look_back(seen, latents, outputs["noise_pred"], layout)
     parts = after.split([state.plan.tracks for state in states])
     return [
-        _advance(replace(state, history=back, kept=own), part)
-        for state, part, back, own in zip(seen, parts, history, kept, strict=True)
+        _advance(replace(state, history=back), part)
+        for state, part, back in zip(seen, parts, history, strict=True)
     ]
 
 
@@ -151,25 +114,9 @@ def check_states(states: Sequence[EditState]) -> None:
         raise LoopError("tick was given an edit that is done, or none: keep those that are not done")
 
 
-def _check_unseated(states: Sequence[EditState]) -> None:
-    if any(state.seat.slot is not None for state in states):
-        raise LoopError(
-            "this edit runs by static steps, which have its newest state: go on with the Ticker it came from"
-        )
-
-
-def alike(states: Sequence[EditState]) -> list[list[int]]:
-    """Places of the states whose next steps take the same kind of call, in the order of their first ones."""
-    groups: dict[Call, list[int]] = {}
-    for place, state in enumerate(states):
-        groups.setdefault(state.call, []).append(place)
-    return list(groups.values())
-
-
 @torch.inference_mode()
 def outcome(state: EditState, seconds: float = 0.0) -> EditOutcome:
-    """Averages and results of a state, at its end or before. Raises `LoopError` for one of static steps."""
-    _check_unseated([state])
+    """Averages and results of a state, at its end or before."""
     plan, found, seen = state.plan, state.found, state.maps_seen
     adaptive = plan.adaptive
     word_steps = found.word_steps if found and adaptive and adaptive.temporal else plan.word_steps
@@ -206,7 +153,7 @@ def _inputs(
 
 
 def _accumulate(state: EditState, outputs: dict[str, Tensor], first_row: int) -> EditState:
-    if not state.plan.needs_maps or not state.call.maps:
+    if not state.plan.needs_maps:
         return state
     rows = state.tables.conditional_row + first_row
     maps = outputs["cross_attention_maps"].index_select(0, rows).float()
@@ -230,10 +177,7 @@ def _advance(state: EditState, latents: Tensor) -> EditState:
     steps_done = state.step_index + 1
     tables = state.tables.at(steps_done)
     trajectory = (*state.trajectory, latents) if state.plan.record else ()
-    kept = state.kept if tables is state.tables else state.kept.conditional(state.plan.guidance)
-    after = replace(
-        state, tables=tables, latents=latents, step_index=steps_done, trajectory=trajectory, kept=kept
-    )
+    after = replace(state, tables=tables, latents=latents, step_index=steps_done, trajectory=trajectory)
     return replace(after, found=findings(after))
 
 

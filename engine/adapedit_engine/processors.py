@@ -11,8 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adapedit_engine.controls import Controls
-from adapedit_engine.exchange import Exchange
-from adapedit_engine.reuse import Reuse
 from adapedit_kernels import edited_attention_with_maps
 
 Attend = Callable[..., tuple[Tensor, Tensor | None]]
@@ -23,7 +21,7 @@ Attend = Callable[..., tuple[Tensor, Tensor | None]]
 class Capture:
     """What the layers of one call leave behind. Made anew for every call.
 
-    maps:     [B + E, P, N], the weighted sum over the layers so far; see `Exchange` for E.
+    maps:     [B, P, N], the weighted sum over the layers so far.
     features: [B, P, V].
     """
 
@@ -37,16 +35,12 @@ class AttentionCall:
 
     spatial_maps: by level (number of halvings of the latent side), [B, pixels of that level].
     projected:    per cross-attention layer, keys and values [B, N, heads * head_dim]; None: project here.
-    exchange:     what comes from earlier calls or is kept for later ones.
-    reuse:        the same of an edit's own earlier steps.
     """
 
     controls: Controls = field(default_factory=Controls)
     spatial_maps: Mapping[int, Tensor] = field(default_factory=dict)
     projected: tuple[tuple[Tensor, Tensor], ...] | None = None
     capture: Capture | None = None
-    exchange: Exchange | None = None
-    reuse: Reuse | None = None
 
 
 def split_heads(tensor: Tensor, heads: int) -> Tensor:
@@ -87,23 +81,15 @@ class SelfAttentionProcessor:
         call: AttentionCall | None = None,
     ) -> Tensor:
         controls = Controls() if call is None else call.controls
-        exchange = None if call is None else call.exchange
-        if exchange is not None:
-            exchange.keep_hidden(self.index, hidden_states)
-        query = self._rows(attn.to_q, hidden_states, controls.self_query_row, exchange)
-        key = self._rows(attn.to_k, hidden_states, controls.self_key_row, exchange)
-        value = self._rows(attn.to_v, hidden_states, controls.self_value_row, exchange)
+        query = self._rows(attn.to_q, hidden_states, controls.self_query_row)
+        key = self._rows(attn.to_k, hidden_states, controls.self_key_row)
+        value = self._rows(attn.to_v, hidden_states, controls.self_value_row)
         query, key, value = (split_heads(tensor, attn.heads) for tensor in (query, key, value))
         return _finish(attn, F.scaled_dot_product_attention(query, key, value, scale=attn.scale))
 
-    def _rows(
-        self, project: Any, hidden_states: Tensor, rows: Tensor | None, exchange: Exchange | None
-    ) -> Tensor:
-        if rows is None:
-            return project(hidden_states)
-        if exchange is not None:
-            hidden_states = exchange.with_hidden(self.index, hidden_states)
-        return project(hidden_states).index_select(0, rows[self.index])
+    def _rows(self, project: Any, hidden_states: Tensor, rows: Tensor | None) -> Tensor:
+        projected = project(hidden_states)
+        return projected if rows is None else projected.index_select(0, rows[self.index])
 
 
 class CrossAttentionProcessor:
@@ -141,16 +127,12 @@ class CrossAttentionProcessor:
         call: AttentionCall | None = None,
     ) -> Tensor:
         call = call or AttentionCall()
-        if call.reuse is not None and call.reuse.call.gated:
-            return call.reuse.cross[self.index]
         if call.projected is not None:
             key, value = call.projected[self.index]
         else:
             assert encoder_hidden_states is not None
             key, value = project_text(attn, encoder_hidden_states)
         query = attn.to_q(hidden_states)
-        if call.exchange is not None:
-            query = call.exchange.with_queries(self.index, query)
         query, key, value = (split_heads(tensor, attn.heads) for tensor in (query, key, value))
         capture = call.capture
         wanted = capture is not None and self.map_weight > 0
@@ -167,16 +149,11 @@ class CrossAttentionProcessor:
             check_values=False,
             **self._edit(call),
         )
-        if call.exchange is not None:  # the replayed rows were there to be looked at
-            mixed = mixed[: hidden_states.shape[0]]
         if capture is not None and wanted:
             capture.maps = maps
         if capture is not None and self.reports_features:
             capture.features = hidden_states
-        finished = _finish(attn, mixed)
-        if call.reuse is not None and call.reuse.call.keeps_cross:
-            call.reuse.kept_cross.append(finished)
-        return finished
+        return _finish(attn, mixed)
 
     def _edit(self, call: AttentionCall) -> dict[str, Any]:
         controls = call.controls

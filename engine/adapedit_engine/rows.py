@@ -18,7 +18,6 @@ from torch import Tensor
 from adapedit_engine.adaptive import Adaptive, Found
 from adapedit_engine.controls import SELF_NAMES, Controls
 from adapedit_engine.plan import EditPlan, PlanError, without_guidance
-from adapedit_engine.reuse import check_reuse
 from adapedit_engine.runners import Runner
 from adapedit_engine.specs import ModelSpecs
 
@@ -87,7 +86,6 @@ class RowTables:
     def build(cls, plan: EditPlan, runner: Runner) -> RowTables:
         """Lay the plan out on the runner's device. Raises `PlanError` where it does not fit the model."""
         check_plan(plan, runner.specs)
-        check_reuse(plan.feature_interval, plan.cross_attention_until, runner)
         device, guidance, tracks = runner.device, plan.guidance, plan.tracks
         rows = torch.arange(tracks * guidance)
         conditional = torch.arange(tracks) * guidance + guidance - 1

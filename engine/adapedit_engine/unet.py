@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapedit_engine.controls import CONTROL_NAMES, ControlError, Controls
-from adapedit_engine.exchange import Exchange
 from adapedit_engine.layers import find_layers
 from adapedit_engine.processors import (
     Attend,
@@ -21,8 +20,6 @@ from adapedit_engine.processors import (
     SelfAttentionProcessor,
     project_text,
 )
-from adapedit_engine.reuse import Reuse
-from adapedit_engine.shallow import deep_features, shallow_predict
 from adapedit_engine.specs import ModelSpecs, features_layer, resolve_map_level
 from adapedit_kernels import edited_attention_with_maps
 
@@ -125,25 +122,21 @@ class ControlledUNet(nn.Module):
         *,
         projected: Sequence[tuple[Tensor, Tensor]] | None = None,
         capture: bool = True,
-        exchange: Exchange | None = None,
-        reuse: Reuse | None = None,
     ) -> UNetOutput:
         """One prediction for B rows.
 
         sample [B, C_in, h, w]; timestep [B], each row's own; encoder_hidden_states [B, N, D] or, in its
-        place, `projected`: what `project` made of it. exchange, reuse: what comes from earlier calls, see there.
+        place, `projected`: what `project` made of it.
         Raises `ControlError` before any work where something does not fit.
         """
         controls = Controls() if controls is None else controls
         if not torch.compiler.is_compiling():
-            self._validate(sample, timestep, encoder_hidden_states, controls, projected, exchange)
+            self._validate(sample, timestep, encoder_hidden_states, controls, projected)
         call = AttentionCall(
             controls=controls,
             spatial_maps=self._spatial_maps(controls, sample.shape[-2], sample.shape[-1]),
             projected=None if projected is None else tuple(projected),
             capture=Capture() if capture else None,
-            exchange=exchange,
-            reuse=reuse,
         )
         module, processor = self._pairs[0]
         if module.processor is processor:
@@ -159,25 +152,16 @@ class ControlledUNet(nn.Module):
     def _predict(
         self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor | None, call: AttentionCall
     ) -> UNetOutput:
-        reuse = call.reuse
-        options = {
-            "encoder_hidden_states": None if call.projected is not None else encoder_hidden_states,
-            "cross_attention_kwargs": {"call": call},
-        }
-        if reuse is not None and reuse.deep is not None:
-            return UNetOutput(shallow_predict(self.unet, sample, timestep, reuse.deep, options), None, None)
-        with (
-            deep_features(self.unet) if reuse is not None and reuse.call.keeps_deep else nullcontext() as deep
-        ):
-            noise_pred = self.unet(sample, timestep, **options, return_dict=False)[0]
-        if reuse is not None and deep:
-            reuse.kept_deep = deep[0]
+        noise_pred = self.unet(
+            sample,
+            timestep,
+            encoder_hidden_states=None if call.projected is not None else encoder_hidden_states,
+            cross_attention_kwargs={"call": call},
+            return_dict=False,
+        )[0]
         if call.capture is None:
             return UNetOutput(noise_pred, None, None)
-        maps = call.capture.maps
-        if call.exchange is not None and maps is not None:
-            maps = maps[: sample.shape[0]]
-        return UNetOutput(noise_pred, maps, call.capture.features)
+        return UNetOutput(noise_pred, call.capture.maps, call.capture.features)
 
     def _spatial_maps(self, controls: Controls, height: int, width: int) -> dict[int, Tensor]:
         """The spatial map at each level that has cross-attention, [B, pixels of that level]."""
@@ -200,7 +184,6 @@ class ControlledUNet(nn.Module):
         encoder_hidden_states: Tensor | None,
         controls: Controls,
         projected: Sequence[tuple[Tensor, Tensor]] | None,
-        exchange: Exchange | None,
     ) -> None:
         specs = self.specs
         if sample.ndim != 4 or sample.shape[1] != specs.in_channels:
@@ -224,9 +207,10 @@ class ControlledUNet(nn.Module):
             tokens = text.shape[1]
         else:
             assert projected is not None
-            rows = batch + (0 if exchange is None else exchange.replayed)
-            if len(projected) != len(specs.cross_layers) or any(key.shape[0] != rows for key, _ in projected):
-                wanted = f"{len(specs.cross_layers)} pairs of {rows} rows"
+            if len(projected) != len(specs.cross_layers) or any(
+                key.shape[0] != batch for key, _ in projected
+            ):
+                wanted = f"{len(specs.cross_layers)} pairs of {batch} rows"
                 raise ControlError(
                     f"projected does not fit this UNet: wanted {wanted}, as project() makes them"
                 )
@@ -237,46 +221,7 @@ class ControlledUNet(nn.Module):
             tokens=tokens,
             pixels=map_height * map_width,
             layers=len(specs.self_layers),
-            exchange=exchange,
         )
-
-
-class GraphUNet(nn.Module):
-    """The same UNet as a function of tensors alone, in the order of `INPUT_NAMES`: what an export traces.
-
-    Returns the three tensors of `OUTPUT_NAMES`. Export it inside `controlled.attached()`.
-    """
-
-    def __init__(self, controlled: ControlledUNet) -> None:
-        super().__init__()
-        self.controlled = controlled
-
-    def forward(
-        self,
-        sample: Tensor,
-        timestep: Tensor,
-        encoder_hidden_states: Tensor,
-        source_row: Tensor,
-        token_map: Tensor,
-        own_weight: Tensor,
-        spatial_weight: Tensor,
-        spatial_map: Tensor,
-        self_query_row: Tensor,
-        self_key_row: Tensor,
-        self_value_row: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        controls = Controls(
-            source_row=source_row,
-            token_map=token_map,
-            own_weight=own_weight,
-            spatial_weight=spatial_weight,
-            spatial_map=spatial_map,
-            self_query_row=self_query_row,
-            self_key_row=self_key_row,
-            self_value_row=self_value_row,
-        )
-        noise_pred, maps, features = self.controlled(sample, timestep, encoder_hidden_states, controls)
-        return noise_pred, maps, features
 
 
 @contextmanager

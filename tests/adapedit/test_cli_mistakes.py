@@ -15,8 +15,8 @@ from adapedit.checkpoint import expanded
 from adapedit.cli import knobs
 from adapedit.cli.entry import INTERRUPTED, USER_ERROR, run
 from adapedit.images import ImageInput
+from adapedit.methods import make_settings
 from adapedit.methods.adapedit import collapse_warnings
-from adapedit.methods.settings import make_settings
 from adapedit.prepare import complete, make_context
 from adapedit.request import EditRequest
 from adapedit.result import OutputError, OutputFolder

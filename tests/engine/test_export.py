@@ -14,13 +14,13 @@ from adapedit_engine import (
     INPUT_NAMES,
     OUTPUT_NAMES,
     Controls,
-    GraphUNet,
     PyTorchRunner,
     controlled_attention,
     denoise,
 )
 from adapedit_engine.runners.compiled import why_not
 from tests.engine.tiny import SIDE, TEXT, TOKENS, edit_plan, largest, noise, plan, self_share, tiny_unet
+from tests.helpers.graph_unet import GraphUNet
 
 LAYERS = 7
 CODE = (

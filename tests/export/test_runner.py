@@ -20,7 +20,7 @@ EDITS = [
     request(method="prompt-to-prompt", cross_replace_steps=0.6),
     request(SOURCE, LONGER, method="prompt-to-prompt", local_blend=("small", "dog")),
     request(seed=3),
-    request(TARGET, LONGER, single_pass=True, lambda_s=0.9, lambda_spatial=0.8, steps=4),
+    request(TARGET, LONGER, lambda_s=0.9, lambda_spatial=0.8, steps=4),
 ]
 
 

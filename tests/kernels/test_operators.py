@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from adapedit_engine import Controls, GraphUNet, controlled_attention
+from adapedit_engine import Controls, controlled_attention
 from adapedit_engine.runners.compiled import why_not
 from adapedit_kernels import edited_attention, edited_attention_with_maps, guided_step
 from adapedit_kernels.edited_attention.operator import (
@@ -21,6 +21,7 @@ from adapedit_kernels.guided_step.operator import guided_step_operator
 from adapedit_kernels.spatial_similarity.operator import spatial_similarity_operator
 from adapedit_kernels.word_relation.operator import word_relation_operator
 from tests.engine.tiny import SIDE, TEXT, TOKENS, largest, noise, tiny_unet
+from tests.helpers.graph_unet import GraphUNet
 from tests.kernels.inputs import AttentionShape, attention_inputs, relation_inputs, step_inputs
 
 attention_module = importlib.import_module("adapedit_kernels.edited_attention")  # not the function

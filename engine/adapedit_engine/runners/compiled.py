@@ -39,28 +39,17 @@ class CompiledRunner(PyTorchRunner):
     needs_all_controls = True
     few_shapes = True
     """Every number of rows is a compilation, and on CUDA a graph, of its own: a server fills up to slots."""
-    supports_replay = False
-    supports_reuse = False
 
-    def __init__(
-        self,
-        unet: nn.Module,
-        *,
-        map_divisor: int | None = None,
-        backend: str = "inductor",
-        static_steps: bool | None = None,
-    ) -> None:
-        """backend: of torch.compile. static_steps: see `PyTorchRunner`.
+    def __init__(self, unet: nn.Module, *, map_divisor: int | None = None, backend: str = "inductor") -> None:
+        """backend: of torch.compile.
 
         Raises `RunnerError` where it can't work on the UNet's device.
         """
-        # The compiler lays weights out itself, and can't take ones that are packed already.
-        super().__init__(unet, map_divisor=map_divisor, pack=False, static_steps=static_steps)
+        super().__init__(unet, map_divisor=map_divisor)
         reason = why_not(self.device) if backend == "inductor" else None
         if reason is not None:
             raise RunnerError(f"runner 'pytorch-compiled' was asked for and can't run here: it {reason}")
-        # A graph of the whole step, see `static_steps`, has the UNet in it.
-        self._graphs = self.device.type == "cuda" and backend == "inductor" and not self.static_steps
+        self._graphs = self.device.type == "cuda" and backend == "inductor"
         self._compiled = torch.compile(
             self._predict,
             fullgraph=True,

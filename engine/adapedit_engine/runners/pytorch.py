@@ -6,15 +6,11 @@ import threading
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from adapedit_engine.controls import CONTROL_NAMES, Controls
-from adapedit_engine.exchange import Exchange
-from adapedit_engine.packing import PackedWeights, can_pack
-from adapedit_engine.reuse import Reuse
 from adapedit_engine.runners import RunnerError
 from adapedit_engine.specs import ModelSpecs
 from adapedit_engine.unet import OUTPUT_NAMES, ControlledUNet
@@ -33,19 +29,13 @@ class PyTorchRunner:
         *,
         map_divisor: int | None = None,
         project_once: bool = True,
-        pack: bool = True,
-        static_steps: bool | None = None,
     ) -> None:
         """See `ControlledUNet`. `project_once=False` projects the prompt at every step, as diffusers does.
 
-        pack: on the CPU, keep weights packed for oneDNN as well, see `packing`.
-        static_steps: run edits by `StaticSteps`, as one CUDA graph a step; None: on CUDA. On the CPU the same without.
         Raises `UnsupportedModelError` for a UNet that can't be controlled.
         """
         self.controlled = ControlledUNet(unet, map_divisor=map_divisor)
-        self._project_once, self._static_steps = project_once, static_steps
-        self.kept_steps: Any = None
-        self._packed = PackedWeights(unet) if pack and can_pack(unet) else None
+        self._project_once = project_once
         self._open: list[ExitStack] = []
         self._opening = threading.Lock()
 
@@ -62,15 +52,11 @@ class PyTorchRunner:
         return next(self.controlled.parameters()).dtype
 
     def __enter__(self) -> PyTorchRunner:
-        """Set the control processors, and packed weights where they help. May be nested, and by several threads."""
+        """Set the control processors. May be nested, and by several threads."""
         with self._opening:
             stack = ExitStack()
-            if self._packed is not None:
-                stack.enter_context(self._packed.attached())
             stack.enter_context(self.controlled.attached())
             self._open.append(stack)
-        if self.kept_steps is not None:
-            self.kept_steps.reopened()
         return self
 
     def __exit__(
@@ -81,11 +67,6 @@ class PyTorchRunner:
     ) -> None:
         with self._opening:
             self._open.pop().close()
-
-    @property
-    def static_steps(self) -> bool:
-        """Whether edits run by `StaticSteps`, which are kept in `kept_steps`."""
-        return self.device.type == "cuda" if self._static_steps is None else self._static_steps
 
     @torch.inference_mode()
     def condition(self, encoder_hidden_states: Tensor) -> dict[str, Tensor]:
@@ -101,37 +82,6 @@ class PyTorchRunner:
     @torch.inference_mode()
     def infer(self, inputs: Mapping[str, Tensor], outputs: Sequence[str] | None = None) -> dict[str, Tensor]:
         """See `Runner.infer`. Raises `RunnerError` for unknown names, `ControlError` for wrong shapes."""
-        return self._infer(inputs, outputs, None)
-
-    @property
-    def supports_replay(self) -> bool:
-        """Whether `infer_with` works: whether sources can be recorded and replayed."""
-        return self._project_once
-
-    @torch.inference_mode()
-    def infer_with(
-        self, inputs: Mapping[str, Tensor], outputs: Sequence[str] | None, exchange: Exchange
-    ) -> dict[str, Tensor]:
-        """As `infer`, beside rows of earlier calls, or keeping some for later ones."""
-        return self._infer(inputs, outputs, exchange)
-
-    supports_reuse = True
-    """Whether `infer_reusing` works."""
-
-    @torch.inference_mode()
-    def infer_reusing(
-        self, inputs: Mapping[str, Tensor], outputs: Sequence[str] | None, reuse: Reuse
-    ) -> dict[str, Tensor]:
-        """As `infer`, on what earlier steps kept, or keeping some for later ones."""
-        return self._infer(inputs, outputs, None, reuse)
-
-    def _infer(
-        self,
-        inputs: Mapping[str, Tensor],
-        outputs: Sequence[str] | None,
-        exchange: Exchange | None,
-        reuse: Reuse | None = None,
-    ) -> dict[str, Tensor]:
         wanted = OUTPUT_NAMES if outputs is None else tuple(outputs)
         self._check(inputs, wanted)
         projected = None
@@ -145,8 +95,6 @@ class PyTorchRunner:
             Controls.from_dict(inputs),
             projected=projected,
             capture=wanted != ("noise_pred",),
-            exchange=exchange,
-            reuse=reuse,
         )
         return {name: getattr(output, name) for name in wanted}
 

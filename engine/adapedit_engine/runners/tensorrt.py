@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapedit_engine.bundle import PLANS_FOLDER, PLUGIN_GRAPH, Bundle
+from adapedit_engine.bundle import PLANS_FOLDER, Bundle
 from adapedit_engine.manifest import GraphSpec
-from adapedit_engine.plan_files import PlanRecord, find_plan, has_plan, read_plan
+from adapedit_engine.plan_files import PlanRecord, find_plan, read_plan
 from adapedit_engine.runners import RunnerError
 from adapedit_engine.runners import tensorrt_library as library
 from adapedit_engine.runners.session import Buffers, Session, check_call
@@ -44,14 +44,7 @@ def opener(bundle: Bundle, runner: str) -> Callable[[str], Session]:
         "version": tensorrt.version,
         "compute_capability": f"{major}.{minor}",
     }
-
-    def open_graph(graph: str) -> Session:
-        # A plan with the plug-in carries the kernel itself, and who built one wants it used.
-        if graph == "unet" and has_plan(bundle, PLUGIN_GRAPH, **library_and_gpu):
-            graph = PLUGIN_GRAPH
-        return TensorRTSession(bundle, find_plan(bundle, graph, **library_and_gpu), tensorrt)
-
-    return open_graph
+    return lambda graph: TensorRTSession(bundle, find_plan(bundle, graph, **library_and_gpu), tensorrt)
 
 
 def deserialise(tensorrt: TensorRT, plan: bytes, name: str) -> Any:

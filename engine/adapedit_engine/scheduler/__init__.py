@@ -5,7 +5,6 @@ from adapedit_engine.scheduler.core import Scheduler
 from adapedit_engine.scheduler.executor import EngineExecutor, Executor
 from adapedit_engine.scheduler.jobs import AdmissionError, DeadlineError, Passes, SchedulerStats, Ticket
 from adapedit_engine.scheduler.memory import CallBytes, measure_call_bytes, plan_bytes
-from adapedit_engine.scheduler.routed import RoutedExecutor, RoutedPlan
 from adapedit_engine.scheduler.slots import SLOT_SIZES, PaddedRunner, slots_up_to
 
 __all__ = [
@@ -17,8 +16,6 @@ __all__ = [
     "Executor",
     "PaddedRunner",
     "Passes",
-    "RoutedExecutor",
-    "RoutedPlan",
     "Scheduler",
     "SchedulerStats",
     "Ticket",

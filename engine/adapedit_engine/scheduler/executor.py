@@ -8,7 +8,6 @@ from typing import Any, Protocol
 from adapedit_engine.loop import EditOutcome, EditState, begin
 from adapedit_engine.padding import slot_for
 from adapedit_engine.plan import EditPlan, plan_rows
-from adapedit_engine.reuse import check_reuse
 from adapedit_engine.rows import check_plan
 from adapedit_engine.runners import Runner
 from adapedit_engine.scheduler.memory import CallBytes, plan_bytes
@@ -67,22 +66,20 @@ class EngineExecutor:
         self.runner = runner
         self._sizes: Sequence[int] | None = getattr(runner, "slot_sizes", None)
         self._call_bytes = call_bytes
-        self._ticker = Ticker(runner, splits=False)
+        self._ticker = Ticker(runner)
 
     def check(self, plan: EditPlan) -> None:
         check_plan(plan, self.runner.specs)
-        check_reuse(plan.feature_interval, plan.cross_attention_until, self.runner)
 
     def rows(self, plan: EditPlan) -> int:
         return plan_rows(plan)
 
     def kind(self, plan: EditPlan) -> tuple[int, ...]:
-        """Channels, height and width of the latents, tokens, and whether static steps take it."""
-        return (*plan.latents.shape[1:], plan.tokens, self._ticker.is_static(plan))
+        """Channels, height and width of the latents, and tokens."""
+        return (*plan.latents.shape[1:], plan.tokens)
 
     def slot(self, rows: int) -> int:
-        static = self._ticker.static
-        return slot_for(rows, self._sizes) if static is None else static.slot(rows)
+        return slot_for(rows, self._sizes)
 
     def plan_bytes(self, plan: EditPlan) -> int:
         return plan_bytes(plan, self.runner)

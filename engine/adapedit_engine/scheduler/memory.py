@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from adapedit_engine.controls import Controls
 from adapedit_engine.plan import EditPlan
-from adapedit_engine.reuse import kept_values
 from adapedit_engine.runners import Runner
 from adapedit_engine.unet import OUTPUT_NAMES
 
@@ -42,13 +37,9 @@ def plan_bytes(plan: EditPlan, runner: Runner) -> int:
     # One more copy of the rows' prompts where they change from step to step.
     prompts = 2 * rows if plan.unconditional_steps is None else 3 * rows + steps
     joined = 4 * floats + 8 * indices + item * prompts * tokens * projected
-    # Static steps have copies of all that is joined, with room for as many rows again where calls are padded.
-    joined *= 2 if getattr(runner, "static_steps", False) else 1
     alone = latents * steps if plan.noise is not None or plan.source_latents is not None else 0
     alone += 2 * latents * steps if plan.record else 0
-    deep, cross = plan.feature_interval > 1, plan.cross_attention_until < 1
-    kept = 2 * kept_values(specs, rows, height, width, deep=deep, cross=cross)
-    return joined + 4 * alone + item * kept
+    return joined + 4 * alone
 
 
 def measure_call_bytes(
@@ -56,11 +47,12 @@ def measure_call_bytes(
 ) -> CallBytes:
     """The peak of one edited UNet call with maps, as a straight line through two measured batch sizes.
 
-    runner: open. size: height and width of the latents that are measured; other sizes take as much by their pixels,
-    attention included, which is fused. What single operators take and give back inside is seen on CUDA, not on the
-    CPU; a tenth is added for it.
+    runner: open, on CUDA; elsewhere nothing is measured, and calls count as nothing. size: height and width of the
+    latents that are measured; other sizes take as much by their pixels, attention included, which is fused.
     """
-    # The first call of all makes what stays (packed weights, workspaces), and is none to go by.
+    if runner.device.type != "cuda":
+        return lambda count, of: 0
+    # The first call of all makes what stays (workspaces), and is none to go by.
     _, few, many = (_peak(runner, size, tokens, count) for count in (rows[0], *rows))
     slope = max(0.0, (many - few) / (rows[1] - rows[0]))
     base = max(0.0, few - slope * rows[0])
@@ -87,47 +79,7 @@ def _peak(runner: Runner, size: tuple[int, int], tokens: int, rows: int) -> int:
         **runner.condition(text),
         **controls.as_dict(),
     }
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        runner.infer(inputs, OUTPUT_NAMES)
-        return torch.cuda.max_memory_allocated(device) - before
-    with _LiveBytes() as live:
-        runner.infer(inputs, OUTPUT_NAMES)
-    return live.peak
-
-
-class _LiveBytes(TorchDispatchMode):
-    """Sums the storages that operators return and that are still alive."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._seen: dict[int, weakref.ref[Any]] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        given = {storage._cdata for storage in _storages((args, kwargs))}
-        for storage in _storages(result):
-            self._add(storage, given)
-        return result
-
-    def _add(self, storage: Any, given: set[int]) -> None:
-        key = storage._cdata
-        if key in self._seen or key in given:
-            return
-        size = storage.nbytes()
-        self.now += size
-        self.peak = max(self.peak, self.now)
-
-        def gone(_: Any) -> None:
-            self.now -= size
-            self._seen.pop(key, None)
-
-        self._seen[key] = weakref.ref(storage, gone)
-
-
-def _storages(tree: Any) -> list[Any]:
-    """Of all tensors in nested arguments; packed weights have none that can be asked for."""
-    leaves = (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
-    return [leaf.untyped_storage() for leaf in leaves if leaf.layout == torch.strided]
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    runner.infer(inputs, OUTPUT_NAMES)
+    return torch.cuda.max_memory_allocated(device) - before

@@ -49,10 +49,6 @@ class PaddedRunner:
     def needs_all_controls(self) -> bool:
         return self.runner.needs_all_controls
 
-    @property
-    def static_steps(self) -> bool:
-        return bool(getattr(self.runner, "static_steps", False))
-
     def __enter__(self) -> PaddedRunner:
         self.runner.__enter__()
         return self
