@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from adapedit.images import open_image
-from adapedit.inversion.base import Wanted, inversion_passes, make_inversion
+from adapedit.inversion import Direct
+from adapedit.inversion.base import Wanted, inversion_passes
 from adapedit.methods.base import Context, Method
 from adapedit.model import EditModel, NumericError
 from adapedit.prompts.alignment import align
@@ -75,7 +76,7 @@ def prepare(
     draft.check_model(model.runner.specs)
     steps = draft.steps + (0 if observe is None else observe.steps)
     if request.inversion is not None:
-        steps += make_inversion(request.inversion).steps(context)
+        steps += request.inversion.steps(len(context.schedule))
     return Edit(
         request=request,
         context=context,
@@ -145,8 +146,9 @@ def _inverted(
     begun = list(edits)
     places = [i for i, edit in enumerate(edits) if edit.request.inversion is not None]
     wanted = [
-        Wanted(context=edits[i].context, settings=edits[i].request.inversion, seed=edits[i].request.seed)
-        for i in places
+        Wanted(context=edit.context, inversion=edit.request.inversion, seed=edit.request.seed)
+        for edit in edits
+        if edit.request.inversion is not None
     ]
     contexts = (yield from inversion_passes(wanted, model, caches.inversions)) if wanted else []
     for i, context in zip(places, contexts, strict=True):
@@ -210,7 +212,7 @@ def complete(request: EditRequest, model: EditModel) -> EditRequest:
     image = None if request.image is None else request.image.read()[0]
     inversion = request.inversion if image is not None and method.inverts else None
     if image is not None and method.inverts and inversion is None:
-        inversion = make_inversion("direct")
+        inversion = Direct()
     return request.model_copy(
         update={
             **size,
@@ -315,7 +317,7 @@ def _of_picture(context: Context, request: EditRequest, model: EditModel) -> Con
     found = replace(context, image=image, image_latents=latents)
     if request.inversion is None:
         return replace(found, source_latents=_noised(found))
-    make_inversion(request.inversion).check(found, model)
+    request.inversion.check(found, model)
     return replace(found, latents=latents)
 
 

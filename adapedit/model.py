@@ -21,7 +21,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from adapedit.methods.base import make_method, one_line
+from adapedit.methods import make_settings, one_line
 from adapedit.prompts.tokens import framed_ids, settled
 from adapedit_engine.bundle import Bundle
 from adapedit_engine.manifest import MANIFEST_FILE
@@ -102,7 +102,7 @@ class ModelFacts:
         try:
             facts = TypeAdapter(cls).validate_python(json.loads(path.read_text(encoding="utf-8")))
             for method, knobs in facts.defaults.items():
-                make_method(method, **knobs)
+                make_settings(method, **knobs)
         except (ValueError, OSError, RecursionError) as error:
             reason = one_line(error) if isinstance(error, ValidationError) else str(error)
             raise ModelError(f"{path} can't be used ({reason}); correct it or remove it") from error

@@ -12,7 +12,7 @@ from PIL import Image
 
 from adapedit.edit import Edit, finish, passes, prepare
 from adapedit.images import Fit, ImageInput
-from adapedit.methods.base import make_method
+from adapedit.methods import make_settings
 from adapedit.model import EditModel, load_any
 from adapedit.request import EditRequest, check_request, check_requests
 from adapedit.result import EditResult
@@ -127,7 +127,7 @@ class AdapEditPipeline:
             seed=_seed(seed, generator),
             height=height,
             width=width,
-            method=make_method(method, **knobs),
+            method=make_settings(method, **knobs),
             image=None if image is None else ImageInput.of(image, fit),
             inversion=inversion,
         )

@@ -78,7 +78,7 @@ class Caches:
             prompts=ByteCache(max_bytes, tensor_bytes),
             projections=ProjectionCache(runner, max_bytes),
             observations=ByteCache(max_bytes, _bytes_of_fields),
-            inversions=ByteCache(max_bytes, _bytes_of_fields),
+            inversions=ByteCache(max_bytes, lambda inverted: inverted.bytes),
             pictures=ByteCache(max_bytes, lambda picture: picture.width * picture.height * 3),
         )
 

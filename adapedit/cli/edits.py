@@ -147,7 +147,7 @@ def compare(
 ) -> None:
     """Methods side by side on one pair: writes compare.png and compare.json. --set takes METHOD.KNOB=VALUE, too."""
     from adapedit.cli import knobs
-    from adapedit.methods.base import METHODS
+    from adapedit.methods import METHODS
 
     # InstructPix2Pix has a checkpoint of its own, which runs nothing else.
     every = [name for name in reversed(METHODS) if name != "instruct-pix2pix"]

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from adapedit.cli.options import Fit
-from adapedit.inversion.base import INVERSIONS, make_inversion
-from adapedit.methods.base import METHODS, make_method
+from adapedit.inversion import INVERSIONS, make_inversion_settings
+from adapedit.methods import METHODS, make_settings
 from adapedit.request import EditRequest
 from adapedit_kernels.errors import AdapEditError
 
@@ -85,7 +85,7 @@ def make(method: str, knobs: Mapping[str, Any]) -> Any:
             ready[name] = value.lower() == "true"
         else:
             ready[name] = [part for part in value.replace(",", " ").split() if part]
-    return make_method(method, **ready)
+    return make_settings(method, **ready)
 
 
 def make_each(methods: Sequence[str], knobs: Mapping[str, Any]) -> list[Any]:
@@ -141,7 +141,7 @@ def picture(
         return {}
     if given and method in METHODS and not METHODS[method].inverts:
         raise AdapEditError(f"{method} edits a picture without inverting it; leave --inversion out")
-    chosen = make_inversion(inversion or "direct", **parse(assignments)) if given else None
+    chosen = make_inversion_settings(inversion or "direct", **parse(assignments)) if given else None
     return {"image": {"file": str(image), "fit": fit.value}, "inversion": chosen}
 
 
@@ -150,4 +150,4 @@ def inversions(names: str | None, without_gradients: bool) -> dict[str, Any]:
     wanted = [name.strip() for name in names.split(",")] if names else list(INVERSIONS)
     if names is None and without_gradients:
         wanted.remove("null-text")
-    return {name: make_inversion(name) for name in wanted}
+    return {name: make_inversion_settings(name) for name in wanted}

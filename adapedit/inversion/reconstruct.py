@@ -12,15 +12,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from adapedit.edit import complete, make_context
 from adapedit.images import ImageInput
 from adapedit.inversion import INVERSIONS, make_inversion_settings
 from adapedit.inversion.base import Wanted, inversion_passes
 from adapedit.methods import Plain
 from adapedit.methods.base import Context
 from adapedit.model import EditModel
-from adapedit.prepare import complete, make_context
 from adapedit.request import EditRequest
 from adapedit.result import psnr
+from adapedit.sharing import Caches
 from adapedit_engine.plan import EditOutcome, EditPlan
 from adapedit_engine.scheduler import Scheduler
 
@@ -115,7 +116,8 @@ def _wanted(
     )
     completed = complete(request, model)
     assert completed.inversion is not None
-    return Wanted(context=make_context(completed, model), inversion=completed.inversion, seed=completed.seed)
+    context = make_context(completed, model, Caches.of(model.runner))
+    return Wanted(context=context, inversion=completed.inversion, seed=completed.seed)
 
 
 def _measured(
