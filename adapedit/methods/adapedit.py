@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +18,7 @@ from adapedit_engine.adaptive import Adaptive, Found, observe
 from adapedit_engine.blend import LocalBlend, blend_mask, word_places
 from adapedit_engine.loop import EditOutcome
 from adapedit_engine.plan import EditPlan
-from adapedit_kernels import RelationSettings, word_relation
+from adapedit_kernels import RelationKnobs, word_relation
 
 RELEASED_THRESHOLD = 0.002
 """alpha_tau of the authors' code; the paper's is 0.03."""
@@ -120,8 +122,7 @@ class AdapEditMethod(Method):
             seen.features[-1:].cpu(),
             key_tokens(alignment)[None],
             alignment.word_of_token[None],
-            lambda_tau=self.settings.lambda_tau,
-            **vars(self._relation()),
+            RelationKnobs.make(1, lambda_tau=self.settings.lambda_tau, **self._relation()),
         ).relation[0]
         warnings = collapse_warnings(
             alignment, relation, spatial if self._spatial else None, self._relation()
@@ -138,24 +139,24 @@ class AdapEditMethod(Method):
     def _spatial(self) -> bool:
         return self.settings.dps and self.settings.variant == "paper"
 
-    def _relation(self) -> RelationSettings:
+    def _relation(self) -> dict[str, Any]:
         settings = self.settings
         if settings.variant == "released":
-            return RelationSettings(
-                threshold=RELEASED_THRESHOLD if settings.mask else 0.0,
-                threshold_mode="absolute",
-                normalise="sum",
-                centre=False,
-                variant="released",
-            )
-        return RelationSettings(
-            threshold=settings.alpha_tau if settings.mask else 0.0,
-            threshold_mode=settings.threshold_mode,
-            normalise=settings.normalise,
-            temperature=settings.temperature,
-            centre=settings.centre,
-            variant="paper",
-        )
+            return {
+                "threshold": RELEASED_THRESHOLD if settings.mask else 0.0,
+                "threshold_mode": "absolute",
+                "normalise": "sum",
+                "centre": False,
+                "variant": "released",
+            }
+        return {
+            "threshold": settings.alpha_tau if settings.mask else 0.0,
+            "threshold_mode": settings.threshold_mode,
+            "normalise": settings.normalise,
+            "temperature": settings.temperature,
+            "centre": settings.centre,
+            "variant": "paper",
+        }
 
     def adaptive(self, context: EditContext, *, tracks: int) -> Adaptive:
         """What FWT and DPS want to know of the edit, for a plan whose last track is the target."""
@@ -205,7 +206,7 @@ def key_tokens(alignment: Alignment) -> Tensor:
 
 
 def collapse_warnings(
-    alignment: Alignment, relation: Tensor, spatial_map: Tensor | None, by: RelationSettings
+    alignment: Alignment, relation: Tensor, spatial_map: Tensor | None, by: Mapping[str, Any]
 ) -> tuple[str, ...]:
     """Say when FWT or DPS has nothing to tell apart, and which knob mends it.
 
@@ -216,7 +217,7 @@ def collapse_warnings(
         return ()
     warnings = []
     better = {"normalise": "sum", "threshold_mode": "relative", "centre": True}
-    missing = [f"{knob}={value!r}" for knob, value in better.items() if getattr(by, knob) != value]
+    missing = [f"{knob}={value!r}" for knob, value in better.items() if by[knob] != value]
     advice = f"; try {', '.join(missing)}" if missing else ""
     words = torch.tensor([relation[word.tokens[0]] for word in alignment.target_words if not word.is_key])
     if len(words) > 1 and float(words.max() - words.min()) < 0.05:

@@ -13,9 +13,13 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from adapedit_kernels.aot.compiling import PTX_VERSION
-from adapedit_kernels.edited_attention.tiles import Tile, choose_tile, padded_tokens
-from adapedit_kernels.edited_attention.triton import edited_attention_kernel
+from adapedit_kernels.aot.compile import PTX_VERSION
+from adapedit_kernels.edited_attention.triton import (
+    Tile,
+    choose_tile,
+    edited_attention_kernel,
+    padded_tokens,
+)
 
 POINTERS = "query key value source_row token_map own_weight spatial_weight spatial_map".split()
 SIZES = "batch pixels tokens".split()
