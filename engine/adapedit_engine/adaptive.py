@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from adapedit_engine.blend import widened
-from adapedit_kernels import RelationSettings, spatial_similarity, word_relation
+from adapedit_kernels import RelationKnobs, spatial_similarity, word_relation
 from adapedit_kernels.errors import AdapEditError
 
 
@@ -25,7 +25,7 @@ class Adaptive:
     word_of_token: [K1, N] int64, number of the word that a token belongs to; -1: none (start, end, padding).
     temporal:      recompute word steps (FWT). `word_steps` of the plan holds until maps have been seen.
     spatial:       recompute the spatial map (DPS). `spatial_map` of the plan holds until then.
-    relation:      threshold, normalisation, centring and formula.
+    relation:      what `RelationKnobs.make` takes besides `lambda_tau`: threshold, normalisation, centring and formula.
     lambda_tau:    factor of the word steps, Eq. 7.
     lambda_spatial: factor of the spatial map, Eq. 9; above 1 the map is cut off at 1.
     joined:        the spatial map of a track is the larger of its own and its source's: an edit has to act where
@@ -42,7 +42,7 @@ class Adaptive:
     word_of_token: Tensor
     temporal: bool = True
     spatial: bool = True
-    relation: RelationSettings = field(default_factory=RelationSettings)
+    relation: dict[str, Any] = field(default_factory=dict)
     lambda_tau: float = 1.0
     lambda_spatial: float = 1.0
     joined: bool = False
@@ -93,26 +93,11 @@ def observe(maps: Tensor, features: Tensor, adaptive: Adaptive, source_track: Te
     source_track: [K1] int64, the plan's. The faithful method calls this once, after a pass of its own; the single pass
     after every step.
     """
-    relation = adaptive.relation
-    found = word_relation(
-        maps,
-        features,
-        adaptive.key_tokens,
-        adaptive.word_of_token,
-        lambda_tau=adaptive.lambda_tau,
-        threshold=relation.threshold,
-        threshold_mode=relation.threshold_mode,
-        normalise=relation.normalise,
-        temperature=relation.temperature,
-        centre=relation.centre,
-        variant=relation.variant,
-    )
-    spatial = spatial_similarity(
-        features,
-        found.key_embedding,
-        lambda_spatial=adaptive.lambda_spatial,
-        centre=relation.centre,
-    )
+    tracks, device = len(maps), maps.device
+    knobs = RelationKnobs.make(tracks, lambda_tau=adaptive.lambda_tau, device=device, **adaptive.relation)
+    found = word_relation(maps, features, adaptive.key_tokens, adaptive.word_of_token, knobs)
+    factor = torch.full((tracks,), adaptive.lambda_spatial, dtype=torch.float32, device=device)
+    spatial = spatial_similarity(features, found.key_embedding, factor, knobs.centre)
     # With a factor above 1 the map saturates: a weight above 1 would carry the edit beyond the target's own maps.
     spatial = spatial.clamp(max=1)
     if adaptive.joined:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapedit_kernels.aot.compiling import PTX_TARGETS, PTX_VERSION, Binary
+from adapedit_kernels.aot.compile import PTX_TARGETS, PTX_VERSION, Binary
 from adapedit_kernels.aot.variants import KERNELS, Variant
 
-__all__ = ["report", "write_sources"]
-
 _C_TYPES = {"pointer": "uint64_t", "float": "float", "int": "int32_t"}
+_RESOURCES = "target num_warps registers stack spilled shared"
 _NOTE = "/* Written by `python -m adapedit_kernels.aot`; do not edit. */\n"
 
 _ASSEMBLY = """\
@@ -30,38 +28,33 @@ adapedit_kernels_blob:
 """
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Piece:
-    offset: int
-    size: int
-
-
 def write_sources(binaries: Sequence[Binary], folder: Path) -> dict[str, Any]:
     """Write the binaries and the C sources into ``folder``; returns what ``manifest.json`` there holds."""
     folder.mkdir(parents=True, exist_ok=True)
     blob = bytearray()
-    pieces: dict[bytes, _Piece] = {}
+    pieces: dict[bytes, tuple[int, int]] = {}
 
-    def place(data: bytes) -> _Piece:
+    def place(data: bytes) -> tuple[int, int]:
         if data not in pieces:
             blob.extend(b"\0" * (-len(blob) % 64))
-            pieces[data] = _Piece(offset=len(blob), size=len(data))
+            pieces[data] = (len(blob), len(data))
             blob.extend(data)
         return pieces[data]
 
-    nothing = _Piece(offset=0, size=0)
     rows, entries = [], []
     for binary in binaries:
         cubin = place(binary.cubin)
         carried = binary.target in PTX_TARGETS
-        ptx = place(_plain(binary.ptx).encode() + b"\0") if carried else nothing
+        ptx = place(_plain(binary.ptx).encode() + b"\0") if carried else (0, 0)
         variant = binary.variant
         numbers = (
             *(binary.target, variant.pixels_from, variant.block, binary.num_warps, binary.shared),
-            *(binary.registers, binary.stack, binary.spilled, cubin.offset, cubin.size, ptx.offset, ptx.size),
+            *(binary.registers, binary.stack, binary.spilled, *cubin, *ptx),
         )
         rows.append(f'    {{"{variant.name}", "{binary.entry}", {", ".join(map(str, numbers))}}},\n')
-        entries.append({**resources(binary), "cubin_bytes": cubin.size, "ptx_bytes": ptx.size})
+        entry = {"name": variant.name, "kernel": variant.kernel, "pixels_from": variant.pixels_from}
+        entry |= {name: getattr(binary, name) for name in _RESOURCES.split()}
+        entries.append({**entry, "cubin_bytes": cubin[1], "ptx_bytes": ptx[1]})
     (folder / "adapedit_kernels.bin").write_bytes(blob)
     (folder / "adapedit_kernels_blob.S").write_text(_ASSEMBLY)
     targets = sorted({binary.target for binary in binaries})
@@ -78,41 +71,6 @@ def write_sources(binaries: Sequence[Binary], folder: Path) -> dict[str, Any]:
     manifest = {"ptx_version": PTX_VERSION, "targets": targets, "binaries": entries}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     return manifest
-
-
-def resources(binary: Binary) -> dict[str, Any]:
-    """What a binary is and takes, as plain data."""
-    return {
-        "name": binary.variant.name,
-        "kernel": binary.variant.kernel,
-        "pixels_from": binary.variant.pixels_from,
-        "target": binary.target,
-        "num_warps": binary.num_warps,
-        "registers": binary.registers,
-        "stack": binary.stack,
-        "spilled": binary.spilled,
-        "shared": binary.shared,
-    }
-
-
-def report(binaries: Iterable[Binary]) -> str:
-    """A Markdown table, a line a variant: registers / shared memory / spilled bytes for each target."""
-    lines: dict[tuple[str, int], dict[int, Binary]] = {}
-    for binary in binaries:
-        lines.setdefault((binary.variant.name, binary.variant.block), {})[binary.target] = binary
-    targets = sorted({target for line in lines.values() for target in line})
-    text = ["| variant | block | warps | " + " | ".join(f"sm_{target}" for target in targets) + " |"]
-    text.append("|---|" + "---:|" * (len(targets) + 2))
-    for (name, block), line in lines.items():
-        cells = [
-            f"{line[target].registers} / {line[target].shared} / {line[target].spilled}"
-            if target in line
-            else "-"
-            for target in targets
-        ]
-        warps = next(iter(line.values())).num_warps
-        text.append(f"| `{name}` | {block} | {warps} | {' | '.join(cells)} |")
-    return "\n".join(text)
 
 
 def _plain(ptx: str) -> str:

@@ -19,8 +19,6 @@ from triton.compiler import ASTSource
 from adapedit_kernels.aot.variants import KERNELS, Variant
 from adapedit_kernels.errors import AdapEditError
 
-__all__ = ["PTX_TARGETS", "PTX_VERSION", "Binary", "compile_all", "compile_one"]
-
 PTX_VERSION = 87  # the first that knows every target, so that drivers since CUDA 12.8 can read it
 # PTX of sm_90 and later is Triton's for that one architecture (the "a" in sm_90a), so no other device takes it.
 PTX_TARGETS = (80, 89)
