@@ -162,11 +162,13 @@ class AdapEdit(Method, name="adapedit"):
 
         from adapedit_engine.batch import observe
 
-        assert seen.maps is not None and seen.features is not None
+        # Of a pass before the edit features of the last step, as the paper and its code: there the picture is done.
+        features = seen.last_features if self.two_pass else seen.features
+        assert seen.maps is not None and features is not None
         device, tracks = seen.maps.device, len(seen.maps)
         knobs = {name: knob.to(device) for name, knob in vars(self._adaptive(context, tracks)).items()}
         source = torch.zeros(tracks, dtype=torch.int64, device=device)
-        words, spatial = observe(seen.maps, seen.features, knobs, source, context.map_size)
+        words, spatial = observe(seen.maps, features, knobs, source, context.map_size)
         return _Found(words.word_steps, words.default_steps, words.relation, spatial)
 
     def _adaptive(self, context: Context, tracks: int) -> Adaptive:
