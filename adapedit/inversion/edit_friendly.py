@@ -66,7 +66,7 @@ class EditFriendly(Inversion, name="edit-friendly"):
     def _first(self, steps: int) -> int:
         from adapedit_engine.plan import held_steps
 
-        return held_steps(self.skip, steps)
+        return min(held_steps(self.skip, steps), steps - 1)
 
     def _schedule(self, context: Context, model: EditModel) -> Schedule:
         refuse_history(context.schedule)
