@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
-from adapedit.methods.base import Cells, Context, Findings, Method, Share
-from adapedit.methods.words import Words, WordValue, local_blend, with_word_values
+from pydantic import model_validator
+
+from adapedit.methods.base import Cells, Context, Findings, Method, Share, whole_error
+from adapedit.methods.words import Span, Words, WordSpans, WordValues, ends, local_blend, with_word_values
 from adapedit_kernels.errors import AdapEditError
 
 if TYPE_CHECKING:
@@ -23,23 +25,38 @@ class PromptToPrompt(Method, name="prompt-to-prompt"):
                          takes the map of what it replaces. "refine": tokens that both prompts have in order take the
                          source's maps, new ones keep their own, others fall away. "reweight": token for token, times
                          the equalizer. "auto": "replace" where it can be, else "refine"; both take an equalizer, too.
-    cross_replace_steps: share of the trajectory in which a word's map is the source's.
-    word_replace_steps:  the same for single words, over `cross_replace_steps`.
-    self_replace_steps:  share in which self-attention at the coarse levels is the source's.
-    local_blend:         words (of either prompt) outside whose places the source's latents are kept; true: those
-                         that the edit is about.
-    equalizer:           factors on words' maps.
+    cross_replace_steps: share of the trajectory in which a word's map is the source's, or two: from and to. Also
+                         {"default_": 0.8, "dog": 0.4}, as in the authors' code.
+    word_replace_steps:  the same for single words, over `cross_replace_steps`: {"dog": 0.4}.
+    self_replace_steps:  share in which self-attention at the coarse levels is the source's, or two: from and to.
+    local_blend:         words outside whose places the source's latents are kept: "dog", of either prompt; ("dog",
+                         "cat"), of the source and of the target; true: those that the edit is about.
+    equalizer:           factors on words' maps: {"dog": 2}; the paper's are -2 to 2.
     """
 
     edit_type: Literal["auto", "replace", "refine", "reweight"] = "auto"
-    cross_replace_steps: Share = 0.8
-    word_replace_steps: tuple[WordValue, ...] = ()
-    self_replace_steps: Share = 0.4
+    cross_replace_steps: Span = 0.8
+    word_replace_steps: WordSpans = ()
+    self_replace_steps: Span = 0.4
     local_blend: Words = ()
     blend_threshold: Share = 0.3
     blend_start: Share = 0.2
     blend_grow: Cells = 1
-    equalizer: tuple[WordValue, ...] = ()
+    equalizer: WordValues = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _part_words(cls, values: Any) -> Any:
+        """Of {"default_": ..., word: ...} the default apart from the words."""
+        given = values.get("cross_replace_steps") if isinstance(values, Mapping) else None
+        if not isinstance(given, Mapping):
+            return values
+        if values.get("word_replace_steps"):
+            raise whole_error(
+                "cross_replace_steps names words, and so does word_replace_steps; use one of them"
+            )
+        words = {word: span for word, span in given.items() if word != "default_"}
+        return {**values, "cross_replace_steps": given.get("default_", 1.0), "word_replace_steps": words}
 
     def plan(self, context: Context, observed: EditOutcome | None) -> EditPlan:
         import torch
@@ -49,15 +66,21 @@ class PromptToPrompt(Method, name="prompt-to-prompt"):
         alignment = context.alignment
         token_map, own_weight = self._maps(alignment)
         ones = torch.ones(alignment.num_tokens, dtype=torch.float32, device="cpu")
-        word_steps = with_word_values(ones * self.cross_replace_steps, alignment, self.word_replace_steps)
-        factors = with_word_values(ones, alignment, self.equalizer)
-        rows = context.from_source(context.coarse_layers(), stop=self.self_replace_steps)
+        spans = (
+            torch.tensor(ends(self.cross_replace_steps), dtype=torch.float32, device="cpu") * ones[:, None]
+        )
+        spans = with_word_values(
+            spans, alignment, ((one, ends(one.value)) for one in self.word_replace_steps)
+        )
+        factors = with_word_values(ones, alignment, ((one, one.value) for one in self.equalizer))
+        rows = context.from_source(context.coarse_layers(), *ends(self.self_replace_steps))
         return context.plan(
             cross_attention=CrossEdit(
                 token_map=context.on_target(token_map * factors),
                 # What a new word is given is its own map: while held that is scaled, and when free it is not.
                 own_weight=context.on_target(own_weight * factors),
-                word_steps=context.on_target(word_steps),
+                word_starts=context.on_target(spans[:, 0]),
+                word_steps=context.on_target(spans[:, 1]),
                 strength=torch.ones(2, dtype=torch.float32, device="cpu"),
             ),
             self_attention=SelfEdit(query=rows, key=rows),
