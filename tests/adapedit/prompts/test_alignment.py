@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -398,3 +400,51 @@ def test_what_is_no_slip(source, target):
 
 def test_equal_prompts_are_no_slip_where_more_than_words_changes():
     assert prompt_warnings(aligned("a red dog", "a red dog"), changes_more=True) == ()
+
+
+# Whatever people write
+
+ANYTHING = st.lists(
+    st.text(max_size=8)
+    | st.sampled_from([*WORDS, "<toy>", "<TOY>", "<hat>,", "(cat:1.3)", "e\u0301", "İ", "ǅ", "🐶\ufe0f", "一只", "ำ"])
+    | st.sampled_from(["<|endoftext|>", "<|startoftext|>", "<toy>_1", "\x00", "\u2028", "\x1c", "'s", "--", "\ud83d"])
+    | st.characters(),
+    max_size=12,
+).flatmap(lambda parts: st.sampled_from([" ", "", "\n"]).map(lambda space: space.join(parts)))
+
+
+@lru_cache
+def any_tokenizer():
+    tokenizer = copy.deepcopy(small_clip_tokenizer(all_bytes=True))
+    tokenizer.add_tokens(["<toy>", "<toy>_1", "<toy>_2", "<hat>"])
+    return tokenizer
+
+
+def aligns_or_refuses(source: str, target: str) -> None:
+    try:
+        found = align(source, target, any_tokenizer(), max_length=120)
+    except AdapEditError as error:
+        assert "\n" not in str(error) and len(str(error)) < 500
+        return
+    torch.testing.assert_close(found.token_map.sum(dim=1), torch.ones(120))
+    assert all(len(message.splitlines()) == 1 for message in prompt_warnings(found))
+    for prompt, words in ((source, found.source_words), (target, found.target_words)):
+        places = [place for word in words for place in word.tokens]
+        assert places == list(range(1, len(places) + 1))
+        begin = 0
+        for word in words:
+            begin = prompt.index(word.text, begin) + len(word.text)
+            assert "<toy>" not in word.text or word.text in ("<toy>", "<toy>_1")
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(ANYTHING, ANYTHING)
+def test_any_two_texts_are_aligned_or_refused(source, target):
+    aligns_or_refuses(source, target)
+
+
+@pytest.mark.slow
+@settings(max_examples=3000, deadline=None, derandomize=True)
+@given(ANYTHING, ANYTHING)
+def test_many_more_texts_are_aligned_or_refused(source, target):
+    aligns_or_refuses(source, target)
