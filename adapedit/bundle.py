@@ -15,10 +15,9 @@ from adapedit.model import EditModel, ModelError, ModelFacts, Vocabulary, load_m
 from adapedit.words import settled
 from adapedit_engine.bundle import Bundle
 from adapedit_engine.manifest import MANIFEST_FILE
-from adapedit_engine.runners import RunnerError
-from adapedit_engine.runners.bundle import BundleRunner
+from adapedit_engine.runners import BUNDLE_RUNNERS, CHECKPOINT_RUNNERS, RunnerError, open_bundle_runner
+from adapedit_engine.runners.graphs import BundleRunner
 from adapedit_engine.runners.pytorch import PyTorchRunner
-from adapedit_engine.runners.registry import BUNDLE_RUNNERS, CHECKPOINT_RUNNERS, open_bundle_runner
 
 if TYPE_CHECKING:
     from adapedit_export.export import Checkpoint
@@ -124,7 +123,7 @@ def load_any(
         raise RunnerError(f"there is no runner {runner!r}; use one of: {known}")
     model = load_model(source, device=device, dtype=torch_dtype)
     if runner == "pytorch-compiled":
-        from adapedit_engine.runners.compiled import CompiledRunner
+        from adapedit_engine.runners.pytorch import CompiledRunner
 
         compiled = CompiledRunner(unet_of(model), map_divisor=model.facts.map_divisor)
         return dataclasses.replace(model, runner=compiled)

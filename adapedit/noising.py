@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapedit_engine.caches import ByteCache, tensor_bytes
+from adapedit_engine.cache import ByteCache, tensor_bytes
 from adapedit_engine.schedules import scheduler_key
 
 _KNOWN: ByteCache[Tensor] = ByteCache(2**20, lambda levels: tensor_bytes([levels]))

@@ -67,7 +67,7 @@ class AdapEditPipeline:
     def from_bundle(
         cls, bundle: str | Path, runner: str = "onnxruntime", *, verify: bool = True
     ) -> AdapEditPipeline:
-        """Load a bundle made by `adapedit export`, executed by a runner of `adapedit_engine.runners.registry`.
+        """Load a bundle made by `adapedit export`, executed by a runner of `adapedit_engine.runners.BUNDLE_RUNNERS`.
 
         verify: compare the files with the manifest's sums. Raises `BundleError` for a folder that is no whole
         bundle, and `RunnerError` for a runner that can't run here; no other one takes its place.

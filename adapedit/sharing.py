@@ -15,7 +15,7 @@ from torch import Tensor
 
 from adapedit_engine.adaptive import Adaptive
 from adapedit_engine.blend import LocalBlend
-from adapedit_engine.caches import digest
+from adapedit_engine.cache import digest
 from adapedit_engine.loop import EditOutcome
 from adapedit_engine.plan import EditPlan, plan_rows
 from adapedit_engine.schedule import Schedule

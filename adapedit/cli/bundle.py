@@ -135,7 +135,7 @@ def build(
     """Build TensorRT plans of a bundle's graphs. A plan that is there and not stale is kept."""
     from adapedit.cli import bundle_show as show
     from adapedit_engine.bundle import Bundle
-    from adapedit_engine.runners.tensorrt_library import load, load_builder
+    from adapedit_engine.runners.tensorrt import load, load_builder
     from adapedit_export.tensorrt.build import BuildOptions, build_plans
     from adapedit_export.tensorrt.workloads import workload_of
 
@@ -167,13 +167,13 @@ def check(
     """Hold every runner that can run here to what PyTorch gave, on random inputs and along an edit; 1: some differ."""
     from adapedit.cli import bundle_show as show
     from adapedit_engine.bundle import Bundle
-    from adapedit_engine.runners.registry import BUNDLE_RUNNERS, open_bundle_runner
+    from adapedit_engine.runners import BUNDLE_RUNNERS, open_bundle_runner, why_not
     from adapedit_export.check import check_runner
     from adapedit_export.reference import Reference
 
     bundle = Bundle.open(folder)
     reference = Reference.load(bundle.folder)
-    reasons = {name: None if runner else kind.why_not() for name, kind in BUNDLE_RUNNERS.items()}
+    reasons = {name: None if runner else why_not(name) for name in BUNDLE_RUNNERS}
     names = runner or [name for name, reason in reasons.items() if reason is None]
     findings: list[Any] = []
     with show.status("checking") as say:

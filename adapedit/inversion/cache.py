@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from adapedit_engine.caches import digest
+from adapedit_engine.cache import digest
 
 FORMAT = "1"
 

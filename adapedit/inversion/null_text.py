@@ -14,8 +14,8 @@ from adapedit.inversion.cache import InversionCache, default_folder, weights_dig
 from adapedit.inversion.settings import NullText
 from adapedit.methods.context import EditContext
 from adapedit.model import EditModel
+from adapedit_engine.models.unet import ControlledUNet
 from adapedit_engine.runners.pytorch import PyTorchRunner
-from adapedit_engine.unet import ControlledUNet
 
 RISE = 2e-5
 """By how much the distance that is good enough rises from step to step (Mokady et al.)."""

@@ -16,7 +16,7 @@ from adapedit.inversion.edit_friendly import EditFriendlyInversion
 from adapedit.inversion.null_text import NullTextInversion
 from adapedit.inversion.settings import DDIM, Direct, EditFriendly, NullText
 from adapedit.methods.context import EditContext
-from adapedit_engine.caches import digest
+from adapedit_engine.cache import digest
 from adapedit_engine.loop import EditOutcome
 from adapedit_engine.plan import EditPlan
 

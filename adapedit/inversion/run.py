@@ -12,7 +12,7 @@ from adapedit.inversion.base import Inverted, Passes
 from adapedit.inversion.registry import inversion_key, make_inversion, together
 from adapedit.methods.context import EditContext
 from adapedit.model import EditModel
-from adapedit_engine.caches import ByteCache, tensor_bytes
+from adapedit_engine.cache import ByteCache, tensor_bytes
 from adapedit_engine.denoising import denoise
 from adapedit_engine.loop import EditOutcome
 from adapedit_engine.plan import EditPlan

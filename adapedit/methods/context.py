@@ -12,9 +12,9 @@ from adapedit.alignment import Alignment
 from adapedit.images import OpenedImage
 from adapedit.model import ModelFacts
 from adapedit_engine.loop import EditOutcome
+from adapedit_engine.models.layers import ModelSpecs
 from adapedit_engine.plan import EditPlan
 from adapedit_engine.schedule import Schedule
-from adapedit_engine.specs import ModelSpecs
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -11,7 +11,7 @@ from torch import Tensor
 from adapedit.inversion.base import Inverted
 from adapedit.inversion.run import inverted_bytes
 from adapedit.model import EditModel
-from adapedit_engine.caches import ByteCache, digest, tensor_bytes
+from adapedit_engine.cache import ByteCache, digest, tensor_bytes
 from adapedit_engine.loop import EditOutcome
 
 

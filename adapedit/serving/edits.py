@@ -18,8 +18,7 @@ from adapedit.request import EditRequest
 from adapedit.result import EditResult
 from adapedit.serving.caching import Caches
 from adapedit.sharing import merge, observation_key, share, split
-from adapedit_engine.caches import ByteCache
-from adapedit_engine.host_copies import HostCopies, HostCopy
+from adapedit_engine.cache import ByteCache, HostCopies, HostCopy
 from adapedit_engine.loop import EditOutcome
 from adapedit_engine.plan import EditPlan, plan_rows
 from adapedit_engine.rows import check_plan

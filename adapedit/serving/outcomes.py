@@ -10,7 +10,7 @@ from typing import Any
 
 from adapedit.request import EditRequest
 from adapedit.result import EditResult
-from adapedit_engine.caches import CacheStats
+from adapedit_engine.cache import CacheStats
 from adapedit_engine.scheduler import SchedulerStats
 from adapedit_kernels.errors import AdapEditError
 

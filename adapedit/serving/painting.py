@@ -17,8 +17,7 @@ from adapedit.model import EditModel
 from adapedit.result import EditResult, make_result
 from adapedit.serving.edits import EditedPart
 from adapedit.serving.outcomes import as_error, hand_over
-from adapedit_engine.caches import ByteCache, digest
-from adapedit_engine.host_copies import HostCopies
+from adapedit_engine.cache import ByteCache, HostCopies, digest
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -5,20 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from adapedit.model import EditModel
-from adapedit_engine.caches import CachedRunner
-from adapedit_engine.runners import Runner
 from adapedit_engine.scheduler import (
+    CachedRunner,
     EngineExecutor,
-    PaddedRunner,
     Scheduler,
     measure_call_bytes,
-    slots_up_to,
 )
-
-
-def in_slots(runner: Runner, max_rows: int) -> Runner:
-    """The runner as a server uses it: padded to slots where every number of rows would be prepared anew."""
-    return PaddedRunner(runner, slots_up_to(max_rows)) if getattr(runner, "few_shapes", False) else runner
 
 
 def make_scheduler(

@@ -24,11 +24,10 @@ from adapedit.serving.edits import EditedPart, PreparedEdit, edit_passes
 from adapedit.serving.inbox import first_rows, late, most_urgent, parted
 from adapedit.serving.outcomes import Finished, ServerStats, as_error, fail
 from adapedit.serving.painting import Painter, in_server_thread, mark_server_thread, painting_executor
-from adapedit.serving.scheduling import in_slots, make_scheduler
+from adapedit.serving.scheduling import make_scheduler
 from adapedit.serving.streaming import streamed
-from adapedit_engine.caches import CachedRunner
-from adapedit_engine.host_copies import HostCopies
-from adapedit_engine.scheduler import Scheduler, SchedulerStats, Ticket
+from adapedit_engine.cache import HostCopies
+from adapedit_engine.scheduler import CachedRunner, Scheduler, SchedulerStats, Ticket
 from adapedit_kernels.errors import AdapEditError
 
 
@@ -62,7 +61,7 @@ class EditServer:
         if budget_bytes is not None:
             check_count("budget_bytes", budget_bytes)
         self.model = CachingModel.of(model, cache_bytes)
-        self._runner = CachedRunner(in_slots(model.runner, max_rows), cache_bytes)
+        self._runner = CachedRunner(model.runner, cache_bytes)
         self._caches = Caches.of(cache_bytes)
         self._copies = HostCopies(model.device)
         self._painter = Painter(model=self.model, sources=self._caches.pictures, copies=self._copies)
