@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adapedit_engine.controls import SELF_NAMES, Controls
+from adapedit_engine.models.controls import SELF_NAMES, Controls
 from adapedit_engine.plan import PlanError
 from adapedit_engine.rows import RowTables
 from adapedit_engine.runners import Runner
@@ -48,7 +48,7 @@ class Layout:
         guidance = max(table.plan.guidance for table in tables)
         extra = [table.conditioning_channels for table in tables if table.conditioning_channels is not None]
         rows = torch.arange(sum(table.rows for table in tables), device=runner.device)
-        edited = runner.needs_all_controls or any(table.plan.edited for table in tables)
+        edited = runner.capabilities.all_controls or any(table.plan.edited for table in tables)
         return cls(
             tables=tuple(tables),
             first_row=first_row,
@@ -65,7 +65,7 @@ class Layout:
             own_rows=rows.expand(len(runner.specs.self_layers), len(rows)),
             edit=_static_edit(tables, first_row) if edited else {},
             blank=tuple(_blank(table, runner) for table in tables),
-            every_field=runner.needs_all_controls,
+            every_field=runner.capabilities.all_controls,
         )
 
     def controls(self, own: Sequence[Controls]) -> Controls:

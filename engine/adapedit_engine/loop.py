@@ -13,11 +13,12 @@ from torch import Tensor
 
 from adapedit_engine.adaptive import Found, observe
 from adapedit_engine.layout import Layout, join
+from adapedit_engine.models.unet import OUTPUT_NAMES
+from adapedit_engine.padding import infer_in_slot
 from adapedit_engine.plan import EditPlan
 from adapedit_engine.rows import RowTables
 from adapedit_engine.runners import Runner
 from adapedit_engine.stepping import look_back, step
-from adapedit_engine.unet import OUTPUT_NAMES
 from adapedit_kernels.errors import AdapEditError
 
 
@@ -97,7 +98,7 @@ def tick(states: Sequence[EditState], runner: Runner, layout: Layout | None = No
     wants_maps = any(state.plan.needs_maps for state in states)
     latents = join([state.latents for state in states])
     inputs = _inputs(states, latents, layout, runner)
-    outputs = runner.infer(inputs, OUTPUT_NAMES if wants_maps else OUTPUT_NAMES[:1])
+    outputs = infer_in_slot(runner, inputs, OUTPUT_NAMES if wants_maps else OUTPUT_NAMES[:1])
     seen = [_accumulate(state, outputs, start) for state, start in zip(states, layout.first_row, strict=True)]
     after = step(seen, latents, outputs["noise_pred"], layout, runner)
     history = look_back(seen, latents, outputs["noise_pred"], layout)

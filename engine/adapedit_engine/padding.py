@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from adapedit_engine.runners import RunnerError
+import torch
+from torch import Tensor
+
+from adapedit_engine.models.controls import SELF_NAMES
+from adapedit_engine.runners import Runner, RunnerError
 
 
 def slot_for(rows: int, sizes: Sequence[int] | None) -> int:
@@ -43,3 +47,23 @@ def in_slots(rows: Sequence[int], slot: Callable[[int], int]) -> list[list[int]]
         calls.append(taken)
         left = rest
     return calls
+
+
+def infer_in_slot(runner: Runner, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> dict[str, Tensor]:
+    """`runner.infer`, filled up to the runner's next number of rows with copies of the last that take nothing."""
+    rows = inputs["timestep"].shape[0]
+    slot = slot_for(rows, runner.capabilities.rows)
+    if slot == rows:
+        return runner.infer(inputs, outputs)
+    padded = {name: _padded(name, tensor, slot) for name, tensor in inputs.items()}
+    return {name: tensor[:rows] for name, tensor in runner.infer(padded, outputs).items()}
+
+
+def _padded(name: str, tensor: Tensor, slot: int) -> Tensor:
+    dim = 1 if name in SELF_NAMES else 0
+    rows = tensor.shape[dim]
+    if name == "source_row" or name in SELF_NAMES:
+        own = torch.arange(rows, slot, device=tensor.device)
+        return torch.cat([tensor, own.expand(*tensor.shape[:dim], -1)], dim)
+    last = tensor.narrow(dim, rows - 1, 1)
+    return torch.cat([tensor, last.expand(slot - rows, *tensor.shape[1:])], dim)

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from adapedit_engine.adaptive import Adaptive, Found
-from adapedit_engine.controls import SELF_NAMES, Controls
+from adapedit_engine.models.controls import SELF_NAMES, Controls
+from adapedit_engine.models.layers import ModelSpecs
 from adapedit_engine.plan import EditPlan, PlanError, without_guidance
 from adapedit_engine.runners import Runner
-from adapedit_engine.specs import ModelSpecs
 
 # tau * T is a product of rounded numbers: 0.1 * 30 must not hold step 3. A millionth of a step means nothing.
 STEP_ROUNDING = 1e-4

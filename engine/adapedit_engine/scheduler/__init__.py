@@ -5,16 +5,15 @@ from adapedit_engine.scheduler.core import Scheduler
 from adapedit_engine.scheduler.executor import EngineExecutor, Executor
 from adapedit_engine.scheduler.jobs import AdmissionError, DeadlineError, Passes, SchedulerStats, Ticket
 from adapedit_engine.scheduler.memory import CallBytes, measure_call_bytes, plan_bytes
-from adapedit_engine.scheduler.slots import SLOT_SIZES, PaddedRunner, slots_up_to
+from adapedit_engine.scheduler.slots import CachedRunner
 
 __all__ = [
-    "SLOT_SIZES",
     "AdmissionError",
+    "CachedRunner",
     "CallBytes",
     "DeadlineError",
     "EngineExecutor",
     "Executor",
-    "PaddedRunner",
     "Passes",
     "Scheduler",
     "SchedulerStats",
@@ -22,5 +21,4 @@ __all__ = [
     "measure_call_bytes",
     "plan_bytes",
     "slot_for",
-    "slots_up_to",
 ]

@@ -64,7 +64,7 @@ class EngineExecutor:
 
     def __init__(self, runner: Runner, *, call_bytes: CallBytes | None = None) -> None:
         self.runner = runner
-        self._sizes: Sequence[int] | None = getattr(runner, "slot_sizes", None)
+        self._sizes: Sequence[int] | None = runner.capabilities.rows
         self._call_bytes = call_bytes
         self._ticker = Ticker(runner)
 

@@ -7,10 +7,10 @@ from typing import TypeAlias
 
 import torch
 
-from adapedit_engine.controls import Controls
+from adapedit_engine.models.controls import Controls
+from adapedit_engine.models.unet import OUTPUT_NAMES
 from adapedit_engine.plan import EditPlan
 from adapedit_engine.runners import Runner
-from adapedit_engine.unet import OUTPUT_NAMES
 
 CallBytes: TypeAlias = Callable[[int, tuple[int, int]], int]
 """Memory that a call needs, of its rows and of the height and width of its latents."""

@@ -1,4 +1,4 @@
-"""Row slots of fixed sizes, for runners that want few batch shapes (CUDA graphs, TensorRT profiles)."""
+"""A runner with a cache of prompts around it."""
 
 from __future__ import annotations
 
@@ -8,30 +8,24 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from adapedit_engine.controls import SELF_NAMES
-from adapedit_engine.padding import slot_for
-from adapedit_engine.runners import Runner
-from adapedit_engine.specs import ModelSpecs
-
-SLOT_SIZES = (1, 2, 4, 8, 16, 32)
+from adapedit_engine.cache import ProjectionCache
+from adapedit_engine.models.layers import ModelSpecs
+from adapedit_engine.runners import Capabilities, Runner
 
 
-def slots_up_to(max_rows: int) -> tuple[int, ...]:
-    """The slots for calls of at most so many rows: doubled until they hold that."""
-    sizes = [1]
-    while sizes[-1] < max_rows:
-        sizes.append(2 * sizes[-1])
-    return tuple(sizes)
+class CachedRunner:
+    """A runner that projects each prompt once, however many edits and rows use it."""
 
+    def __init__(self, runner: Runner, max_bytes: int) -> None:
+        self.runner, self.prompts = runner, ProjectionCache(runner, max_bytes)
 
-class PaddedRunner:
-    """A runner whose calls are filled up to the next slot with copies of the last row, cut off from the outputs.
+    @property
+    def name(self) -> str:
+        return self.runner.name
 
-    A padding row takes from itself alone and nobody takes from it.
-    """
-
-    def __init__(self, runner: Runner, sizes: Sequence[int] = SLOT_SIZES) -> None:
-        self.runner, self.slot_sizes = runner, tuple(sorted(sizes))
+    @property
+    def capabilities(self) -> Capabilities:
+        return self.runner.capabilities
 
     @property
     def specs(self) -> ModelSpecs:
@@ -45,11 +39,7 @@ class PaddedRunner:
     def dtype(self) -> torch.dtype:
         return self.runner.dtype
 
-    @property
-    def needs_all_controls(self) -> bool:
-        return self.runner.needs_all_controls
-
-    def __enter__(self) -> PaddedRunner:
+    def __enter__(self) -> CachedRunner:
         self.runner.__enter__()
         return self
 
@@ -62,23 +52,15 @@ class PaddedRunner:
         self.runner.__exit__(kind, error, traceback)
 
     def condition(self, encoder_hidden_states: Tensor) -> dict[str, Tensor]:
-        return self.runner.condition(encoder_hidden_states)
+        """See `Runner.condition`."""
+        return self.prompts.condition(encoder_hidden_states)
 
-    def infer(self, inputs: Mapping[str, Tensor], outputs: Sequence[str] | None = None) -> dict[str, Tensor]:
+    def infer(
+        self,
+        inputs: Mapping[str, Tensor],
+        outputs: Sequence[str] | None = None,
+        *,
+        self_layers: Mapping[str, tuple[int, ...]] | None = None,
+    ) -> dict[str, Tensor]:
         """See `Runner.infer`."""
-        rows = inputs["timestep"].shape[0]
-        slot = slot_for(rows, self.slot_sizes)
-        if slot == rows:
-            return self.runner.infer(inputs, outputs)
-        padded = {name: _padded(name, tensor, slot) for name, tensor in inputs.items()}
-        return {name: tensor[:rows] for name, tensor in self.runner.infer(padded, outputs).items()}
-
-
-def _padded(name: str, tensor: Tensor, slot: int) -> Tensor:
-    dim = 1 if name in SELF_NAMES else 0
-    rows = tensor.shape[dim]
-    if name == "source_row" or name in SELF_NAMES:
-        own = torch.arange(rows, slot, device=tensor.device)
-        return torch.cat([tensor, own.expand(*tensor.shape[:dim], -1)], dim)
-    last = tensor.narrow(dim, rows - 1, 1)
-    return torch.cat([tensor, last.expand(slot - rows, *tensor.shape[1:])], dim)
+        return self.runner.infer(inputs, outputs, self_layers=self_layers)

@@ -112,13 +112,6 @@ class Controls:
             if is_row and value.device.type == "cpu" and value.numel() and not _within(value, batch):
                 raise ControlError(f"{name} names a row outside 0..{batch - 1}")
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Controls:
-        """The same controls elsewhere; `dtype` is that of the floating-point fields."""
-        moved = {}
-        for name, value in self.as_dict().items():
-            moved[name] = value.to(device=device, dtype=dtype if value.is_floating_point() else None)
-        return Controls(**moved)
-
     def as_dict(self) -> dict[str, Tensor]:
         """The fields that are there, by name."""
         return {name: value for name in CONTROL_NAMES if (value := getattr(self, name)) is not None}

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapedit_engine.controls import CONTROL_NAMES, ControlError, Controls
-from adapedit_engine.layers import find_layers
-from adapedit_engine.processors import (
-    Attend,
+from adapedit_engine.models.attention import (
     AttentionCall,
     Capture,
     CrossAttentionProcessor,
     SelfAttentionProcessor,
     project_text,
 )
-from adapedit_engine.specs import ModelSpecs, features_layer, resolve_map_level
-from adapedit_kernels import edited_attention_with_maps
+from adapedit_engine.models.controls import CONTROL_NAMES, ControlError, Controls
+from adapedit_engine.models.layers import ModelSpecs, features_layer, find_layers, resolve_map_level
 
 INPUT_NAMES = ("sample", "timestep", "encoder_hidden_states", *CONTROL_NAMES)
 OUTPUT_NAMES = ("noise_pred", "cross_attention_maps", "visual_features")
@@ -54,16 +51,8 @@ class ControlledUNet(nn.Module):
     Differentiable: where gradients are wanted nothing is detached or done in place.
     """
 
-    def __init__(
-        self,
-        unet: nn.Module,
-        *,
-        map_divisor: int | None = None,
-        attend: Attend = edited_attention_with_maps,
-    ) -> None:
+    def __init__(self, unet: nn.Module, *, map_divisor: int | None = None) -> None:
         """`map_divisor`: latent side over map side (SD: 2, the default where the UNet has that level).
-
-        attend: computes cross-attention; an export gives one that stays a node of its own.
 
         Raises `UnsupportedModelError` for models outside the family and for divisors without cross-attention.
         """
@@ -96,7 +85,6 @@ class ControlledUNet(nn.Module):
                 level=layer.level,
                 map_weight=share if layer.level == map_level else 0.0,
                 reports_features=i == features,
-                attend=attend,
             )
             pairs.append((unet.get_submodule(layer.name), processor))
         self._pairs = tuple(pairs)
@@ -122,46 +110,42 @@ class ControlledUNet(nn.Module):
         *,
         projected: Sequence[tuple[Tensor, Tensor]] | None = None,
         capture: bool = True,
+        self_layers: Mapping[str, tuple[int, ...]] | None = None,
     ) -> UNetOutput:
         """One prediction for B rows.
 
         sample [B, C_in, h, w]; timestep [B], each row's own; encoder_hidden_states [B, N, D] or, in its
-        place, `projected`: what `project` made of it.
+        place, `projected`: what `project` made of it. self_layers: see `AttentionCall`.
         Raises `ControlError` before any work where something does not fit.
         """
         controls = Controls() if controls is None else controls
         if not torch.compiler.is_compiling():
             self._validate(sample, timestep, encoder_hidden_states, controls, projected)
+        capturing = Capture() if capture else None
         call = AttentionCall(
             controls=controls,
             spatial_maps=self._spatial_maps(controls, sample.shape[-2], sample.shape[-1]),
             projected=None if projected is None else tuple(projected),
-            capture=Capture() if capture else None,
+            capture=capturing,
+            self_layers=self_layers,
         )
         module, processor = self._pairs[0]
-        if module.processor is processor:
-            return self._predict(sample, timestep, encoder_hidden_states, call)
-        with self.attached():
-            return self._predict(sample, timestep, encoder_hidden_states, call)
+        with nullcontext() if module.processor is processor else self.attached():
+            noise_pred = self.unet(
+                sample,
+                timestep,
+                encoder_hidden_states=encoder_hidden_states,
+                cross_attention_kwargs={"call": call},
+                return_dict=False,
+            )[0]
+        if capturing is None:
+            return UNetOutput(noise_pred, None, None)
+        return UNetOutput(noise_pred, capturing.maps, capturing.features)
 
     def project(self, encoder_hidden_states: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
         """Keys and values [B, N, channels] of every cross-attention layer: needed once per prompt."""
         modules = [self.unet.get_submodule(layer.name) for layer in self.specs.cross_layers]
         return tuple(project_text(module, encoder_hidden_states) for module in modules)
-
-    def _predict(
-        self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor | None, call: AttentionCall
-    ) -> UNetOutput:
-        noise_pred = self.unet(
-            sample,
-            timestep,
-            encoder_hidden_states=None if call.projected is not None else encoder_hidden_states,
-            cross_attention_kwargs={"call": call},
-            return_dict=False,
-        )[0]
-        if call.capture is None:
-            return UNetOutput(noise_pred, None, None)
-        return UNetOutput(noise_pred, call.capture.maps, call.capture.features)
 
     def _spatial_maps(self, controls: Controls, height: int, width: int) -> dict[int, Tensor]:
         """The spatial map at each level that has cross-attention, [B, pixels of that level]."""
@@ -187,41 +171,34 @@ class ControlledUNet(nn.Module):
     ) -> None:
         specs = self.specs
         if sample.ndim != 4 or sample.shape[1] != specs.in_channels:
-            raise ControlError(
-                f"sample has shape {tuple(sample.shape)}, wanted (rows, {specs.in_channels}, h, w)"
-            )
+            raise _misfit("sample", sample, f"(rows, {specs.in_channels}, h, w)")
         batch, _, height, width = sample.shape
         if tuple(timestep.shape) != (batch,):
-            raise ControlError(f"timestep has shape {tuple(timestep.shape)}, wanted ({batch},): one per row")
+            raise _misfit("timestep", timestep, f"({batch},): one per row")
         if (encoder_hidden_states is None) == (projected is None):
             raise ControlError("give either encoder_hidden_states or projected, which replaces it")
-        if encoder_hidden_states is not None:
-            text = encoder_hidden_states
+        if (text := encoder_hidden_states) is not None:
             if text.ndim != 3 or text.shape[0] != batch or text.shape[2] != specs.text_channels:
-                wanted = f"({batch}, tokens, {specs.text_channels})"
-                raise ControlError(f"encoder_hidden_states has shape {tuple(text.shape)}, wanted {wanted}")
+                raise _misfit("encoder_hidden_states", text, f"({batch}, tokens, {specs.text_channels})")
             if text.dtype != sample.dtype and not torch.is_autocast_enabled(sample.device.type):
                 raise ControlError(
                     f"encoder_hidden_states is {text.dtype} and sample is {sample.dtype}: cast one"
                 )
-            tokens = text.shape[1]
-        else:
-            assert projected is not None
-            if len(projected) != len(specs.cross_layers) or any(
-                key.shape[0] != batch for key, _ in projected
-            ):
-                wanted = f"{len(specs.cross_layers)} pairs of {batch} rows"
-                raise ControlError(
-                    f"projected does not fit this UNet: wanted {wanted}, as project() makes them"
-                )
-            tokens = projected[0][0].shape[1]
+        pairs = projected or ()
+        if projected is not None and [len(key) for key, _ in pairs] != [batch] * len(specs.cross_layers):
+            wanted = f"{len(specs.cross_layers)} pairs of {batch} rows"
+            raise ControlError(f"projected does not fit this UNet: wanted {wanted}, as project() makes them")
         map_height, map_width = specs.map_size(height, width)
         controls.validate(
             batch=batch,
-            tokens=tokens,
+            tokens=(pairs[0][0] if text is None else text).shape[1],
             pixels=map_height * map_width,
             layers=len(specs.self_layers),
         )
+
+
+def _misfit(name: str, tensor: Tensor, wanted: str) -> ControlError:
+    return ControlError(f"{name} has shape {tuple(tensor.shape)}, wanted {wanted}")
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 
 from adapedit_engine import ControlledUNet, UnsupportedModelError
+from adapedit_engine.models.layers import features_layer
 from tests.engine.tiny import TOKENS, largest, noise, tiny_unet
 
 SD_BLOCKS: dict[str, Any] = {
@@ -30,7 +31,7 @@ def test_layers_in_execution_order_as_in_stable_diffusion():
     assert specs.map_divisor == 2
     assert specs.map_size(64, 96) == (32, 48)
     assert (
-        specs.cross_layers[specs.features_layer()].name
+        specs.cross_layers[features_layer(specs.cross_layers, specs.map_level)].name
         == "up_blocks.2.attentions.2.transformer_blocks.0.attn2"
     )
     assert specs.feature_channels == 32

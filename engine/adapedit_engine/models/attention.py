@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from adapedit_engine.controls import Controls
+from adapedit_engine.models.controls import SELF_NAMES, Controls
 from adapedit_kernels import edited_attention_with_maps
-
-Attend = Callable[..., tuple[Tensor, Tensor | None]]
-"""`edited_attention_with_maps`, or what takes its arguments and gives what it gives."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -35,12 +32,21 @@ class AttentionCall:
 
     spatial_maps: by level (number of halvings of the latent side), [B, pixels of that level].
     projected:    per cross-attention layer, keys and values [B, N, heads * head_dim]; None: project here.
+    self_layers:  by name of `SELF_NAMES`, the layers in which some row takes from another; None: they may in all.
     """
 
     controls: Controls = field(default_factory=Controls)
     spatial_maps: Mapping[int, Tensor] = field(default_factory=dict)
     projected: tuple[tuple[Tensor, Tensor], ...] | None = None
     capture: Capture | None = None
+    self_layers: Mapping[str, tuple[int, ...]] | None = None
+
+    def rows(self, name: str, layer: int) -> Tensor | None:
+        """The rows [B] that a self-attention layer takes from; None where each takes from itself."""
+        table: Tensor | None = getattr(self.controls, name)
+        if table is None or (self.self_layers is not None and layer not in self.self_layers.get(name, ())):
+            return None
+        return table[layer]
 
 
 def split_heads(tensor: Tensor, heads: int) -> Tensor:
@@ -59,6 +65,10 @@ def _finish(attn: Any, mixed: Tensor) -> Tensor:
     """[B, H, P, D] -> [B, P, channels]: join the heads, project, and the layer's own scaling."""
     hidden_states = attn.to_out[1](attn.to_out[0](mixed.transpose(1, 2).flatten(2)))
     return hidden_states if attn.rescale_output_factor == 1.0 else hidden_states / attn.rescale_output_factor
+
+
+def _taken(tensor: Tensor, rows: Tensor | None) -> Tensor:
+    return tensor if rows is None else tensor.index_select(0, rows)
 
 
 class SelfAttentionProcessor:
@@ -80,16 +90,13 @@ class SelfAttentionProcessor:
         temb: Tensor | None = None,
         call: AttentionCall | None = None,
     ) -> Tensor:
-        controls = Controls() if call is None else call.controls
-        query = self._rows(attn.to_q, hidden_states, controls.self_query_row)
-        key = self._rows(attn.to_k, hidden_states, controls.self_key_row)
-        value = self._rows(attn.to_v, hidden_states, controls.self_value_row)
-        query, key, value = (split_heads(tensor, attn.heads) for tensor in (query, key, value))
+        call = call or AttentionCall()
+        projections = zip(SELF_NAMES, (attn.to_q, attn.to_k, attn.to_v), strict=True)
+        query, key, value = (
+            split_heads(_taken(project(hidden_states), call.rows(name, self.index)), attn.heads)
+            for name, project in projections
+        )
         return _finish(attn, F.scaled_dot_product_attention(query, key, value, scale=attn.scale))
-
-    def _rows(self, project: Any, hidden_states: Tensor, rows: Tensor | None) -> Tensor:
-        projected = project(hidden_states)
-        return projected if rows is None else projected.index_select(0, rows[self.index])
 
 
 class CrossAttentionProcessor:
@@ -99,23 +106,13 @@ class CrossAttentionProcessor:
     level:            number of halvings of the latent side at this layer.
     map_weight:       its share in the averaged maps; 0: it is not at the map resolution and adds nothing.
     reports_features: this layer's input is the visual features.
-    attend:           computes the attention.
     """
 
-    def __init__(
-        self,
-        index: int,
-        *,
-        level: int,
-        map_weight: float,
-        reports_features: bool,
-        attend: Attend = edited_attention_with_maps,
-    ) -> None:
+    def __init__(self, index: int, *, level: int, map_weight: float, reports_features: bool) -> None:
         self.index = index
         self.level = level
         self.map_weight = map_weight
         self.reports_features = reports_features
-        self.attend = attend
 
     def __call__(
         self,
@@ -138,7 +135,7 @@ class CrossAttentionProcessor:
         wanted = capture is not None and self.map_weight > 0
         # One implementation for every call, edited or not, maps wanted or not: fused attention for the plain
         # ones would round differently, and the source of an edit would no longer be the plain generation.
-        mixed, maps = self.attend(
+        mixed, maps = edited_attention_with_maps(
             query,
             key,
             value,

@@ -13,7 +13,7 @@ from adapedit_engine.bundle import FileSpec
 from adapedit_engine.manifest import GraphSpec, TensorSpec
 from adapedit_engine.plan_files import PlanKey, PlanRecord
 from adapedit_engine.runners import RunnerError
-from adapedit_engine.runners.tensorrt_engine import check_engine
+from adapedit_engine.runners.tensorrt import check_engine
 
 SPEC = GraphSpec(
     file="unet.onnx",
@@ -114,7 +114,7 @@ def test_other_profiles_are_refused():
 
 @pytest.mark.skipif(find_spec("tensorrt_rtx_bindings") is None, reason="wants TensorRT-RTX's bindings")
 def test_the_bindings_have_what_is_asked_of_an_engine():
-    from adapedit_engine.runners.tensorrt_library import load
+    from adapedit_engine.runners.tensorrt import load
 
     trt = load("tensorrt-rtx").module
     asked = {name for name in vars(Engine) if name.startswith(("num_", "get_"))}

@@ -1,4 +1,4 @@
-"""Caches bounded in bytes, whose hit rates can be read."""
+"""Caches bounded in bytes, whose hit rates can be read; digests; and results on their way to the host."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
-from types import TracebackType
-from typing import Generic, TypeVar
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields, replace
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from adapedit_engine.runners import Runner
-from adapedit_engine.specs import ModelSpecs
+from adapedit_engine.runners.base import Runner
 
 Value = TypeVar("Value")
 
@@ -36,7 +35,10 @@ class CacheStats:
 
 
 class ByteCache(Generic[Value]):
-    """Least recently used goes first. Values larger than the whole cache are never kept. Thread-safe."""
+    """Least recently used goes first. Values larger than the whole cache are never kept. Thread-safe.
+
+    cachetools has neither locks nor counts of what was found.
+    """
 
     def __init__(self, max_bytes: int, size_of: Callable[[Value], int]) -> None:
         self.max_bytes = max_bytes
@@ -105,56 +107,77 @@ def digest(tensor: Tensor) -> bytes:
     return content.digest()
 
 
-class CachedRunner:
-    """A runner that projects each prompt once, however many edits and rows use it.
+class ProjectionCache:
+    """What a runner makes of prompts, once for each prompt, however many edits and rows use it.
 
     Every row is projected alone, found in the cache or not, so an edit never depends on what came before it.
     """
 
     def __init__(self, runner: Runner, max_bytes: int) -> None:
-        self.runner = runner
-        self.prompts: ByteCache[dict[str, Tensor]] = ByteCache(max_bytes, tensor_bytes)
-
-    @property
-    def specs(self) -> ModelSpecs:
-        return self.runner.specs
-
-    @property
-    def device(self) -> torch.device:
-        return self.runner.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.runner.dtype
-
-    @property
-    def needs_all_controls(self) -> bool:
-        return self.runner.needs_all_controls
-
-    @property
-    def slot_sizes(self) -> Sequence[int] | None:
-        return getattr(self.runner, "slot_sizes", None)
-
-    def __enter__(self) -> CachedRunner:
-        self.runner.__enter__()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.runner.__exit__(kind, error, traceback)
+        self._runner = runner
+        self._rows: ByteCache[dict[str, Tensor]] = ByteCache(max_bytes, tensor_bytes)
 
     def condition(self, encoder_hidden_states: Tensor) -> dict[str, Tensor]:
-        """See `Runner.condition`."""
-        rows = [
-            self.prompts.get(digest(row), lambda row=row: self.runner.condition(row[None]))  # type: ignore[misc]
-            for row in encoder_hidden_states
-        ]
+        """As `Runner.condition`: the prompt's inputs by name, [rows, ...] each."""
+        rows = [self._row(row) for row in encoder_hidden_states]
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
-    def infer(self, inputs: Mapping[str, Tensor], outputs: Sequence[str] | None = None) -> dict[str, Tensor]:
-        """See `Runner.infer`."""
-        return self.runner.infer(inputs, outputs)
+    @property
+    def stats(self) -> CacheStats:
+        return self._rows.stats
+
+    def _row(self, row: Tensor) -> dict[str, Tensor]:
+        return self._rows.get(digest(row), lambda: self._runner.condition(row[None]))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class HostCopy(Generic[Value]):
+    """An outcome on its way to the host. source: the one on the device, which has to live until it is there."""
+
+    source: Value
+    copy: Value
+    done: Any = None
+
+    def get(self) -> Value:
+        """The outcome on the host, once it is there: waits for nothing that was asked of the device since."""
+        if self.done is not None:
+            self.done.synchronize()
+        return self.copy
+
+
+class HostCopies:
+    """Copies outcomes into pinned memory on a stream of its own, so that only who wants one waits for it.
+
+    A plain copy would wait for all that was handed to the device since. On the CPU nothing happens.
+    cuda: `torch.cuda`, or a stand-in.
+    """
+
+    def __init__(self, device: torch.device, *, cuda: Any = torch.cuda) -> None:
+        self._cuda, self._device = cuda, device
+        self._stream = cuda.Stream(device) if device.type == "cuda" else None
+
+    def begin(self, outcome: Value) -> HostCopy[Value]:
+        """outcome: a dataclass, computed on the current stream; its tensors are copied. Does not wait."""
+        if self._stream is None:
+            return HostCopy(source=outcome, copy=outcome)
+        computed = self._cuda.Event()
+        # Streams are a device's own, and the current device need not be this one.
+        computed.record(self._cuda.current_stream(self._device))
+        self._stream.wait_event(computed)
+        with self._cuda.stream(self._stream):
+            copy = _each(outcome, lambda value: self._pinned(value).copy_(value, non_blocking=True))
+            done = self._cuda.Event()
+            done.record(self._stream)
+        return HostCopy(source=outcome, copy=copy, done=done)
+
+    def beside(self) -> AbstractContextManager[Any]:
+        """Work in the block (decoding) is queued behind the copies, and not behind the loop's next steps."""
+        return nullcontext() if self._stream is None else self._cuda.stream(self._stream)
+
+    def _pinned(self, value: Tensor) -> Tensor:
+        return torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+
+
+def _each(outcome: Any, copied: Callable[[Tensor], Tensor]) -> Any:
+    values = {entry.name: getattr(outcome, entry.name) for entry in fields(outcome)}
+    return replace(outcome, **{name: copied(v) for name, v in values.items() if isinstance(v, Tensor)})

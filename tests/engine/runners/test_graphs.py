@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from adapedit_engine.runners.graphs import OwnStream
 from adapedit_engine.runners.onnxruntime import GraphNumbers
-from adapedit_engine.runners.turns import OwnStream
 
 
 class Stream:

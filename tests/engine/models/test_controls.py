@@ -40,12 +40,6 @@ def test_dict_round_trip_ignores_other_inputs():
     assert again.as_dict().keys() == identity().as_dict().keys()
 
 
-def test_to_changes_the_dtype_of_weights_only():
-    moved = identity().to(dtype=torch.float16)
-    assert there(moved.token_map).dtype == torch.float16
-    assert there(moved.source_row).dtype == there(moved.self_key_row).dtype == torch.int64
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -1,14 +1,16 @@
-"""What is said to the device when an outcome goes to the host, and that the CPU is left out of it."""
+"""Caches keep to their bytes and give back the same bits; copies to the host are waited for by who wants them alone."""
 
 from __future__ import annotations
 
 from contextlib import contextmanager
 from types import SimpleNamespace
 
+import pytest
 import torch
 
-from adapedit_engine import EditOutcome
-from adapedit_engine.host_copies import HostCopies
+from adapedit_engine import EditOutcome, PyTorchRunner
+from adapedit_engine.cache import ByteCache, HostCopies, ProjectionCache, digest, tensor_bytes
+from tests.engine.tiny import TEXT, TOKENS, noise, tiny_unet
 
 
 class Device:
@@ -98,3 +100,37 @@ def test_on_a_gpu_only_who_wants_the_copy_waits_and_for_it_alone(monkeypatch):
     with copies.beside():
         device.said.append("decode")
     assert device.said[-3:] == ["side begins", "decode", "side ends"]
+
+
+def test_every_prompt_is_projected_once_and_alone():
+    runner = PyTorchRunner(tiny_unet(), map_divisor=1)
+    cache, text = ProjectionCache(runner, 2**20), noise(3, TOKENS, TEXT)
+    text[2] = text[0]
+    first = cache.condition(text)
+    assert (cache.stats.hits, cache.stats.misses) == (1, 2)
+    again, without = cache.condition(text), ProjectionCache(runner, 0).condition(text)
+    assert cache.stats.hits == 4
+    alone = runner.condition(text[1:2])
+    for name, tensor in first.items():
+        assert torch.equal(tensor, again[name]) and torch.equal(tensor, without[name])
+        assert torch.equal(tensor[1:2], alone[name])
+
+
+def test_caches_keep_to_their_bytes():
+    cache = ByteCache(100, len)
+    for key in "abc":
+        cache.get(key, lambda: b"x" * 40)
+    assert (cache.stats.entries, cache.stats.bytes, cache.stats.evictions) == (2, 80, 1)
+    cache.get("b", lambda: pytest.fail("was there"))
+    assert cache.get("a", lambda: b"y") == b"y"
+    cache.get("large", lambda: b"z" * 101)
+    assert cache.stats.bytes <= 100 and cache.stats.entries == 3
+    assert cache.stats.hit_rate == pytest.approx(1 / 6)
+
+
+def test_a_digest_tells_content_shape_and_dtype_apart():
+    x = noise(2, 3)
+    assert digest(x) == digest(x.clone()) == digest(x.T.contiguous().T)
+    assert len({digest(y) for y in (x, x.T, x + 1, x.double(), x.to(torch.bfloat16))}) == 5
+    assert digest(x[:, :1][:1]) == digest(x[:1, :1].clone()) and digest(x.T[0, :1]) == digest(x[:1, 0])
+    assert tensor_bytes([x, x[0]]) == 24

@@ -18,14 +18,17 @@ from adapedit_engine import (
     controlled_attention,
     denoise,
 )
-from adapedit_engine.runners.compiled import why_not
+from adapedit_engine.runners import Capabilities
+from adapedit_engine.runners.pytorch import why_not_compiled
 from tests.engine.tiny import SIDE, TEXT, TOKENS, edit_plan, largest, noise, plan, self_share, tiny_unet
 from tests.helpers.graph_unet import GraphUNet
 
 LAYERS = 7
 CODE = (
     pytest.mark.slow,
-    pytest.mark.skipif(why_not("cpu") is not None, reason="inductor on the CPU needs a C++ compiler"),
+    pytest.mark.skipif(
+        why_not_compiled("cpu") is not None, reason="inductor on the CPU needs a C++ compiler"
+    ),
 )
 SELF_TABLES = ("self_query_row", "self_key_row", "self_value_row")
 
@@ -79,15 +82,18 @@ def test_exported_graph_matches_at_any_batch(unet, graph, batch: int):
 class GraphRunner(PyTorchRunner):
     """A runner over the exported graph: takes the prompt itself, and every control in every call."""
 
-    needs_all_controls = True
+    capabilities = Capabilities(all_controls=True)
 
     def __init__(self, unet: Any, graph: Any) -> None:
-        super().__init__(unet, map_divisor=1, project_once=False)
+        super().__init__(unet, map_divisor=1)
         self.module = graph.module()
         self.calls: list[set[str]] = []
 
+    def condition(self, encoder_hidden_states: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"encoder_hidden_states": encoder_hidden_states}
+
     def infer(
-        self, inputs: Mapping[str, torch.Tensor], outputs: Sequence[str] | None = None
+        self, inputs: Mapping[str, torch.Tensor], outputs: Sequence[str] | None = None, **_: Any
     ) -> dict[str, torch.Tensor]:
         self.calls.append(set(inputs))
         named = dict(zip(OUTPUT_NAMES, self.module(**inputs), strict=True))
