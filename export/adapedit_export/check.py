@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adapedit_engine.denoising import denoise
+from adapedit_engine.scheduler import denoise
 from adapedit_engine.runners import RunnerError
 from adapedit_engine.runners.graphs import DTYPES, BundleRunner
 from adapedit_export.options import Precision

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from adapedit_engine.bundle import Bundle, describe_files, new_folder
-from adapedit_engine.denoising import denoise
+from adapedit_engine.scheduler import denoise
 from adapedit_engine.manifest import MANIFEST_FILE, GraphSpec, Manifest, Parity, VaeSpec
 from adapedit_engine.models.unet import ControlledUNet
 from adapedit_engine.runners import open_bundle_runner
