@@ -289,7 +289,7 @@ def _in_srgb(picture: Image.Image, embedded: bytes | None, notes: list[str]) -> 
             name = " ".join(ImageCms.getProfileDescription(profile).split())[:60]
             notes.append(f"converted to sRGB from its colour profile {name}".rstrip())
             return found
-        except ImageCms.PyCMSError:
+        except Exception:  # damaged: as with EXIF
             notes.append("its colour profile can't be read: colours taken as sRGB")
     if picture.mode == "CMYK":
         notes.append("converted from CMYK without a colour profile")

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from adapedit.methods.base import Context, Findings
     from adapedit.prompts.alignment import Alignment, Word
     from adapedit.sheets import Heading
-    from adapedit_engine.loop import EditOutcome
+    from adapedit_engine.plan import EditOutcome
 
 FORMAT = 1
 LEAST_SPACE = 32 * 2**20

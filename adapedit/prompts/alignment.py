@@ -17,6 +17,7 @@ sums to 1, so each pixel of ``R`` is a distribution over tokens, as the softmax 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
@@ -31,9 +32,16 @@ from adapedit_kernels.errors import AdapEditError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Alignment", "Variant", "Word", "align"]
+__all__ = ["Alignment", "Variant", "Word", "align", "prompt_warnings"]
 
 _FLOAT, _INT, _BOOL = ({"dtype": kind, "device": "cpu"} for kind in (torch.float32, torch.int64, torch.bool))
+
+_WEIGHT = re.compile(
+    r"\(([^():]*[^():\d\s])\s*:\s*(?P<number>\d*\.?\d+)\)"  # (cat:1.3)
+    r"|\(\(([^()]+)\)\)"  # ((cat))
+    r"|([\w-]*\w)(?:\+\++|---*)(?![\w+-])|\(([^()]+)\)(?:\+\+*|---*)(?![\w+-])"  # cat++, (a cat)+, cat--
+)
+"""How other programs write a word's weight."""
 
 Kind = Literal["kept", "replaced", "inserted", "deleted"]
 Variant = Literal["paper", "released"]
@@ -270,3 +278,20 @@ def _connect(result: Tensor, old: Sequence[int], new: Sequence[int]) -> None:
     else:
         for place in old:
             result[place, list(new)] = 1.0 / len(new)
+
+
+def prompt_warnings(alignment: Alignment, *, changes_more: bool = False) -> tuple[str, ...]:
+    """What looks like a slip in two prompts, a line each. changes_more: the method changes more than words say."""
+    found = []
+    if not changes_more and not (alignment.source_key_tokens | alignment.key_tokens).any():
+        found.append("the two prompts say the same: there is nothing to change; give another target_prompt")
+    for name in ("source", "target"):
+        weight = _WEIGHT.search(getattr(alignment, f"{name}_prompt"))
+        if weight is not None:
+            word = next(part for part in weight.groups() if part)
+            found.append(
+                f"{weight[0]!r} in the {name} prompt is read as words, not as a weight: write {word!r}, and give "
+                f'method="prompt-to-prompt" with equalizer={{{word!r}: {weight["number"] or 1.2}}}'
+            )
+            break
+    return tuple(found)

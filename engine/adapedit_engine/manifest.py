@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from adapedit_engine.specs import ModelSpecs
+from adapedit_engine.models.layers import ModelSpecs
 from adapedit_kernels.errors import AdapEditError
 
 FORMAT = 1

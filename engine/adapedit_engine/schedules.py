@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adapedit_engine.caches import ByteCache, CacheStats, digest, tensor_bytes
+from adapedit_engine.cache import ByteCache, CacheStats, digest, tensor_bytes
 from adapedit_engine.schedule import Schedule
 
 

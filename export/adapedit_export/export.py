@@ -15,12 +15,12 @@ import torch
 from torch import nn
 
 from adapedit_engine.bundle import Bundle, describe_files, new_folder
-from adapedit_engine.denoising import denoise
+from adapedit_engine.scheduler import denoise
 from adapedit_engine.manifest import MANIFEST_FILE, GraphSpec, Manifest, Parity, VaeSpec
+from adapedit_engine.models.unet import ControlledUNet
+from adapedit_engine.runners import open_bundle_runner
 from adapedit_engine.runners.pytorch import PyTorchRunner
-from adapedit_engine.runners.registry import open_bundle_runner
 from adapedit_engine.schedule import Schedule
-from adapedit_engine.unet import ControlledUNet
 from adapedit_export.check import Finding, check_runner
 from adapedit_export.forms import speed_up
 from adapedit_export.graphs import Traceable, VaeDecoder, small_graphs, unet_graph

@@ -7,14 +7,20 @@ import io
 import os
 import struct
 import zlib
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageCms
 
 from adapedit.images import MOST_PIXELS, ImageError, ImageInput, OpenedImage, open_image, read_file
+
+PICTURES = Path(__file__).parents[1] / "data" / "pictures"
 
 
 def gradient(width: int = 32, height: int = 32) -> np.ndarray:
@@ -217,3 +223,226 @@ def test_a_picture_from_python_carries_its_own_file(tmp_path: Path) -> None:
     again = ImageInput(**given.model_dump()).beside(tmp_path)
     assert again.read()[1] == content
     assert ImageInput(file="x" * 300).beside(tmp_path).file == "x" * 300
+
+
+def test_what_was_done_to_a_picture_from_python_is_told() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = Image.open(io.BytesIO(encoded(gradient(), exif=exif)))
+    assert ImageInput.of(turned).open((16, 16)).notes == (
+        "turned as its EXIF says",
+        "resized from 32 x 32 pixels",
+    )
+
+
+# Colour profiles
+
+
+@pytest.mark.parametrize(
+    ("name", "colour", "note"),
+    [
+        ("display-p3.png", (218, 67, 47), "converted to sRGB from its colour profile"),
+        ("linear.png", (229, 152, 133), "converted to sRGB from its colour profile"),
+        ("cmyk.jpg", (254, 0, 0), "converted from CMYK without a colour profile"),
+    ],
+)
+def test_colours_are_what_the_profile_says(name: str, colour: tuple[int, int, int], note: str) -> None:
+    found = opened((PICTURES / name).read_bytes(), (16, 16))
+    assert np.abs(pixels(found)[8, 8] - colour).max() <= 1
+    assert found.notes[0].startswith(note)
+    given = ImageInput.of(Image.open(PICTURES / name))
+    assert (
+        np.array_equal(pixels(given.open((16, 16))), pixels(found))
+        and given.open((16, 16)).notes == found.notes
+    )
+
+
+def profile(name: str) -> bytes:
+    return Image.open(PICTURES / name).info["icc_profile"]
+
+
+def test_profiles_of_transparent_grey_and_palette_pictures() -> None:
+    colour, p3 = (200, 80, 60), profile("display-p3.png")
+    layer = Image.new("RGBA", (16, 16), (*colour, 255))
+    layer.putpixel((0, 0), (*colour, 0))
+    for picture in (layer, Image.new("RGB", (16, 16), colour).quantize(4)):
+        seen = opened(encoded(picture, icc_profile=p3), (16, 16))
+        assert tuple(pixels(seen)[8, 8]) == (218, 67, 47)
+    assert (pixels(opened(encoded(layer, icc_profile=p3), (16, 16)))[0, 0] == 255).all()
+    # Linear light in grey, of 8 and of 16 bits.
+    for values in (np.full((16, 16), 60, np.uint8), np.full((16, 16), 60 * 257, np.uint16)):
+        seen = opened(encoded(Image.fromarray(values), icc_profile=profile("linear.png")), (16, 16))
+        assert pixels(seen)[0, 0, 0] == pytest.approx(133, abs=1)
+
+
+def test_a_profile_that_is_srgb_or_damaged_leaves_the_pixels() -> None:
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    same = opened(encoded(gradient(), icc_profile=srgb))
+    assert np.array_equal(pixels(same), gradient()) and same.notes == ()
+    damaged = opened(encoded(gradient(), icc_profile=srgb[:200]))
+    assert np.array_equal(pixels(damaged), gradient()) and "profile can't be read" in damaged.notes[0]
+
+
+# Arrays
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        gradient(),
+        gradient() / 255,
+        (gradient() / 255).astype(np.float16).astype(np.float32),
+        torch.from_numpy(gradient()).permute(2, 0, 1),
+        torch.from_numpy(gradient()).permute(2, 0, 1)[None].double() / 255,
+        (torch.from_numpy(gradient()).permute(2, 0, 1).float() / 255).requires_grad_(),
+        np.dstack([gradient(), np.full((32, 32), 255, np.uint8)]),
+    ],
+    ids=lambda array: f"{type(array).__name__}-{array.dtype}-{tuple(array.shape)}",
+)
+def test_arrays_are_pictures(array: Any) -> None:
+    assert np.abs(pixels(ImageInput.of(array).open((32, 32))) - gradient()).max() <= 0
+
+
+def test_grey_arrays_and_bfloat16() -> None:
+    grey = gradient()[..., 0]
+    for array in (grey, grey[..., None], torch.from_numpy(grey)[None], torch.from_numpy(grey)):
+        assert np.array_equal(pixels(ImageInput.of(array).open((32, 32)))[..., 1], grey)
+    half = torch.full((3, 16, 16), 0.5, dtype=torch.bfloat16)
+    assert (pixels(ImageInput.of(half).open((16, 16))) == 128).all()
+
+
+@pytest.mark.parametrize(
+    ("array", "said"),
+    [
+        (gradient() / 127.5 - 1, "values from -1 to 1, wanted 0 to 1, or uint8"),
+        (gradient().astype(np.float32), "values from 0 to 255, wanted 0 to 1"),
+        (np.full((16, 16, 3), np.nan), "values from nan to nan"),
+        (gradient().astype(np.int64), "is of int64, wanted uint8, or floats"),
+        (np.zeros((16, 16, 5)), r"has shape \[16, 16, 5\], wanted \[H, W, C\]"),
+        (np.zeros((2, 16, 16, 3)), r"has shape \[2, 16, 16, 3\]"),
+        (np.zeros((0, 16, 3)), r"has shape \[0, 16, 3\]"),
+        (torch.zeros(16, 16, 3), r"has shape \[16, 16, 3\], wanted \[C, H, W\]"),
+        (np.array(["a picture"]), "has shape"),
+        (np.zeros((4, 4, 3)), "at least 8 a side"),
+        (np.array(None), "has shape"),
+    ],
+)
+def test_arrays_that_are_no_pictures(array: Any, said: str) -> None:
+    with pytest.raises(ImageError, match=said) as error:
+        ImageInput.of(array)
+    assert "\n" not in str(error.value)
+
+
+# What a picture is known by
+
+
+def test_the_same_picture_in_another_file_has_the_same_digest(tmp_path: Path) -> None:
+    digests = {
+        ImageInput.of_bytes(encoded(picture, kind, **options)).digest
+        for picture, kind, options in (
+            (gradient(), "PNG", {}),
+            (gradient(), "PNG", {"compress_level": 1}),
+            (gradient(), "BMP", {}),
+            (np.dstack([gradient(), np.full((32, 32), 255, np.uint8)]), "TIFF", {}),
+        )
+    }
+    assert len(digests) == 1
+    other = {
+        ImageInput.of_bytes(encoded(picture)).digest
+        for picture in (gradient()[::-1], gradient().reshape(16, 64, 3))
+    }
+    assert len(digests | other) == 3
+    path = tmp_path / "dog.bmp"
+    path.write_bytes(encoded(gradient(), "BMP"))
+    known = ImageInput.of(path).read()[0]
+    path.write_bytes(encoded(gradient(), "PNG"))
+    assert known.read()[0].digest == known.digest and known.read()[0].sha256 != known.sha256
+
+
+# Files that Pillow stumbles over
+
+
+@pytest.mark.parametrize("name", ["no-dimensions.tif", "palette-index.gif"])
+def test_damaged_files_are_refused_by_name(name: str) -> None:
+    with pytest.raises(ImageError, match=f"^image {name} is (damaged or cut short|no picture)") as error:
+        opened((PICTURES / name).read_bytes(), name=name)
+    assert "\n" not in str(error.value)
+
+
+def test_a_turned_file_stands_upright() -> None:
+    assert opened((PICTURES / "exif-6.jpg").read_bytes(), (16, 24)).size == (16, 24)
+
+
+@lru_cache
+def seeds() -> list[bytes]:
+    """A small file of every kind that is read, plain and with what makes its reader work."""
+    picture, exif = Image.fromarray(gradient(12, 10)), Image.Exif()
+    exif[0x0112] = 6
+    p3 = profile("display-p3.png")
+    frames: dict[str, Any] = {"save_all": True, "append_images": [picture.rotate(180)]}
+    return [path.read_bytes() for path in sorted(PICTURES.iterdir())] + [
+        encoded(picture, "PNG", exif=exif, icc_profile=p3),
+        encoded(picture.quantize(7), "PNG", transparency=3),
+        encoded(
+            Image.fromarray(np.arange(120, dtype=np.uint16).reshape(10, 12) * 500), "PNG", transparency=7
+        ),
+        encoded(picture.convert("LA"), "PNG"),
+        encoded(picture, "JPEG", exif=exif, icc_profile=p3),
+        encoded(picture.convert("L"), "JPEG", progressive=True),
+        encoded(picture, "WEBP", exif=exif, icc_profile=p3),
+        encoded(picture, "WEBP", lossless=True, **frames),
+        encoded(picture, "GIF", transparency=1, **frames),
+        encoded(picture, "BMP"),
+        encoded(picture.quantize(16), "BMP"),
+        encoded(picture, "TIFF", compression="tiff_lzw", icc_profile=p3),
+        encoded(picture.convert("CMYK"), "TIFF"),
+        encoded(picture.convert("YCbCr"), "TIFF", **frames),
+        encoded(picture, "PPM"),
+        encoded(picture.convert("1"), "PPM"),
+        encoded(picture, "JPEG2000"),
+        encoded(picture, "AVIF", exif=exif),
+    ]
+
+
+def mutated(data: st.DataObject, content: bytes) -> bytes:
+    """Some bytes changed, a piece cut out, doubled or put elsewhere, or the end left away."""
+    changed = bytearray(content)
+    for _ in range(data.draw(st.integers(1, 6))):
+        place = data.draw(st.integers(0, max(0, len(changed) - 1)))
+        stop = place + data.draw(st.sampled_from([1, 2, 4, 16, 200]))
+        kind = data.draw(st.sampled_from(["set", "set", "number", "cut", "double", "end"]))
+        if kind == "set":
+            changed[place : place + 1] = bytes([data.draw(st.integers(0, 255))])
+        elif kind == "number":
+            number = data.draw(st.sampled_from([0, 1, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF]))
+            changed[place : place + 4] = number.to_bytes(4, data.draw(st.sampled_from(["little", "big"])))
+        elif kind == "cut":
+            del changed[place:stop]
+        elif kind == "double":
+            changed[place:place] = changed[place:stop]
+        else:
+            del changed[place:]
+    return bytes(changed)
+
+
+def opens_or_refuses(data: st.DataObject) -> None:
+    content = mutated(data, data.draw(st.sampled_from(seeds())))
+    try:
+        found = ImageInput.of_bytes(content, "x.png").open((16, 16))
+    except ImageError as error:
+        assert str(error).startswith("image x.png ") and "\n" not in str(error)
+    else:
+        assert pixels(found).shape == (16, 16, 3)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(st.data())
+def test_mutated_pictures_are_read_or_refused(data: st.DataObject) -> None:
+    opens_or_refuses(data)
+
+
+@pytest.mark.slow
+@settings(max_examples=3000, deadline=None, derandomize=True)
+@given(st.data())
+def test_many_mutated_pictures_are_read_or_refused(data: st.DataObject) -> None:
+    opens_or_refuses(data)

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
+import stat
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from adapedit import AdapEditError, EditRequest
-from adapedit.result import OutputError, OutputFolder, check_output
+from adapedit.images import ImageInput
+from adapedit.request import same_request
+from adapedit.result import OutputError, OutputFolder, check_output, give_usual_modes, strict_json
 from tests.helpers.edits import LONGER, SOURCE, grey_levels, request
 
 FILES = ["edit.json", "maps.png", "source.png", "target.png"]
@@ -156,3 +163,69 @@ def test_checking_makes_nothing(tmp_path):
     check_output(tmp_path / "not" / "there" / "yet")
     check_output(tmp_path)
     assert names(tmp_path) == []
+
+
+@pytest.fixture
+def umask(request):
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def modes(folder: Path) -> set[int]:
+    return {stat.S_IMODE(path.stat().st_mode) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077], indirect=True)
+@pytest.mark.parametrize("there", [False, True])
+def test_files_have_the_mode_that_the_umask_gives(result, tmp_path, umask, there):
+    folder = tmp_path / "out"
+    if there:
+        folder.mkdir()
+    result.save(folder)
+    with OutputFolder(folder) as part:
+        (part / "deep").mkdir()
+        save_file({"a": torch.zeros(1)}, part / "deep" / "private.safetensors")
+    assert modes(folder) == {0o666 & ~umask} and len(names(folder)) == 5
+    save_file({"a": torch.zeros(1)}, folder / "again.safetensors")
+    give_usual_modes(folder)
+    assert modes(folder) == {0o666 & ~umask} and len(names(folder)) == 6
+
+
+def test_a_result_is_short_in_a_terminal_and_a_picture_in_a_notebook(result):
+    assert repr(result) == (
+        "EditResult('a red dog standing on the grass' to 'a red dog sitting on the grass', adapedit, seed 0, "
+        "16 x 16 pixels)"
+    )
+    longer = replace(result, request=result.request.model_copy(update={"source_prompt": "dog " * 70}))
+    assert len(repr(longer)) < 200 and "\n" not in repr(longer)
+    shown = Image.open(io.BytesIO(result._repr_png_()))
+    assert shown.format == "PNG" and shown.width > 2 * 256
+
+
+def test_what_is_no_number_is_never_written(result, tmp_path):
+    words = (replace(result.words[0], relation=float("nan")), *result.words[1:])
+    with pytest.raises(AdapEditError, match="not finite.*use torch_dtype=torch.bfloat16 or float32") as error:
+        replace(result, words=words).save(tmp_path / "out")
+    assert names(tmp_path) == [] and "\n" not in str(error.value)
+    for value in (float("inf"), {"a": [float("-inf")]}):
+        with pytest.raises(AdapEditError):
+            strict_json(value)
+    assert json.loads(strict_json({"a": 1.5, "ü": None})) == {"a": 1.5, "ü": None}
+
+
+def test_an_edit_of_a_sent_picture_can_be_repeated_from_its_folder(pipe, tmp_path):
+    buffer = io.BytesIO()
+    Image.effect_noise((40, 24), 60).convert("RGB").save(buffer, "JPEG")
+    sent = {**request(steps=2).model_dump(mode="json"), "image": {"file": "../dog.jpg", "fit": "pad"}}
+    asked = EditRequest.from_wire(sent, {"../dog.jpg": buffer.getvalue()})
+    (result,) = pipe.edit_batch([asked])
+    result.save(tmp_path / "out")
+    assert names(tmp_path) == ["out"]
+    assert (tmp_path / "out" / "input.png").read_bytes() == buffer.getvalue()
+    stored = json.loads((tmp_path / "out" / "edit.json").read_text())
+    assert stored["request"]["image"]["file"] == "input.png"
+    assert stored["request"]["image"]["digest"] == ImageInput.of(Image.open(buffer)).digest
+    assert same_request(stored, result.request)
+    again = EditRequest.read(tmp_path / "out")
+    assert grey_levels(pipe.edit_batch([again])[0].target_image, result.target_image) == 0

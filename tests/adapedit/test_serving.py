@@ -13,6 +13,7 @@ import pytest
 from adapedit import AdapEditError, AdapEditPipeline, EditRequest
 from adapedit.methods import AdapEdit, Plain, PromptToPrompt
 from adapedit.serving import EditServer
+from adapedit_engine.runners import Capabilities
 from adapedit_engine.runners.pytorch import PyTorchRunner
 from adapedit_engine.scheduler import DeadlineError
 
@@ -232,9 +233,9 @@ def test_a_runner_that_prepares_every_shape_is_given_slots(pipe: AdapEditPipelin
     seen = set()
 
     class FewShapes(PyTorchRunner):
-        few_shapes = True
+        capabilities = Capabilities(rows=(1, 2, 4, 8, 16))
 
-        def infer(self, inputs, outputs=None):
+        def infer(self, inputs, outputs=None, *, self_layers=None):
             seen.add(len(inputs["timestep"]))
             return super().infer(inputs, outputs)
 

@@ -22,7 +22,7 @@ from adapedit_engine.bundle import (
     sha256_of,
 )
 from adapedit_engine.plan_files import PlanKey, PlanRecord, read_records, write_record
-from adapedit_engine.runners.tensorrt_library import Messages, TensorRT
+from adapedit_engine.runners.tensorrt import Messages, TensorRT
 from adapedit_export.options import ExportError
 from adapedit_export.tensorrt.network import add_profiles, check_network, parse
 from adapedit_export.tensorrt.workloads import Workload, profiles_of

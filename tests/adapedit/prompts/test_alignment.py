@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+import json
+from functools import lru_cache
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapedit.prompts.alignment import align
-from adapedit.prompts.matching import same_word
+from adapedit.prompts.alignment import align, prompt_warnings
+from adapedit.prompts.matching import same_word, word_class
 from adapedit_kernels.errors import AdapEditError
 from tests.helpers.tokenizers import small_clip_tokenizer
 
+CASES = Path(__file__).parents[2] / "data" / "prompts.jsonl"
 # Real sentences: repeated words, words of several tokens, punctuation, capitals, insertions, deletions.
 PAIRS = (
     ("a dog standing", "a small dog sitting"),
@@ -302,3 +308,143 @@ def test_a_deleted_words_attention_goes_to_the_start_token():
     assert result.token_map[2].nonzero().tolist() == [[0]]
     assert result.token_map[2, 0] == 1
     assert result.token_map[:, 0].sum() == 2
+
+
+# Pairs of prompts with their right answers
+
+
+def numbered(words) -> list[str]:
+    """Texts of words; the second one of a text is `text (second)`."""
+    seen: list[str] = []
+    names = []
+    for word in words:
+        count = seen.count(word.text)
+        seen.append(word.text)
+        names.append(word.text if not count else f"{word.text} ({('second', 'third', 'fourth')[count - 1]})")
+    return names
+
+
+@pytest.mark.parametrize(
+    "case", [json.loads(line) for line in CASES.read_text(encoding="utf-8").splitlines()], ids=str
+)
+def test_pairs_are_aligned_as_people_would(case):
+    tokenizer = small_clip_tokenizer(all_bytes=True)
+    found = align(case["source"], case["target"], tokenizer, max_length=200)
+    old, new = numbered(found.source_words), numbered(found.target_words)
+
+    def shown(text: str) -> bool:
+        return word_class(text) != "punctuation"
+
+    replaced = [
+        [old[word.counterpart], new[word.index]]
+        for word in found.target_words
+        if word.kind == "replaced" and shown(word.text)
+    ]
+    inserted = [new[w.index] for w in found.target_words if w.kind == "inserted" and shown(w.text)]
+    deleted = [old[w.index] for w in found.source_words if w.kind == "deleted" and shown(w.text)]
+
+    def same(one: list[str], other: list[str]) -> bool:
+        """A place that a case does not name may be any; `last` is the last."""
+        last = {"no (last)": "no (fourth)"}
+        return len(one) == len(other) and all(
+            b in (a, a.partition(" (")[0]) for a, b in zip(one, (last.get(b, b) for b in other), strict=True)
+        )
+
+    assert same([text for pair in replaced for text in pair], [t for pair in case["replaced"] for t in pair])
+    assert same(inserted, case["inserted"]) and same(deleted, case["deleted"])
+    neutral = {"a", "the", "an", "and"}
+    wanted = [t for t in [*(pair[1] for pair in case["replaced"]), *case["inserted"]] if t not in neutral]
+    assert {word.text for word in found.key_words} == {text.partition(" (")[0] for text in wanted}
+
+
+# What looks like a slip
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "said"),
+    [
+        ("a red dog", "a red dog", "there is nothing to change"),
+        ("a red dog", "A red dog!", "there is nothing to change"),
+        (
+            "a cat",
+            "a (dog:1.3)",
+            "'(dog:1.3)' in the target prompt is read as words, not as a weight: write 'dog'",
+        ),
+        ("a cat", "a (big dog:1.3), red", "equalizer={'big dog': 1.3}"),
+        ("a cat++", "a dog", "'cat++' in the source prompt is read as words"),
+        ("a cat", "a dog--", "'dog--' in the target prompt"),
+        ("a cat", "a ((dog)) here", "write 'dog'"),
+        ("a cat", "a (red dog)+ here", "write 'red dog'"),
+        ("a (cat:1.2)", "a (dog:1.3)", "'(cat:1.2)' in the source prompt"),
+    ],
+)
+def test_slips_are_said_once(source, target, said):
+    (found,) = prompt_warnings(aligned(source, target))
+    assert said in found and "\n" not in found
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        ("a dog", "a cat"),
+        ("a red dog", "a dog"),
+        ("a dog", "a dog (with a hat)"),
+        ("a clock at 10:30", "a clock at 7:05 (10:30)"),
+        ("a well-known cat - red", "a well-known dog - red, --ar 16:9"),
+        ("1 + 1", "1 + 2"),
+    ],
+)
+def test_what_is_no_slip(source, target):
+    assert prompt_warnings(aligned(source, target)) == ()
+
+
+def test_equal_prompts_are_no_slip_where_more_than_words_changes():
+    assert prompt_warnings(aligned("a red dog", "a red dog"), changes_more=True) == ()
+
+
+# Whatever people write
+
+ANYTHING = st.lists(
+    st.text(max_size=8)
+    | st.sampled_from([*WORDS, "<toy>", "<TOY>", "<hat>,", "(cat:1.3)", "e\u0301", "İ", "ǅ", "🐶\ufe0f", "一只", "ำ"])
+    | st.sampled_from(["<|endoftext|>", "<|startoftext|>", "<toy>_1", "\x00", "\u2028", "\x1c", "'s", "--", "\ud83d"])
+    | st.characters(),
+    max_size=12,
+).flatmap(lambda parts: st.sampled_from([" ", "", "\n"]).map(lambda space: space.join(parts)))
+
+
+@lru_cache
+def any_tokenizer():
+    tokenizer = copy.deepcopy(small_clip_tokenizer(all_bytes=True))
+    tokenizer.add_tokens(["<toy>", "<toy>_1", "<toy>_2", "<hat>"])
+    return tokenizer
+
+
+def aligns_or_refuses(source: str, target: str) -> None:
+    try:
+        found = align(source, target, any_tokenizer(), max_length=120)
+    except AdapEditError as error:
+        assert "\n" not in str(error) and len(str(error)) < 500
+        return
+    torch.testing.assert_close(found.token_map.sum(dim=1), torch.ones(120))
+    assert all(len(message.splitlines()) == 1 for message in prompt_warnings(found))
+    for prompt, words in ((source, found.source_words), (target, found.target_words)):
+        places = [place for word in words for place in word.tokens]
+        assert places == list(range(1, len(places) + 1))
+        begin = 0
+        for word in words:
+            begin = prompt.index(word.text, begin) + len(word.text)
+            assert "<toy>" not in word.text or word.text in ("<toy>", "<toy>_1")
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(ANYTHING, ANYTHING)
+def test_any_two_texts_are_aligned_or_refused(source, target):
+    aligns_or_refuses(source, target)
+
+
+@pytest.mark.slow
+@settings(max_examples=3000, deadline=None, derandomize=True)
+@given(ANYTHING, ANYTHING)
+def test_many_more_texts_are_aligned_or_refused(source, target):
+    aligns_or_refuses(source, target)
