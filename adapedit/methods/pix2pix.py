@@ -43,11 +43,11 @@ class InstructPix2Pix(Method, name="instruct-pix2pix"):
         specs = context.specs
         if specs.in_channels != 2 * specs.out_channels:
             raise AdapEditError(
-                f"this model's UNet takes {specs.in_channels} channels, method 'instruct-pix2pix' wants "
-                f"{2 * specs.out_channels}: load a checkpoint of its own (timbrooks/instruct-pix2pix)"
+                f"this model's UNet takes {specs.in_channels} channels, instruct-pix2pix wants "
+                f"{2 * specs.out_channels}: load its own checkpoint (such as timbrooks/instruct-pix2pix) as the model"
             )
         if context.image_latents is None:
-            raise AdapEditError("method 'instruct-pix2pix' edits a picture that there is: give one as image")
+            raise AdapEditError("instruct-pix2pix edits a picture that exists: give it as image")
         picture = context.image_latents / context.latent_scale
         text = context.target if context.instruction is None else context.instruction
         s_text, s_image = self.text_guidance, self.image_guidance
