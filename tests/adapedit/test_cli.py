@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from adapedit import AdapEditPipeline
-from adapedit.cli.entry import main, run
+from adapedit.cli.main import main, run
 from adapedit.methods import METHODS
 from adapedit.model import EditModel
 from adapedit.result import EditResult
@@ -266,7 +266,7 @@ def test_help_has_examples(command, capsys):
 def test_help_and_version_load_nothing_heavy():
     script = (
         "import sys, adapedit, adapedit.cli\n"
-        "from adapedit.cli.entry import run\n"
+        "from adapedit.cli.main import run\n"
         "assert run(['edit', '--help']) == 0 and run(['--version']) == 0\n"
         "heavy = {'torch', 'numpy', 'diffusers', 'transformers', 'PIL'} & set(sys.modules)\n"
         "assert not heavy, heavy"

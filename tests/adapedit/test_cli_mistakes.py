@@ -13,7 +13,7 @@ from PIL import Image
 from adapedit.bundle import is_bundle, load_any_vocabulary
 from adapedit.checkpoint import expanded
 from adapedit.cli import knobs
-from adapedit.cli.entry import INTERRUPTED, USER_ERROR, run
+from adapedit.cli.main import INTERRUPTED, USER_ERROR, run
 from adapedit.images import ImageInput
 from adapedit.methods import make_settings
 from adapedit.methods.adapedit import collapse_warnings

@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from adapedit.bundle import checkpoint_of
-from adapedit.cli.entry import run
+from adapedit.cli.main import run
 from adapedit.model import load_model
 from adapedit_engine import INPUT_NAMES, OUTPUT_NAMES
 from adapedit_engine.bundle import GRAPHS, Bundle, BundleError

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from adapedit.bundle import BundleModel
-from adapedit.cli.entry import run
+from adapedit.cli.main import run
 from adapedit.serving.caching import CachingModel
 from tests.helpers.edits import LONGER, SOURCE, grey_levels, request
 

@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from adapedit import AdapEditError, AdapEditPipeline
-from adapedit.cli.entry import run
-from adapedit.serving.batch import read_lines, run_batch, shard_of
+from adapedit.cli.main import run
+from adapedit.request_file import read_lines, run_batch, shard_of
 
 RECORDS = [
     {"source_prompt": "a red dog", "target_prompt": "a blue dog", "num_inference_steps": 2, "seed": seed}
