@@ -98,7 +98,6 @@ def test_edits_whose_maps_are_widened_by_other_cells_share_their_source(pipe, ro
         request(steps=STEPS + 1, fwt=False, dps=False),
         request("a red dog", TARGET, fwt=False, dps=False),
         request(guidance_until=0.5),
-        request(method="sdedit"),
     ],
 )
 def test_what_differs_in_more_than_the_target_is_not_shared(pipe, rows, other):
