@@ -5,25 +5,34 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
 
 from adapedit_engine.manifest import (
     FORMAT,
+    GRAPHS,
     MANIFEST_FILE,
     BundleError,
     FileSpec,
     GraphSpec,
     Manifest,
+    Tensors,
     TensorSpec,
     VaeSpec,
+    difference,
+    reading,
 )
 
 PLANS_FOLDER = "plans"
-GRAPHS = ("text_encoder", "text_projection", "unet", "vae_decoder", "vae_encoder")
+DTYPES = {"FLOAT": "float32", "FLOAT16": "float16", "HALF": "float16", "INT64": "int64"}
+"""Names of ONNX, ONNX Runtime and TensorRT to the manifest's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +51,6 @@ class Bundle:
         """
         folder = Path(folder)
         manifest = Manifest.read(folder)
-        missing = [name for name in GRAPHS if name not in manifest.graphs]
-        if missing:
-            raise BundleError(f"{folder} has no graph {missing[0]!r}: export the model again")
-        for name, graph in manifest.graphs.items():
-            if graph.file not in manifest.files:
-                raise BundleError(f"{folder}: the manifest does not list {graph.file} of graph {name!r}")
         for name, spec in manifest.files.items():
             check_file(folder, name, spec, verify=verify)
         return cls(folder=folder, manifest=manifest)
@@ -74,8 +77,6 @@ class Bundle:
 def check_file(folder: Path, name: str, spec: FileSpec, *, verify: bool = True) -> None:
     """Raise `BundleError` unless the file is there with the size and, with `verify`, the SHA-256 of `spec`."""
     path = folder / name
-    if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise BundleError(f"{folder}: the manifest names {name!r}, outside the bundle: don't use this bundle")
     if not path.is_file():
         raise BundleError(f"{folder}: {name} is missing; copy the bundle again or export the model again")
     size = path.stat().st_size
@@ -88,6 +89,34 @@ def check_file(folder: Path, name: str, spec: FileSpec, *, verify: bool = True) 
         raise BundleError(
             f"{folder}: {name} was changed: its SHA-256 is not the manifest's; copy the bundle again"
         )
+
+
+def check_graph(
+    where: str, spec: GraphSpec, found: Mapping[str, Tensors], *, mend: str = "export the model again"
+) -> None:
+    """Raise `BundleError` unless a loaded graph has the inputs and outputs that the manifest says.
+
+    found: of "inputs" and "outputs"; dtypes as the library names them, open sides by name or as -1. The exporter may
+    tell sides of outputs which are open to TensorRT.
+    """
+    for kind, tensors in found.items():
+        wanted = {tensor.name: (tensor.dtype, tensor.shape) for tensor in getattr(spec, kind)}
+        seen = {name: (_dtype(dtype), shape) for name, (dtype, shape) in tensors.items()}
+        what = difference(wanted, seen, open_sides=kind == "outputs")
+        if what is not None:
+            raise BundleError(f"{where} has other {kind} than the manifest says: {what}; {mend}")
+
+
+def _dtype(name: str) -> str:
+    name = name.removeprefix("tensor(").removesuffix(")").upper()
+    return DTYPES.get(name, name)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file with the mode that the umask gives; safetensors' own function always gives 0600."""
+    # Clones: safetensors refuses tensors that share memory.
+    whole = {n: t.detach().cpu().clone(memory_format=torch.contiguous_format) for n, t in tensors.items()}
+    path.write_bytes(save(whole, metadata))
 
 
 def sha256_of(path: Path) -> str:
@@ -130,12 +159,12 @@ def new_folder(out: str | Path, *, replace: bool = False) -> Iterator[Path]:
     refuse_output(out, replace=replace)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        part = out.parent / f".{out.name}.{uuid4().hex[:8]}"
+        part.mkdir()
     except OSError as error:
         raise BundleError(f"can't write to {out} ({error.strerror}); choose another folder") from error
     try:
         yield part
-        part.chmod(0o755)
         if out.exists():
             old = out.with_name(f".{part.name}.old")
             os.replace(out, old)
@@ -161,10 +190,14 @@ __all__ = [
     "GraphSpec",
     "Manifest",
     "TensorSpec",
+    "Tensors",
     "VaeSpec",
     "check_file",
+    "check_graph",
     "describe_files",
     "new_folder",
+    "reading",
     "refuse_output",
     "sha256_of",
+    "write_tensors",
 ]

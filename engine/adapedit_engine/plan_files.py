@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
+from pydantic.dataclasses import dataclass
 
-from adapedit_engine.bundle import PLANS_FOLDER, Bundle, BundleError, FileSpec, check_file
+from adapedit_engine.bundle import PLANS_FOLDER, Bundle, BundleError, FileSpec, check_file, reading
+from adapedit_engine.manifest import GRAPHS, STRICT, Name, Number, Side, read_bytes
 
-Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+Shape = Annotated[tuple[Side, ...], Field(min_length=1, max_length=8)]
+Shapes = tuple[Shape, Shape, Shape]
+Count = Annotated[int, Field(ge=0, le=1 << 50)]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class PlanKey:
     """What a plan depends on.
 
@@ -27,13 +31,13 @@ class PlanKey:
     refit:              whether its weights can be exchanged.
     """
 
-    graph: str
-    onnx_sha256: str
-    family: str
-    version: str
-    compute_capability: str
-    workload: str
-    profiles: tuple[dict[str, Shapes], ...]
+    graph: Literal[GRAPHS]  # type: ignore[valid-type]
+    onnx_sha256: Name
+    family: Name
+    version: Name
+    compute_capability: Annotated[str, Field(pattern=r"^\d{1,3}\.\d$")]
+    workload: Name
+    profiles: Annotated[tuple[dict[Name, Shapes], ...], Field(min_length=1, max_length=16)]
     refit: bool = False
 
     @property
@@ -50,15 +54,15 @@ class PlanKey:
         return None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class PlanRecord:
     """A plan on disk. layers, activation_bytes (of the largest profile) and build_seconds are for reports."""
 
     key: PlanKey
     file: FileSpec
-    layers: int
-    activation_bytes: int
-    build_seconds: float
+    layers: Count
+    activation_bytes: Count
+    build_seconds: Number
 
     @property
     def file_name(self) -> str:
@@ -78,13 +82,8 @@ def read_records(bundle: Bundle) -> list[PlanRecord]:
     """All plans of a bundle, stale ones too. Raises `BundleError` for a record that can't be read."""
     records = []
     for path in sorted((bundle.folder / PLANS_FOLDER).glob("*.json")):
-        try:
-            values: Any = json.loads(path.read_bytes())
-            record = _ADAPTER.validate_python(values)
-        except (ValueError, ValidationError) as error:
-            raise BundleError(
-                f"{path} can't be read ({type(error).__name__}); remove it and build again"
-            ) from error
+        with reading(path, "remove it and build again"):
+            record = _ADAPTER.validate_json(read_bytes(path))
         if record.key.name != path.stem:
             raise BundleError(f"{path} describes another plan ({record.key.name}); remove it and build again")
         records.append(record)
