@@ -18,9 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapedit_engine.bundle import PLANS_FOLDER, Bundle
-from adapedit_engine.manifest import GraphSpec, TensorSpec
-from adapedit_engine.plan_files import PlanKey, PlanRecord, find_plan, read_plan
+from adapedit_engine.bundle import PLANS_FOLDER, Bundle, find_plan, read_plan
+from adapedit_engine.manifest import GraphSpec, PlanKey, PlanRecord, TensorSpec
 from adapedit_engine.runners.base import Capabilities, RunnerError
 from adapedit_engine.runners.graphs import Buffers, BundleRunner, OwnStream, check_call
 

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from adapedit_engine.bundle import FileSpec
-from adapedit_engine.manifest import GraphSpec, TensorSpec
-from adapedit_engine.plan_files import PlanKey, PlanRecord
+from adapedit_engine.manifest import GraphSpec, PlanKey, PlanRecord, TensorSpec
 from adapedit_engine.runners import RunnerError
 from adapedit_engine.runners.tensorrt import check_engine
 
