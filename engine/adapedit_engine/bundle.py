@@ -1,4 +1,4 @@
-"""Bundles: a folder with graphs, tokenizer, scheduler and a manifest that every file is held to."""
+"""Bundles: a folder with graphs, tokenizer, scheduler, a manifest that every file is held to, and TensorRT plans."""
 
 from __future__ import annotations
 
@@ -23,6 +23,9 @@ from adapedit_engine.manifest import (
     FileSpec,
     GraphSpec,
     Manifest,
+    PlanKey,
+    PlanRecord,
+    Shapes,
     Tensors,
     TensorSpec,
     VaeSpec,
@@ -180,6 +183,60 @@ def new_folder(out: str | Path, *, replace: bool = False) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
+def write_record(folder: Path, record: PlanRecord) -> None:
+    """Write the record beside its plan, which has to be there already."""
+    (folder / f"{record.key.name}.json").write_text(record.to_json())
+
+
+def read_records(bundle: Bundle) -> list[PlanRecord]:
+    """All plans of a bundle, stale ones too. Raises `BundleError` for a record that can't be read."""
+    records = []
+    for path in sorted((bundle.folder / PLANS_FOLDER).glob("*.json")):
+        record = PlanRecord.read(path)
+        if record.key.name != path.stem:
+            raise BundleError(f"{path} describes another plan ({record.key.name}); remove it and build again")
+        records.append(record)
+    return records
+
+
+def is_stale(bundle: Bundle, record: PlanRecord) -> bool:
+    """Whether the plan was built from another graph or other weights than the bundle has now."""
+    graph = record.key.graph
+    return graph not in bundle.manifest.graphs or record.key.onnx_sha256 != bundle.graph_hash(graph)
+
+
+def find_plan(
+    bundle: Bundle, graph: str, *, family: str, version: str, compute_capability: str
+) -> PlanRecord:
+    """The plan of a graph for this library and GPU. Raises `BundleError` that says what there is instead."""
+    records = [record for record in read_records(bundle) if record.key.graph == graph]
+    fitting = [
+        record
+        for record in records
+        if not is_stale(bundle, record)
+        and (record.key.family, record.key.version) == (family, version)
+        and record.key.compute_capability == compute_capability
+    ]
+    if fitting:
+        return fitting[0]
+    there = "; ".join(
+        f"{record.key.family} {record.key.version} for {record.key.compute_capability}"
+        + (" (stale: the graph has changed)" if is_stale(bundle, record) else "")
+        for record in records
+    )
+    raise BundleError(
+        f"{bundle.folder} has no plan of {graph} for {family} {version} and compute capability "
+        f"{compute_capability} (there: {there or 'none'}); build it: adapedit build {bundle.folder}"
+    )
+
+
+def read_plan(bundle: Bundle, record: PlanRecord) -> bytes:
+    """The plan's bytes. Raises `BundleError` where they are missing, cut short or changed."""
+    folder = bundle.folder / PLANS_FOLDER
+    check_file(folder, record.file_name, record.file)
+    return (folder / record.file_name).read_bytes()
+
+
 __all__ = [
     "FORMAT",
     "GRAPHS",
@@ -189,15 +246,23 @@ __all__ = [
     "FileSpec",
     "GraphSpec",
     "Manifest",
+    "PlanKey",
+    "PlanRecord",
+    "Shapes",
     "TensorSpec",
     "Tensors",
     "VaeSpec",
     "check_file",
     "check_graph",
     "describe_files",
+    "find_plan",
+    "is_stale",
     "new_folder",
+    "read_plan",
+    "read_records",
     "reading",
     "refuse_output",
     "sha256_of",
+    "write_record",
     "write_tensors",
 ]

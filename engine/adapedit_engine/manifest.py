@@ -1,14 +1,15 @@
-"""The manifest: what a bundle holds and promises, as plain data within bounds, read and written as JSON.
+"""What the JSON files of a bundle say, as plain data within bounds: the manifest, and records of TensorRT plans.
 
 Everything of a bundle that others may have written is checked here, before anything is built from it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import field
+from dataclasses import asdict, field
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -32,7 +33,11 @@ STRICT = ConfigDict(strict=True, extra="forbid")
 Name = Annotated[str, Field(min_length=1, max_length=1000)]
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 Number = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0, le=1 << 50)]
 Shape = Annotated[tuple[Side | Literal["rows"], ...], Field(min_length=1, max_length=8)]
+Sizes = Annotated[tuple[Side, ...], Field(min_length=1, max_length=8)]
+Shapes = tuple[Sizes, Sizes, Sizes]
+"""Smallest, best and largest."""
 Tensors = Mapping[str, tuple[str, tuple[int | str, ...]]]
 """By name: dtype and sides."""
 
@@ -105,7 +110,7 @@ class GraphSpec:
 class FileSpec:
     """Size in bytes and SHA-256 of a file of the bundle."""
 
-    bytes: Annotated[int, Field(ge=0, le=1 << 50)]
+    bytes: Count
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -221,7 +226,7 @@ class Manifest:
         }
 
     def to_json(self) -> str:
-        return json.dumps(_ADAPTER.dump_python(self, mode="json"), indent=1, allow_nan=False) + "\n"
+        return _written(TypeAdapter(Manifest), self)
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -240,7 +245,70 @@ class Manifest:
                 raise BundleError(
                     f"{folder} has bundle format {found!r}, this version reads {FORMAT}: {mend}"
                 )
-            return _ADAPTER.validate_json(data)
+            return TypeAdapter(Manifest).validate_json(data)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class PlanKey:
+    """What a plan depends on.
+
+    onnx_sha256:        of the graph with its weights.
+    family, version:    of TensorRT: "tensorrt" or "tensorrt-rtx", and its version.
+    compute_capability: of the GPUs that it is for, such as "8.9".
+    workload:           name of the set of profiles.
+    profiles:           per profile, input name -> smallest, best and largest shape.
+    refit:              whether its weights can be exchanged.
+    """
+
+    graph: Literal[GRAPHS]  # type: ignore[valid-type]
+    onnx_sha256: Name
+    family: Name
+    version: Name
+    compute_capability: Annotated[str, Field(pattern=r"^\d{1,3}\.\d$")]
+    workload: Name
+    profiles: Annotated[tuple[dict[Name, Shapes], ...], Field(min_length=1, max_length=16)]
+    refit: bool = False
+
+    @property
+    def name(self) -> str:
+        """File name without ending: the graph, and a digest of everything above."""
+        text = json.dumps(asdict(self), sort_keys=True)
+        return f"{self.graph}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+    def profile_of(self, shapes: dict[str, tuple[int, ...]]) -> int | None:
+        """The first profile that takes inputs of these shapes; None: none does."""
+        for index, profile in enumerate(self.profiles):
+            if all(_inside(shapes[name], low, high) for name, (low, _, high) in profile.items()):
+                return index
+        return None
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class PlanRecord:
+    """A plan on disk. layers, activation_bytes (of the largest profile) and build_seconds are for reports."""
+
+    key: PlanKey
+    file: FileSpec
+    layers: Count
+    activation_bytes: Count
+    build_seconds: Number
+
+    @property
+    def file_name(self) -> str:
+        return f"{self.key.name}.plan"
+
+    def to_json(self) -> str:
+        return _written(TypeAdapter(PlanRecord), self)
+
+    @classmethod
+    def read(cls, path: Path) -> PlanRecord:
+        """The record at `path`. Raises `BundleError` in one line."""
+        with reading(path, "remove it and build again"):
+            return TypeAdapter(PlanRecord).validate_json(read_bytes(path))
+
+
+def _inside(shape: tuple[int, ...], low: tuple[int, ...], high: tuple[int, ...]) -> bool:
+    return len(shape) == len(low) and all(a <= s <= b for s, a, b in zip(shape, low, high, strict=True))
 
 
 def difference(wanted: Tensors, found: Tensors, *, open_sides: bool = False) -> str | None:
@@ -270,4 +338,5 @@ def read_bytes(path: Path) -> bytes:
     return path.read_bytes()
 
 
-_ADAPTER = TypeAdapter(Manifest)
+def _written(kind: TypeAdapter[Any], value: Any) -> str:
+    return json.dumps(kind.dump_python(value, mode="json"), indent=1, allow_nan=False) + "\n"

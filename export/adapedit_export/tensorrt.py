@@ -17,21 +17,15 @@ from adapedit_engine.bundle import (
     PLANS_FOLDER,
     Bundle,
     BundleError,
-    FileSpec,
     check_file,
     check_graph,
-    sha256_of,
-)
-from adapedit_engine.manifest import GraphSpec, TensorSpec
-from adapedit_engine.plan_files import (
-    PlanKey,
-    PlanRecord,
-    Shapes,
     is_stale,
     read_plan,
     read_records,
+    sha256_of,
     write_record,
 )
+from adapedit_engine.manifest import FileSpec, GraphSpec, PlanKey, PlanRecord, Shapes, TensorSpec
 from adapedit_engine.runners import RunnerError
 from adapedit_engine.runners.tensorrt import Messages, TensorRT, deserialise
 from adapedit_export.options import ExportError

@@ -10,11 +10,10 @@ from pathlib import Path
 import onnx
 import pytest
 
-from adapedit.bundle import checkpoint_of
 from adapedit.cli.main import run
-from adapedit.model import load_model
-from adapedit_engine import INPUT_NAMES, OUTPUT_NAMES
+from adapedit.model import checkpoint_of, load_model
 from adapedit_engine.bundle import GRAPHS, Bundle, BundleError
+from adapedit_engine.models.unet import INPUT_NAMES, OUTPUT_NAMES
 from adapedit_export import export as export_module
 from adapedit_export.export import export_bundle, refuse_wrong
 from adapedit_export.options import ExportError, ExportOptions, Precision

@@ -12,8 +12,16 @@ import pytest
 import torch
 
 from adapedit.cli.main import run
-from adapedit_engine.bundle import GRAPHS, Bundle, BundleError
-from adapedit_engine.plan_files import PlanKey, find_plan, is_stale, read_plan, read_records
+from adapedit_engine.bundle import (
+    GRAPHS,
+    Bundle,
+    BundleError,
+    PlanKey,
+    find_plan,
+    is_stale,
+    read_plan,
+    read_records,
+)
 from adapedit_engine.runners import RunnerError
 from adapedit_engine.runners.tensorrt import TensorRT, deserialise, load, why_not_load
 from adapedit_export.options import ExportError
