@@ -93,10 +93,10 @@ def observe(maps: Tensor, features: Tensor, adaptive: Adaptive, source_track: Te
     source_track: [K1] int64, the plan's. The faithful method calls this once, after a pass of its own; the single pass
     after every step.
     """
-    tracks, device = len(maps), maps.device
-    knobs = RelationKnobs.make(tracks, lambda_tau=adaptive.lambda_tau, device=device, **adaptive.relation)
+    count, device = len(maps), maps.device
+    knobs = RelationKnobs.make(count, lambda_tau=adaptive.lambda_tau, device=device, **adaptive.relation)
     found = word_relation(maps, features, adaptive.key_tokens, adaptive.word_of_token, knobs)
-    factor = torch.full((tracks,), adaptive.lambda_spatial, dtype=torch.float32, device=device)
+    factor = torch.full((count,), adaptive.lambda_spatial, dtype=torch.float32, device=device)
     spatial = spatial_similarity(features, found.key_embedding, factor, knobs.centre)
     # With a factor above 1 the map saturates: a weight above 1 would carry the edit beyond the target's own maps.
     spatial = spatial.clamp(max=1)

@@ -53,9 +53,9 @@ def test_the_form_that_is_not_taken_has_no_part_in_gradients() -> None:
     inputs["maps"][::2, :, 3] = 0  # masked whole: nothing to divide by
 
     def gradients(knobs: RelationKnobs) -> tuple[torch.Tensor, ...]:
-        tensors = [inputs[name].clone().requires_grad_() for name in ("maps", "features")]
-        found = word_relation(*tensors, inputs["key_tokens"], inputs["word_of_token"], knobs)
-        return torch.autograd.grad(found.relation.sum() + found.word_steps.sum(), tensors)
+        tensors = {name: inputs[name].clone().requires_grad_() for name in ("maps", "features")}
+        found = word_relation(**inputs | tensors, knobs=knobs)
+        return torch.autograd.grad(found.relation.sum() + found.word_steps.sum(), list(tensors.values()))
 
     together = gradients(knobs)
     for row in range(12):

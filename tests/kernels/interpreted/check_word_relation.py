@@ -39,15 +39,15 @@ def _check(inputs: dict[str, Any], knobs: RelationKnobs, dtype: torch.dtype, *, 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_edits_with_different_knobs_share_a_call(dtype: torch.dtype) -> None:
+    _check(relation_inputs(12, 21, 11, 37, dtype), mixed_knobs(12), dtype, poison=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("words", KNOBS.values(), ids=KNOBS.keys())
 @pytest.mark.parametrize("sizes", RELATION_SIZES.values(), ids=RELATION_SIZES.keys())
 def test_word_relation(sizes: tuple[int, int, int, int], words: dict[str, Any], dtype: torch.dtype) -> None:
     _check(relation_inputs(*sizes, dtype), RelationKnobs.make(sizes[0], **words), dtype, poison=True)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_edits_with_different_knobs_share_a_call(dtype: torch.dtype) -> None:
-    _check(relation_inputs(12, 21, 11, 37, dtype), mixed_knobs(12), dtype, poison=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
