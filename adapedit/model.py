@@ -20,8 +20,7 @@ from adapedit.words import framed_ids, settled
 from adapedit_engine.packing import PackedWeights, can_pack
 from adapedit_engine.runners import Runner
 from adapedit_engine.runners.pytorch import PyTorchRunner
-from adapedit_engine.schedule import Schedule
-from adapedit_engine.schedules import ScheduleCache
+from adapedit_engine.schedule import Schedule, follow_pipelines
 
 __all__ = [
     "BUILTIN",
@@ -87,7 +86,6 @@ class EditModel:
     """Tokenizer, text encoder, UNet behind a runner, VAE and scheduler of one checkpoint.
 
     editors: UNets of other checkpoints that edit this one's pictures, by name, as they are loaded.
-    schedules: what was probed of schedulers.
     packed_vae: the VAE's weights as oneDNN wants them, on the CPU; the runner has those of the UNet.
     """
 
@@ -100,7 +98,6 @@ class EditModel:
     facts: ModelFacts
     latent_size: int
     editors: dict[str, Runner] = field(default_factory=dict, compare=False)
-    schedules: ScheduleCache = field(default_factory=ScheduleCache, compare=False)
     packed_vae: PackedWeights | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -130,7 +127,7 @@ class EditModel:
 
     def schedule(self, num_inference_steps: int, **step_options: Any) -> Schedule:
         """The scheduler as a table, see `Schedule.from_scheduler`."""
-        return self.schedules.get(self.scheduler, num_inference_steps, **step_options)
+        return Schedule.from_scheduler(self.scheduler, num_inference_steps, **step_options)
 
     @torch.inference_mode()
     def encode_ids(self, input_ids: Tensor) -> Tensor:
@@ -186,10 +183,12 @@ def load_model(
     scheduler, static_steps: see `AdapEditPipeline.from_pretrained`.
 
     Weights are read from safetensors files only, and the files are checked before anything is built. Raises
-    `ModelError` with the mend in one line.
+    `ModelError` with the mend in one line, `ScheduleError` for a scheduler that is no table of steps.
     """
     if not isinstance(dtype, torch.dtype):
         raise ModelError(f"dtype is {dtype!r}, wanted one of PyTorch, for example torch.float16")
+    if scheduler is not None:
+        scheduler = follow_pipelines(scheduler)
     place = locate(source)
     facts = ModelFacts.read(place.folder)
     device = _usable(device)
@@ -203,6 +202,7 @@ def load_model(
     if scheduler is None:
         # Whatever scheduler the checkpoint names, DDIM takes its noise schedule; clipping would not be linear.
         scheduler = read_part(place, "scheduler", DDIMScheduler, clip_sample=False, thresholding=False)
+        scheduler = follow_pipelines(scheduler)
     for module in (text_encoder, unet, vae):
         module.requires_grad_(False)
         # Convolutions want channels last, and would turn what comes to them, or their weights, at every call.

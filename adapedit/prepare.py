@@ -15,11 +15,10 @@ from adapedit.inversion.settings import Direct
 from adapedit.methods.context import EditContext
 from adapedit.methods.registry import inverts
 from adapedit.model import EditModel
-from adapedit.noising import noise_levels
 from adapedit.request import EditRequest
-from adapedit.solvers import scheduler_of
 from adapedit.words import tokenize_words, word_spans
 from adapedit_engine.reuse import check_reuse
+from adapedit_engine.schedule import Schedule, scheduler_of
 from adapedit_kernels.errors import AdapEditError
 
 __all__ = ["complete", "make_context", "refuse_unknown_words"]
@@ -62,7 +61,7 @@ def make_context(request: EditRequest, model: EditModel) -> EditContext:
         request.source_prompt, request.target_prompt, model.tokenizer, max_length=model.max_tokens
     )
     scheduler = scheduler_of(request.solver, model.scheduler)
-    schedule = model.schedules.get(scheduler, request.num_inference_steps)
+    schedule = Schedule.from_scheduler(scheduler, request.num_inference_steps)
     ids = torch.stack([model.unconditional_ids(), alignment.source_input_ids, alignment.target_input_ids])
     # One prompt at a time: its encoding does not depend on what else is asked for.
     unconditional, source, target = (model.encode_ids(row[None])[0] for row in ids)
@@ -81,7 +80,7 @@ def make_context(request: EditRequest, model: EditModel) -> EditContext:
         guidance_scale=request.guidance_scale,
         latents=latents,
         noise=noise,
-        levels=noise_levels(scheduler, request.num_inference_steps),
+        levels=schedule.levels[:-1],
         unconditional=unconditional,
         source=source,
         target=target,

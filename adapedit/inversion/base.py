@@ -26,7 +26,7 @@ class InversionError(AdapEditError):
 class Inverted:
     """Where an edit of a picture begins, and what leads the source back to it.
 
-    schedule: T steps; latents [1, C, h, w] before the first; levels [T, 2], see `noise_levels`.
+    schedule: T steps; latents [1, C, h, w] before the first; levels [T, 2], of the schedule, before each.
     noise [T, C, h, w]: added by all tracks. source_latents [T, C, h, w]: the source's after each step.
     unconditional_steps [T, N, D]: of each step.
     """
@@ -131,6 +131,7 @@ def backwards(schedule: Schedule) -> Schedule:
         sample_weight=1 / a,
         output_weight=-b / a,
         noise_weight=torch.zeros_like(a),
+        levels=schedule.levels.flip(0),
         init_noise_sigma=1.0,
     )
 
@@ -169,4 +170,5 @@ def reached(outcomes: Sequence[EditOutcome]) -> Tensor:
 def _step(schedule: Schedule, index: int) -> Schedule:
     names = ("timesteps", "input_scale", "sample_weight", "output_weight")
     tables = {name: getattr(schedule, name)[index : index + 1] for name in names}
-    return replace(schedule, **tables, noise_weight=torch.zeros(1, dtype=torch.float64))
+    levels = schedule.levels[index : index + 2]
+    return replace(schedule, **tables, levels=levels, noise_weight=torch.zeros(1, dtype=torch.float64))

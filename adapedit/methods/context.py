@@ -23,7 +23,7 @@ class EditContext:
     """Everything of one edit that does not depend on the method.
 
     latents [1, C, h, w], times the schedule's init_noise_sigma; unconditional, source, target: hidden states [N, D];
-    noise [T, C, h, w] for stochastic schedules, shared by all tracks; levels [T, 2], see `noise_levels`.
+    noise [T, C, h, w] for stochastic schedules, shared by all tracks; levels [T, 2], the schedule's before each step.
     instruction: hidden states [N, D] of the method's own text, where it has one. latent_scale: see `EditModel`.
 
     Of a real picture: image, as the model takes it; image_latents [1, C, h, w], clean; source_latents [T, C, h, w], the

@@ -20,7 +20,7 @@ from adapedit_engine.schedule import Schedule
 from adapedit_engine.specs import ModelSpecs
 
 REFERENCE_FILE = "reference.safetensors"
-TABLES = ("timesteps", "input_scale", "sample_weight", "output_weight", "noise_weight")
+TABLES = ("timesteps", "input_scale", "sample_weight", "output_weight", "noise_weight", "levels")
 PLAN_TENSORS = (
     "latents encoder_hidden_states guidance_weights token_map own_weight word_steps strength spatial_map"
     " self_query self_key self_value noise"

@@ -7,17 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
+from diffusers import EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
 
 from adapedit.methods.registry import make_method
 from adapedit.methods.settings import make_settings
-from adapedit.noising import noise_levels
 from adapedit.pipeline import AdapEditPipeline
 from adapedit.prepare import complete, make_context
 from adapedit.request import EditRequest
 from adapedit.result import EditResult
 from adapedit_engine.rows import RowTables
-from tests.helpers.tiny_model import SCHEDULER, save_tiny_model
+from adapedit_engine.schedule import Schedule
+from tests.helpers.tiny_model import save_tiny_model
 
 SOURCE, TARGET = "a red dog standing on the grass", "a red dog sitting on the grass"
 STEPS = 5
@@ -136,24 +136,10 @@ def test_all_methods_share_a_batch_and_a_source(pipe: AdapEditPipeline, plain: E
         assert moved(result.target_image, edit(pipe, name).target_image) <= 1
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_levels_are_where_the_steps_lead(prediction_type: str) -> None:
-    """With a perfect model every step keeps picture and noise apart, so the levels follow from the step table."""
-    from adapedit_engine.schedule import Schedule
-
-    scheduler = DDIMScheduler(**{**SCHEDULER, "set_alpha_to_one": True}, prediction_type=prediction_type)
-    schedule, levels = Schedule.from_scheduler(scheduler, 6), noise_levels(scheduler, 6)
-    ends = torch.cat([levels[1:], torch.tensor([[1.0, 0.0]])])
-    for i, (signal, noise) in enumerate(levels):
-        output = torch.tensor([0.0, 1.0]) if prediction_type == "epsilon" else torch.stack([-noise, signal])
-        reached = schedule.sample_weight[i] * levels[i] + schedule.output_weight[i] * output
-        assert torch.allclose(reached, ends[i], atol=1e-5)
-
-
 @pytest.mark.parametrize("kind", [EulerDiscreteScheduler, EulerAncestralDiscreteScheduler])
 def test_other_schedulers_have_levels_and_sdedit(pipe: AdapEditPipeline, kind: Any, tmp_path: Any) -> None:
     scheduler = kind(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-    levels = noise_levels(scheduler, 4)
+    levels = Schedule.from_scheduler(scheduler, 4).levels
     assert (levels[:, 0] == 1).all() and (levels[:-1, 1] > levels[1:, 1]).all()
     other = AdapEditPipeline.from_pretrained(pipe.model.name, scheduler=scheduler)
     full, plain = edit(other, "sdedit", strength=1.0), edit(other, "plain")
