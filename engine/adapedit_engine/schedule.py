@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -47,8 +46,8 @@ _OF_THE_MODEL = (
     "timestep_spacing",
     "trained_betas",
 )
-MOST_SIGNAL = 0.5
-"""Of the first level: above, unit noise is too far from what the model is told it sees."""
+MOST_SIGNAL = 0.25
+"""Of the first level, where more steps are to blame: above, unit noise is far from what the model is told it sees."""
 
 _NEEDED = ("timesteps", "input_scale", "sample_weight", "output_weight", "noise_weight")
 _OF_HISTORY = (
@@ -252,26 +251,36 @@ def _eta(name: str, options: dict[str, Any]) -> float:
 
 
 def _place(scheduler: Any, name: str, steps: int) -> tuple[Any, Tensor]:
-    """A copy of the scheduler that is set to its steps, and its noise levels [T + 1, 2]."""
+    """As `_set`. Raises `ScheduleError` with the most steps that there can be."""
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ScheduleError(f"num_inference_steps is {steps!r}, wanted a whole number of at least 1")
     most = int(scheduler.config.get("num_train_timesteps", 1000))
-    fresh, levels, fault = _try(scheduler, name, steps, most)
-    if not fault:
-        return fresh, levels
-    others = chain(range(min(steps - 1, most), 0, -1), range(steps + 1, most + 1))
-    fits = next((n for n in others if not _try(scheduler, name, n, most)[2]), None)
-    limit = f"; wanted at {'most' if fits < steps else 'least'} {fits}" if fits else ""
+    try:
+        return _set(scheduler, name, steps, most)
+    except ScheduleError as error:
+        fault = str(error)
+    fits = next((n for n in range(min(steps - 1, most), 0, -1) if _fits(scheduler, name, n, most)), None)
+    limit = f"; wanted at most {fits}" if fits else ""
     spacing = scheduler.config.get("timestep_spacing")
     spaced = f" with timestep_spacing={spacing!r}" if spacing else ""
     raise ScheduleError(f"{name}{spaced} gives no {steps} steps: {fault}{limit}")
 
 
-def _try(scheduler: Any, name: str, steps: int, most: int) -> tuple[Any, Tensor, str]:
-    """As `_place`, and what is wrong with so many steps, or nothing."""
-    nothing = torch.empty(0, 2, dtype=torch.float64, device="cpu")
+def _fits(scheduler: Any, name: str, steps: int, most: int) -> bool:
+    try:
+        _set(scheduler, name, steps, most)
+    except ScheduleError:
+        return False
+    return True
+
+
+def _set(scheduler: Any, name: str, steps: int, most: int) -> tuple[Any, Tensor]:
+    """A copy of the scheduler that is set to its steps, and its noise levels [T + 1, 2].
+
+    most: timesteps that the model was trained for. Raises `ScheduleError` with what is wrong with so many steps.
+    """
     if steps > most:
-        return None, nothing, f"the model knows {most} levels"
+        raise ScheduleError(f"the model knows {most} levels")
     # Tables on the CPU, whatever the process takes by default. `set_timesteps` replaces attributes and changes none.
     fresh = copy.copy(scheduler)
     tensors = {key: value for key, value in vars(scheduler).items() if isinstance(value, Tensor)}
@@ -280,24 +289,26 @@ def _try(scheduler: Any, name: str, steps: int, most: int) -> tuple[Any, Tensor,
         with torch.device("cpu"):
             fresh.set_timesteps(steps)
     except Exception as error:
-        return None, nothing, " ".join(str(error).split())[:200] or type(error).__name__
+        raise ScheduleError(" ".join(str(error).split())[:200] or type(error).__name__) from error
     found = len(fresh.timesteps)
+    if found < steps:
+        raise ScheduleError(f"there are {found} of them")
     # By a rounding error some trailing lists have one more, below the last.
     fresh.timesteps = fresh.timesteps[:steps]
-    if found < steps:
-        return None, nothing, f"there are {found} of them"
     for timestep in (float(fresh.timesteps.max()), float(fresh.timesteps.min())):
         if (name != _FLOW and timestep >= most) or (name in _BY_ALPHAS and timestep < 0):
-            return None, nothing, f"one would be at timestep {timestep:g} of 0..{most - 1}"
+            raise ScheduleError(f"one would be at timestep {timestep:g} of 0..{most - 1}")
     levels = (_levels_of_alphas if name in _BY_ALPHAS else _levels_of_sigmas)(fresh, name, steps, found)
     angles = torch.atan2(levels[:, 1], levels[:, 0])
     if (angles[1:-1] >= angles[:-2]).any() or angles[-1] > angles[-2]:
-        return None, nothing, "some of them have the same noise level"
-    signal = float(torch.cos(angles[0]))
-    if signal > MOST_SIGNAL:
-        told = f"noise alone would be called timestep {float(fresh.timesteps[0]):g}, "
-        return None, nothing, f"{told}where {signal:.0%} of the picture is there"
-    return fresh, levels, ""
+        raise ScheduleError("some of them have the same noise level")
+    first, signal = float(fresh.timesteps[0]), float(torch.cos(angles[0]))
+    # Few steps begin a stride below the last timestep; a stride that is rounded down lets many begin far below.
+    if steps > 1 and signal > MOST_SIGNAL and most - 1 - first > first - float(fresh.timesteps[1]) > 0:
+        raise ScheduleError(
+            f"noise alone would be called timestep {first:g}, where {signal:.0%} of the picture is there"
+        )
+    return fresh, levels
 
 
 def _levels_of_alphas(fresh: Any, name: str, steps: int, found: int) -> Tensor:
@@ -326,7 +337,7 @@ def _levels_of_sigmas(fresh: Any, name: str, steps: int, found: int) -> Tensor:
 
 
 class _Steps(NamedTuple):
-    """What a model's output says at each step: its clean picture x0 and its noise, as weights [T] of sample and output."""
+    """What a model's output says at each step: clean picture x0 and noise, as weights [T] of sample and output."""
 
     x0_of_sample: Tensor
     x0_of_output: Tensor
