@@ -21,7 +21,7 @@ from adapedit_engine.models.controls import SELF_NAMES
 from adapedit_engine.models.layers import ModelSpecs
 from adapedit_kernels.errors import AdapEditError
 
-FORMAT = 2
+FORMAT: Literal[2] = 2
 MANIFEST_FILE = "manifest.json"
 GRAPHS = ("text_encoder", "text_projection", "unet", "vae_decoder", "vae_encoder")
 ROWS = "rows"
@@ -38,8 +38,9 @@ Shape = Annotated[tuple[Side | Literal["rows"], ...], Field(min_length=1, max_le
 Sizes = Annotated[tuple[Side, ...], Field(min_length=1, max_length=8)]
 Shapes = tuple[Sizes, Sizes, Sizes]
 """Smallest, best and largest."""
-Tensors = Mapping[str, tuple[str, tuple[int | str, ...]]]
-"""By name: dtype and sides."""
+TensorKind = tuple[str, tuple[int | str, ...]]
+"""Dtype and sides."""
+Tensors = Mapping[str, TensorKind]
 
 
 class BundleError(AdapEditError):
@@ -62,7 +63,7 @@ def reading(path: Path, mend: str = "export the model again") -> Iterator[None]:
         raise BundleError(f"{path} can't be read ({type(error).__name__}: {reason}); {mend}") from error
 
 
-def _inside(name: str) -> str:
+def _relative(name: str) -> str:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
         raise ValueError(f"names {name!r}, outside the bundle")
@@ -157,7 +158,7 @@ class Manifest:
     vae: VaeSpec
     scheduler: Annotated[str, Field(pattern="^[A-Za-z][A-Za-z0-9]{0,99}$")]
     graphs: dict[Name, GraphSpec]
-    files: Annotated[dict[Annotated[Name, AfterValidator(_inside)], FileSpec], Field(max_length=10_000)]
+    files: Annotated[dict[Annotated[Name, AfterValidator(_relative)], FileSpec], Field(max_length=10_000)]
     versions: Annotated[dict[Name, Name], Field(max_length=100)]
     parity: dict[Name, dict[Name, Parity]] = field(default_factory=dict)
 
@@ -189,9 +190,9 @@ class Manifest:
         specs, tokens, rows = self.specs, self.tokens, self.rows or ROWS
         number = "float16" if self.precision == "float16" else "float32"
         size, map_pixels = (self.height, self.width), self.map_size[0] * self.map_size[1]
-        latents = (number, (ROWS, specs.out_channels, *size))
-        pixels = (number, (ROWS, 3, *(side * self.vae.factor for side in size)))
-        hidden = (number, (ROWS, tokens, specs.text_channels))
+        latents: TensorKind = (number, (ROWS, specs.out_channels, *size))
+        pixels: TensorKind = (number, (ROWS, 3, *(side * self.vae.factor for side in size)))
+        hidden: TensorKind = (number, (ROWS, tokens, specs.text_channels))
         # Keys and values of all layers, of a width that the two graphs which have them agree upon.
         width = [t.shape[-1] for t in self.graphs["text_projection"].outputs][:1]
         projected = (tokens, *width)

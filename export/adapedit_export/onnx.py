@@ -94,11 +94,9 @@ def save(model: Any, folder: Path, name: str) -> GraphSpec:
 
 
 def _spec(value: Any) -> TensorSpec:
-    return TensorSpec(
-        name=value.name,
-        dtype=DTYPES[value.dtype.name],
-        shape=tuple(side if isinstance(side, int) else str(side) for side in value.shape),
-    )
+    shape: Any = tuple(side if isinstance(side, int) else str(side) for side in value.shape)
+    dtype: Any = DTYPES[value.dtype.name]
+    return TensorSpec(name=value.name, dtype=dtype, shape=shape)
 
 
 def _check_inputs(model: Any, traceable: Traceable) -> None:

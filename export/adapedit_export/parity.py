@@ -64,11 +64,13 @@ def _written(plan: EditPlan) -> dict[str, Tensor]:
     return {f"{group}/{name}": t for group, own in groups.items() for name, t in own.items()}
 
 
-def _read(tensors: dict[str, Tensor], tables: dict[str, Any]) -> EditPlan:
+def _read(tensors: dict[str, Tensor], tables: dict[str, Tensor]) -> EditPlan:
     tracks = tuple(int(track) for track in tensors.pop("source_track"))
-    schedule = Schedule(**{name: table if table.ndim else float(table) for name, table in tables.items()})
+    entries: dict[str, Any] = {name: t if t.ndim else float(t) for name, t in tables.items()}
     own: dict[str, Any] = {name: tensor for name, tensor in tensors.items() if "." not in name}
-    return EditPlan(schedule=schedule, collect=True, **own).with_tensors(tensors, source_track=tracks)
+    return EditPlan(schedule=Schedule(**entries), collect=True, **own).with_tensors(
+        tensors, source_track=tracks
+    )
 
 
 def random_call(
