@@ -231,8 +231,7 @@ class AdapEditPipeline:
             results.append(
                 make_result(
                     request=edit.request,
-                    model=self.model.name,
-                    made_with=self.model.made_with,
+                    model=self.model,
                     context=edit.context,
                     edited=finished[i],
                     found=edit.method.findings(edit.context, seen.get(i), finished[i]),

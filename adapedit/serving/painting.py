@@ -55,8 +55,7 @@ class Painter:
         now = time.perf_counter()
         return make_result(
             request=edit.request,
-            model=self.model.name,
-            made_with=self.model.made_with,
+            model=self.model,
             context=edit.context,
             edited=edited,
             found=edit.method.findings(edit.context, part.seen, edited),

@@ -229,3 +229,24 @@ def test_an_edit_of_a_sent_picture_can_be_repeated_from_its_folder(pipe, tmp_pat
     assert same_request(stored, result.request)
     again = EditRequest.read(tmp_path / "out")
     assert grey_levels(pipe.edit_batch([again])[0].target_image, result.target_image) == 0
+
+
+@pytest.mark.parametrize(
+    ("target", "method", "said"),
+    [
+        (SOURCE, {"name": "adapedit"}, ["the two prompts say the same: there is nothing to change"]),
+        (SOURCE, {"name": "prompt-to-prompt", "equalizer": [{"word": "red", "value": 2}]}, []),
+        (
+            "a (blue:1.3) dog standing on the grass",
+            {"name": "plain"},
+            ["'(blue:1.3)' in the target prompt is read"],
+        ),
+        (LONGER, {"name": "plain"}, []),
+    ],
+)
+def test_slips_in_the_prompts_are_among_the_warnings(pipe, target, method, said, recwarn):
+    asked = EditRequest.make(source_prompt=SOURCE, target_prompt=target, num_inference_steps=1, method=method)
+    (result,) = pipe.edit_batch([asked])
+    slips = [message for message in result.warnings if "prompt" in message]
+    assert len(slips) == len(said) and all(part in found for part, found in zip(said, slips, strict=True))
+    assert len([one for one in recwarn if any(slip in str(one.message) for slip in slips)]) == len(said)
