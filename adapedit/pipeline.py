@@ -1,48 +1,36 @@
-"""AdapEditPipeline: requests in, edited pictures out; unrelated edits share the UNet's batch."""
+"""AdapEditPipeline: requests in, edited pictures out; unrelated edits share the model's batch."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
-from torch import Tensor
 
-from adapedit.approximations import split as split_approximations
-from adapedit.checked import REPLAY_BYTES, CheckedEdit, inverted_edits
+from adapedit.edit import Edit, finish, passes, prepare
 from adapedit.images import Fit, ImageInput
-from adapedit.methods.settings import make_settings
-from adapedit.model import EditModel, load_model
-from adapedit.progress import Clock, Progress, StepCount
-from adapedit.request import (
-    EditRequest,
-    check_callback,
-    check_count,
-    check_request,
-    check_requests,
-    check_seeding,
-)
-from adapedit.result import EditResult, make_result
-from adapedit.sharing import alike_passes, merge, share, split
-from adapedit_engine.denoising import denoise
-from adapedit_engine.loop import EditOutcome
-from adapedit_engine.plan import EditPlan
-from adapedit_engine.runners import Runner
-from adapedit_engine.trajectories import Trajectories
+from adapedit.methods import make_settings
+from adapedit.model import EditModel, load_any
+from adapedit.request import EditRequest, check_request, check_requests
+from adapedit.result import EditResult
+from adapedit.sharing import Caches, share
+from adapedit_engine.cache import HostCopies
+from adapedit_engine.scheduler import Scheduler, Ticket
 from adapedit_kernels.errors import AdapEditError
 
 if TYPE_CHECKING:
-    from adapedit.serving import EditServer, Finished
+    from adapedit.server import EditServer, Finished
 
 MAX_ROWS = 32
 
+Progress = Callable[[int, int], None]
+
 
 class EditWarning(UserWarning):
-    """An edit went through, but what it found about the words points at nothing."""
+    """An edit went through, but something about it is not as it should be."""
 
 
 class AdapEditPipeline:
@@ -54,6 +42,11 @@ class AdapEditPipeline:
     """
 
     def __init__(self, model: EditModel) -> None:
+        if not isinstance(model, EditModel):
+            raise AdapEditError(
+                f"got a {type(model).__name__}, wanted a model that was loaded here; "
+                "use AdapEditPipeline.from_pretrained(folder), or save_pretrained a pipeline that you hold first"
+            )
         self.model = model
 
     @classmethod
@@ -61,36 +54,40 @@ class AdapEditPipeline:
         cls,
         model: str | Path | None = None,
         *,
-        device: str | torch.device = "cpu",
+        device: str | torch.device | None = None,
         torch_dtype: torch.dtype = torch.float32,
         scheduler: Any = None,
-        static_steps: bool | None = None,
+        runner: str | None = None,
     ) -> AdapEditPipeline:
-        """Load the built-in model, or a diffusers folder or hub name of Stable Diffusion 1.x or 2.x.
+        """Load the built-in model (None), or a diffusers folder or hub name of Stable Diffusion 1.x or 2.x.
 
-        scheduler: a diffusers scheduler in place of DDIM; see `Schedule.from_scheduler` for those that work.
-        static_steps: run each step over buffers that stay where they are, as one CUDA graph where the device is one of
-        CUDA, and the same without a graph elsewhere; None: on CUDA. See `adapedit_engine.static_steps.StaticSteps`.
+        device: None: CUDA where there is a device of it, else the CPU. scheduler: a diffusers scheduler in place of
+        DDIM; see `Schedule.from_scheduler` for those that work. runner: "pytorch" (None), or "pytorch-compiled".
         Raises `ModelError` in one line for anything that is no such model.
         """
-        return cls(
-            load_model(
-                model, device=device, dtype=torch_dtype, scheduler=scheduler, static_steps=static_steps
-            )
-        )
+        return cls(load_any(model, device=device, dtype=torch_dtype, scheduler=scheduler, runner=runner))
 
     @classmethod
     def from_bundle(
         cls, bundle: str | Path, runner: str = "onnxruntime", *, verify: bool = True
     ) -> AdapEditPipeline:
-        """Load a bundle made by `adapedit export`, executed by a runner of `adapedit_engine.runners.registry`.
+        """Load a bundle made by `adapedit export`, executed by a runner of `adapedit_engine.runners`.
 
         verify: compare the files with the manifest's sums. Raises `BundleError` for a folder that is no whole
         bundle, and `RunnerError` for a runner that can't run here; no other one takes its place.
         """
-        from adapedit.bundle import load_bundle
+        from adapedit.model import load_bundle
 
         return cls(load_bundle(bundle, runner, verify=verify))
+
+    @property
+    def scheduler(self) -> Any:
+        """The diffusers scheduler whose noise schedule edits follow. Assigning another one takes effect at once."""
+        return self.model.scheduler
+
+    @scheduler.setter
+    def scheduler(self, scheduler: Any) -> None:
+        self.model = self.model.with_scheduler(scheduler)
 
     def __call__(
         self,
@@ -100,6 +97,8 @@ class AdapEditPipeline:
         method: str = "adapedit",
         num_inference_steps: int = 50,
         guidance_scale: float | None = None,
+        guidance_until: float = 1.0,
+        solver: str = "model",
         seed: int | None = None,
         generator: torch.Generator | None = None,
         height: int | None = None,
@@ -110,140 +109,103 @@ class AdapEditPipeline:
         inversion: Any = None,
         **knobs: Any,
     ) -> EditResult:
-        """One edit. `knobs` are the method's own, see `adapedit.methods.settings`, and `adapedit.approximations`.
+        """One edit. `knobs` are the method's own, see `adapedit.methods`; other fields: see `EditRequest`.
 
         image:     a real picture to edit, which the source prompt describes; fit: to the model's size, "crop" (its
                    middle), "pad" or "stretch".
-        inversion: the name of one, or settings (`adapedit.inversion.make_inversion_settings`); by default "direct".
-        generator: its next number becomes the seed, so that the result can name the seed that repeats it.
+        inversion: the name of one, or settings; by default "direct".
+        generator: what the first latents are drawn from, as in diffusers.
         callback(done, total): called after every step; raising in it cancels.
         """
-        check_seeding(seed, generator)
-        if generator is not None:
-            seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-        approximations, of_method = split_approximations(knobs)
         request = EditRequest.make(
-            **approximations,
             source_prompt=source_prompt,
             target_prompt=target_prompt,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
-            seed=0 if seed is None else seed,
+            guidance_until=guidance_until,
+            solver=solver,
+            seed=_seed(seed, generator),
             height=height,
             width=width,
-            method=make_settings(method, **of_method),
+            method=make_settings(method, **knobs),
             image=None if image is None else ImageInput.of(image, fit),
             inversion=inversion,
         )
-        return self.edit_batch([request], callback=callback)[0]
+        return self._edited([request], callback=callback, generator=generator)[0]
 
     def edit_batch(
         self,
         requests: Sequence[EditRequest],
         *,
-        max_rows: int | None = MAX_ROWS,
+        max_rows: int = MAX_ROWS,
         share_sources: bool = True,
         callback: Progress | None = None,
     ) -> list[EditResult]:
-        """Unrelated edits together: other prompts, methods, knobs and numbers of steps may share a batch.
+        """Unrelated edits together: other prompts, methods, knobs and numbers of steps share a batch.
 
-        max_rows:      rows of one UNet call at most (an edit takes four); more edits run group after group.
+        max_rows:      rows of one call of the model at most (an edit takes four); edits wait for room.
         share_sources: run a source that several edits have in common once: 2 (1 + K) rows for K edits of it.
                        Pictures are the same within a grey level.
-        callback(done, total): called after every UNet call; raising in it cancels.
+        callback(done, total): called after every step, in steps of all edits; raising in it cancels.
 
-        All requests are checked before any work; an error names the request by its place.
+        All requests are checked before any work, and an error names the request by its place. An error of one edit
+        while it runs ends the batch; `serve` or `stream` go on with the others.
         """
         check_requests(requests)
-        requests = list(requests)
-        check_callback(callback)
-        if max_rows is not None:
-            check_count("max_rows", max_rows)
-        if not requests:
-            return []
-        clock = Clock()
+        return self._edited(list(requests), max_rows=max_rows, share_sources=share_sources, callback=callback)
+
+    def _edited(
+        self,
+        requests: list[EditRequest],
+        *,
+        max_rows: int = MAX_ROWS,
+        share_sources: bool = True,
+        callback: Progress | None = None,
+        generator: torch.Generator | None = None,
+    ) -> list[EditResult]:
+        if callback is not None and not callable(callback):
+            raise AdapEditError(f"callback is {callback!r}, wanted a function callback(done, total)")
+        caches = Caches.of(self.model.runner)
+        edits = self._prepared(requests, caches, generator)
+        drafts = [edit.draft for edit in edits]
+        groups = share(drafts, max_rows=max_rows) if share_sources else [(i,) for i in range(len(edits))]
+        results: dict[int, EditResult] = {}
+        with self.model.runner as runner:
+            scheduler = Scheduler(runner, max_rows=max_rows, condition=caches.projections.condition)
+            copies = HostCopies(self.model.device)
+            jobs: dict[Ticket, tuple[int, ...]] = {}
+            for group in groups:
+                jobs[scheduler.submit(passes([edits[i] for i in group], self.model, caches, copies))] = group
+            # Edits that share a source run the steps of one.
+            totals = {ticket: max(edits[i].steps for i in group) for ticket, group in jobs.items()}
+            try:
+                while not scheduler.idle:
+                    ended = scheduler.step()
+                    if callback is not None:
+                        callback(_done(totals), sum(totals.values()))
+                    for ticket in ended:
+                        for i, edited in zip(jobs[ticket], ticket.future.result(), strict=True):
+                            results[i] = finish(edited, self.model, caches)
+            finally:
+                scheduler.close()
+        for i in range(len(edits)):
+            for message in results[i].warnings:
+                warnings.warn(f"{results[i].request.target_prompt!r}: {message}", EditWarning, stacklevel=3)
+        return [results[i] for i in range(len(edits))]
+
+    def _prepared(
+        self, requests: list[EditRequest], caches: Caches, generator: torch.Generator | None
+    ) -> list[Edit]:
         edits = []
         for place, request in enumerate(requests):
             try:
                 check_request(request)
-                edits.append(CheckedEdit.of(request, self.model))
+                edits.append(prepare(request, self.model, caches, generator))
             except AdapEditError as error:
                 if len(requests) == 1:
                     raise
                 raise type(error)(f"request {place}: {error}") from error
-        clock.lap("text")
-        edits, calls = inverted_edits(edits, self.model, max_rows, callback)
-        if calls:
-            clock.lap("invert")
-        drafts = [edit.draft for edit in edits]
-        observing = {place: edit.observe for place, edit in enumerate(edits) if edit.observe is not None}
-        # Of passes that are the same, as those of one edit with other knobs are, one is run.
-        alike = alike_passes(observing) if share_sources else [(place,) for place in observing]
-        passing = [observing[places[0]] for places in alike]
-        first = _groups(passing, share_sources, max_rows)
-        second = _groups(drafts, share_sources, max_rows)
-        observations = [merge([passing[k] for k in group]) for group in first]
-        routes = routed(second, [edit.runner for edit in edits])
-        merged = [[merge([drafts[i] for i in group]) for group in groups] for _, groups in routes]
-        trajectories = Trajectories(REPLAY_BYTES, self.model.runner, records_all=False)
-        # A source that the first pass runs is not run again in the second.
-        with self.model.runner as runner, ExitStack() as recorded:
-            observations = [
-                recorded.enter_context(
-                    trajectories.attached(plan, [drafts[i] for k in group for i in alike[k]])
-                )
-                for plan, group in zip(observations, first, strict=True)
-            ]
-            known = [observations] + [
-                [plan if other else trajectories.foreseen(plan) for plan in plans]
-                for (other, _), plans in zip(routes, merged, strict=True)
-            ]
-            steps = StepCount(callback, known, max_rows, before=calls)
-            seen: dict[int, EditOutcome] = {}
-            passes = denoise(observations, runner, callback=steps.of(0), max_rows=max_rows)
-            for group, outcome in zip(first, passes, strict=True):
-                for k, part in zip(group, split(outcome, [passing[k] for k in group]), strict=True):
-                    seen |= dict.fromkeys(alike[k], part)
-            clock.lap("observe")
-            plans = [edit.method.plan(edit.context, seen.get(i)) for i, edit in enumerate(edits)]
-        finished: dict[int, EditOutcome] = {}
-        for place, (other, groups) in enumerate(routes, start=1):
-            merged_plans = [merge([plans[i] for i in group]) for group in groups]
-            with other or self.model.runner as runner, ExitStack() as replayed:
-                if other is None:
-                    merged_plans = [
-                        replayed.enter_context(trajectories.attached(plan)) for plan in merged_plans
-                    ]
-                edited = denoise(merged_plans, runner, callback=steps.of(place), max_rows=max_rows)
-            for group, outcome in zip(groups, edited, strict=True):
-                parts = split(outcome, [plans[i] for i in group])
-                for i, part in zip(group, parts, strict=True):
-                    finished[i] = edits[i].method.finish(edits[i].context, seen.get(i), part)
-        clock.lap("edit")
-        # An open runner of a bundle keeps torch's threads off its cores.
-        with self.model.runner, self.model.fast_vae():
-            painted = self._painted(finished.values())
-        clock.lap("decode")
-
-        results: list[EditResult] = []
-        for i, edit in enumerate(edits):
-            source, target = finished[i].latents
-            results.append(
-                make_result(
-                    request=edit.request,
-                    model=self.model,
-                    context=edit.context,
-                    edited=finished[i],
-                    found=edit.method.findings(edit.context, seen.get(i), finished[i]),
-                    source_image=painted[_key(source)],
-                    target_image=painted[_key(target)],
-                    seconds=clock.seconds,
-                )
-            )
-        for result in results:
-            for message in result.warnings:
-                warnings.warn(f"{result.request.target_prompt!r}: {message}", EditWarning, stacklevel=2)
-        return results
+        return edits
 
     def serve(self, **options: Any) -> EditServer:
         """A server in the background, for edits that arrive when they like: `with pipe.serve() as server:`.
@@ -251,7 +213,7 @@ class AdapEditPipeline:
         `server.submit(request)` gives a future, `server.stream(requests)` results as they finish. options: those
         of `EditServer`.
         """
-        from adapedit.serving import EditServer
+        from adapedit.server import EditServer
 
         return EditServer(self.model, **options)
 
@@ -267,30 +229,27 @@ class AdapEditPipeline:
         with self.serve(**options) as server:
             yield from server.stream(requests, ahead=ahead, callback=callback)
 
-    def _painted(self, outcomes: Iterable[EditOutcome]) -> dict[bytes, Image.Image]:
-        """Every track's picture, by its latents: a source that many edits share is decoded once."""
-        tracks = {_key(latents): latents for outcome in outcomes for latents in outcome.latents}
-        pictures = {}
-        for key, latents in tracks.items():
-            pixels = self.model.decode(latents[None])[0].permute(1, 2, 0)
-            pictures[key] = Image.fromarray(pixels.mul(255).round().to(torch.uint8).numpy())
-        return pictures
+
+def _done(totals: dict[Ticket, int]) -> int:
+    """Steps that jobs have done of those that they were expected to take; all of them once they have ended."""
+    return sum(
+        total if ticket.future.done() else min(ticket.steps_done, total) for ticket, total in totals.items()
+    )
 
 
-def routed(
-    groups: Sequence[tuple[int, ...]], runners: Sequence[Runner | None]
-) -> list[tuple[Runner | None, list[tuple[int, ...]]]]:
-    """The groups by what runs them, in the order of their first ones. Edits of one group have one runner."""
-    routes: dict[int, tuple[Runner | None, list[tuple[int, ...]]]] = {}
-    for group in groups:
-        runner = runners[group[0]]
-        routes.setdefault(id(runner), (runner, []))[1].append(group)
-    return list(routes.values())
-
-
-def _groups(plans: Sequence[EditPlan], shared: bool, max_rows: int | None) -> list[tuple[int, ...]]:
-    return share(plans, max_rows=max_rows) if shared else [(place,) for place in range(len(plans))]
-
-
-def _key(latents: Tensor) -> bytes:
-    return latents.cpu().numpy().tobytes()
+def _seed(seed: int | None, generator: Any) -> int:
+    """The seed that a result names. Of a generator its own: one that was used before can't be repeated by it."""
+    if generator is None:
+        return 0 if seed is None else seed
+    if seed is not None:
+        raise AdapEditError("got both seed and generator; give one of them")
+    if not isinstance(generator, torch.Generator):
+        raise AdapEditError(f"generator is {generator!r}, wanted a torch.Generator; of a number make a seed")
+    fresh = torch.Generator(generator.device).manual_seed(generator.initial_seed())
+    if not torch.equal(fresh.get_state(), generator.get_state()):
+        warnings.warn(
+            "the generator was used before, so no seed repeats this picture: give seed= for one that can be repeated",
+            EditWarning,
+            stacklevel=4,
+        )
+    return generator.initial_seed() % 2**63

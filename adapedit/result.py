@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from adapedit.methods.context import EditContext, Findings
+    from adapedit.methods.base import Context, Findings
     from adapedit.model import EditModel
     from adapedit.prompts.alignment import Alignment, Word
     from adapedit.sheets import Heading
-    from adapedit_engine.loop import EditOutcome
+    from adapedit_engine.plan import EditOutcome
 
 FORMAT = 1
 LEAST_SPACE = 32 * 2**20
@@ -187,7 +187,7 @@ def make_result(
     *,
     request: EditRequest,
     model: EditModel,
-    context: EditContext,
+    context: Context,
     edited: EditOutcome,
     found: Findings,
     source_image: Image.Image,

@@ -17,7 +17,7 @@ from pathlib import Path
 from benchmarks.common import RESULTS
 
 MODULES = (
-    "overhead", "latency", "throughput", "scaling", "simulate", "replay", "memory", "soak", "neighbours",
+    "overhead", "latency", "throughput", "scaling", "simulate", "memory", "soak", "neighbours",
 )  # fmt: skip
 """In this order: the simulation reads what the throughput was measured to be."""
 

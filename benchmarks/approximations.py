@@ -22,18 +22,15 @@ from adapedit import AdapEditPipeline, EditRequest
 from adapedit.evaluation.scores import judge_with
 from adapedit.evaluation.statistics import mean_interval, paired_comparison
 from adapedit.evaluation.suite import scene_suite
-from adapedit.methods.settings import AdapEdit
 from benchmarks import common
 
 BATCH = 4
 EXACT = "exact"
-SINGLE = {"method": AdapEdit(single_pass=True)}
 
 SWEEP: dict[str, dict[str, Any]] = {
     **{f"guidance_until={u}": {"guidance_until": u} for u in (0.8, 0.6, 0.4)},
     **{f"{n} steps": {"num_inference_steps": n} for n in (25, 20, 10)},
     **{f"{n} steps, solver=dpm++": {"num_inference_steps": n, "solver": "dpm++"} for n in (25, 20, 10)},
-    "single_pass": SINGLE,
 }
 """Each alone, at several values."""
 
@@ -43,10 +40,9 @@ SUGGESTED: dict[str, dict[str, Any]] = {
         "guidance_until=0.6",
         "20 steps",
         "20 steps, solver=dpm++",
-        "single_pass",
     )
 }
-"""Each at one value, and those together that save most."""
+"""Each at one value."""
 
 
 @dataclass(kw_only=True)

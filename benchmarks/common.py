@@ -75,9 +75,9 @@ def lengths(most: int) -> tuple[int, ...]:
 
 def unrelated(count: int, most_steps: int, first: int = 0) -> list[Any]:
     """Edits with nothing in common: other prompts, seeds, steps and methods, the same ones every time."""
-    from adapedit.methods.settings import AdapEdit, PromptToPrompt
+    from adapedit.methods import AdapEdit, PromptToPrompt
 
-    methods = (AdapEdit(), AdapEdit(), AdapEdit(single_pass=True), PromptToPrompt())
+    methods = (AdapEdit(two_pass=True), AdapEdit(two_pass=True), AdapEdit(), PromptToPrompt())
     random_ = random.Random(first)
     return [
         request(place, random_.choice(lengths(most_steps)), method=random_.choice(methods))

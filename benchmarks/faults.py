@@ -7,10 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from adapedit_engine.caches import CachedRunner
-from adapedit_engine.exchange import Exchange
-from adapedit_engine.reuse import Reuse
 from adapedit_engine.runners import Runner
+from adapedit_engine.scheduler import CachedRunner
 
 POISON = 1e6
 """A latent above this makes its batch fail: the edit that it belongs to can't be run at all."""
@@ -24,24 +22,16 @@ class FaultyRunner(CachedRunner):
         self.errors, self.out_of_memory, self._random = errors, out_of_memory, random.Random(seed)
         self.raised = 0
 
-    def infer(self, inputs: Mapping[str, Tensor], outputs: Sequence[str] | None = None) -> dict[str, Tensor]:
+    def infer(
+        self,
+        inputs: Mapping[str, Tensor],
+        outputs: Sequence[str] | None = None,
+        *,
+        self_layers: Mapping[str, tuple[int, ...]] | None = None,
+    ) -> dict[str, Tensor]:
         """See `Runner.infer`."""
         self._maybe_fail(inputs)
-        return super().infer(inputs, outputs)
-
-    def infer_with(
-        self, inputs: Mapping[str, Tensor], outputs: Sequence[str] | None, exchange: Exchange
-    ) -> dict[str, Tensor]:
-        """See `PyTorchRunner.infer_with`: edits whose source is recorded or replayed come this way."""
-        self._maybe_fail(inputs)
-        return super().infer_with(inputs, outputs, exchange)
-
-    def infer_reusing(
-        self, inputs: Mapping[str, Tensor], outputs: Sequence[str] | None, reuse: Reuse
-    ) -> dict[str, Tensor]:
-        """See `PyTorchRunner.infer_reusing`."""
-        self._maybe_fail(inputs)
-        return super().infer_reusing(inputs, outputs, reuse)
+        return super().infer(inputs, outputs, self_layers=self_layers)
 
     def _maybe_fail(self, inputs: Mapping[str, Tensor]) -> None:
         rows = len(inputs["timestep"])

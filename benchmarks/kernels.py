@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from adapedit_kernels.edited_attention.arguments import check_arguments
+from adapedit_kernels.edited_attention import check_arguments
 from benchmarks import common
 from benchmarks.attention_cases import LAYERS, LIMITS, ROWS, Layer, error, least_bytes, make_case, variants
 from benchmarks.on_device import CALLS, ROUNDS, captured, host_seconds, median_seconds
@@ -105,7 +105,6 @@ def price_of_checks(repeats: int = 500) -> dict[str, float]:
             case.value,
             controls,
             case.map_sum if maps else None,
-            edited=True,
             check_values=values,
             chosen="triton",
         )

@@ -11,14 +11,14 @@ from functools import partial
 from typing import Any
 
 from adapedit.checked import row_steps
-from adapedit.methods.settings import AdapEdit
+from adapedit.methods import AdapEdit
 from benchmarks import common, overhead, parity
 from benchmarks.baselines.edits import ROWS, OtherWays
 
 PAPER: dict[str, Any] = {"observed_prompts": "target", "local_blend": ()}
 OURS = {
-    "faithful": AdapEdit(**PAPER),
-    "single pass": AdapEdit(**PAPER, single_pass=True),
+    "faithful": AdapEdit(**PAPER, two_pass=True),
+    "single pass": AdapEdit(**PAPER),
     "as the model is set": AdapEdit(),
 }
 

@@ -94,10 +94,8 @@ def timed(pipe: AdapEditPipeline, request: EditRequest) -> tuple[float, float, d
 
 
 def in_plain_torch(model: EditModel) -> EditModel:
-    """The same model without packed weights, projecting the prompt at every step."""
-    runner = PyTorchRunner(
-        unet_of(model), map_divisor=model.facts.map_divisor, project_once=False, pack=False
-    )
+    """The same model with a runner of its own."""
+    runner = PyTorchRunner(unet_of(model), map_divisor=model.facts.map_divisor)
     return dataclasses.replace(model, runner=runner)
 
 

@@ -1,8 +1,7 @@
 """What editing costs over plain generation of the same rows: `python -m benchmarks.overhead`.
 
-Four rows a step, text encoded and latents drawn beforehand, nothing decoded. Beside the edit: the same in the other way
-of running steps (over static buffers, on CUDA as one graph, or launched one by one), the plain loop of diffusers, the
-plain loop through the same runner, and the eager controller way.
+Four rows a step, text encoded and latents drawn beforehand, nothing decoded. Beside the edit: the plain loop of
+diffusers, the plain loop through the same runner, and the eager controller way.
 """
 
 from __future__ import annotations
@@ -12,18 +11,15 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from adapedit.methods.settings import PromptToPrompt
+from adapedit.methods import PromptToPrompt
 from adapedit_engine import EditPlan, denoise
-from adapedit_engine.caches import CachedRunner
-from adapedit_engine.runners.pytorch import PyTorchRunner
+from adapedit_engine.scheduler import CachedRunner
 from benchmarks import common, parity
 from benchmarks.baselines.eager import Controller, controlled
 from benchmarks.baselines.plain import as_loaded, plain_loop
 
 EDIT = PromptToPrompt(cross_replace_steps=0.8, self_replace_steps=0.4)
 """What the eager way does, too, whatever a model's own settings are."""
-OTHER_WAY = {False: "edit (static steps)", True: "edit (launched one by one)"}
-"""By whether the edit itself runs by static steps."""
 
 
 def main() -> None:
@@ -57,7 +53,6 @@ def main() -> None:
             "edit_over_plain_diffusers": round(1 / ratios["plain (diffusers)"], 3),
             "edit_over_plain_same_runner": round(1 / ratios["plain (same runner)"], 3),
             "eager_over_edit": ratios["eager controller"],
-            "other_way_over_edit": ratios[OTHER_WAY[pipe.model.runner.static_steps]],
             "medians_over_edit": medians,
         },
     )
@@ -65,13 +60,12 @@ def main() -> None:
 
 def plans(pipe: Any, steps: int) -> tuple[EditPlan, EditPlan]:
     """An edit by Prompt-to-Prompt, which the eager way can do too, and the same rows unedited."""
-    from adapedit.methods.registry import make_method
     from adapedit.prepare import complete, make_context
 
     request = complete(common.request(0, steps, method=EDIT), pipe.model)
     context = make_context(request, pipe.model)
     return (
-        make_method(request.method, pipe.model.facts).plan(context, None),
+        request.method.plan(context, None),
         context.plan((context.source, context.target)),
     )
 
@@ -87,14 +81,9 @@ def loops(pipe: Any, plan: EditPlan, steps: int) -> tuple[dict[str, Any], Any]:
     _, plain_plan = plans(pipe, steps)
 
     runner = CachedRunner(model.runner, 2**28)
-    # The other of the two ways to run steps: over static buffers, as a graph on CUDA, or launched one by one.
-    static = model.runner.static_steps
-    divisor = model.facts.map_divisor
-    again = PyTorchRunner(model.runner.controlled.unet, map_divisor=divisor, static_steps=not static)
-    other = CachedRunner(again, 2**28)
 
-    def ours(wanted: EditPlan, by: CachedRunner = runner) -> Any:
-        with by as opened:
+    def ours(wanted: EditPlan) -> Any:
+        with runner as opened:
             (outcome,) = denoise([wanted], opened)
         return outcome.latents
 
@@ -119,7 +108,6 @@ def loops(pipe: Any, plan: EditPlan, steps: int) -> tuple[dict[str, Any], Any]:
 
     variants = {
         "edit": lambda: ours(plan),
-        OTHER_WAY[static]: lambda: ours(plan, other),
         "plain (same runner)": lambda: ours(plain_plan),
         "plain (diffusers)": plain,
         "eager controller": eager,
@@ -144,11 +132,6 @@ def apart(latents: dict[str, Any]) -> dict[str, float]:
         "edit_to_eager": float((latents["edit"] - latents["eager controller"]).abs().max()),
         "plain_to_diffusers": float(
             (latents["plain (same runner)"] - latents["plain (diffusers)"]).abs().max()
-        ),
-        "static_to_launched": max(
-            float((latents["edit"] - latents[name]).abs().max())
-            for name in OTHER_WAY.values()
-            if name in latents
         ),
         "source_to_plain": float((latents["edit"][0] - latents["plain (same runner)"][0]).abs().max()),
     }

@@ -1,4 +1,4 @@
-"""Tables and plots of what was measured of many edits: throughput, scaling, simulation, memory, soak, replay."""
+"""Tables and plots of what was measured of many edits: throughput, scaling, simulation, memory, soak."""
 
 from __future__ import annotations
 
@@ -163,21 +163,6 @@ def soak(data: Data, _: Path) -> list[str]:
     return [table(("", ""), rows)]
 
 
-def replay(data: Data, _: Path) -> list[str]:
-    rows = [
-        (
-            name,
-            found["first_over_alone"],
-            found["second_over_alone"],
-            f"{found['bytes_of_a_source'] / 2**20:.0f}",
-            found["largest_difference_in_grey_levels"],
-        )
-        for name, found in data["methods"].items()
-    ]
-    head = ("method", "first / alone", "second / alone", "MiB of a source", "grey levels apart")
-    return [table(head, rows)]
-
-
 def neighbours(data: Data, _: Path) -> list[str]:
     rows = [
         (dtype, found["largest"], found["mean"], f"{found['share_over_one']:.2%}")
@@ -196,6 +181,5 @@ SERVING: dict[str, Callable[[Data, Path], list[str]]] = {
     "simulate": simulate,
     "memory": memory,
     "soak": soak,
-    "replay": replay,
     "neighbours": neighbours,
 }

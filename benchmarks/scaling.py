@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from adapedit.methods.settings import PromptToPrompt
+from adapedit.methods import PromptToPrompt
 from benchmarks import common, overhead, parity
 from benchmarks.baselines.edits import OtherWays, one_by_one
 

@@ -110,7 +110,7 @@ def export(shape: str, precision: str, folder: Path) -> dict[str, Any]:
 def check(folder: Path) -> dict[str, Any]:
     """How near ONNX Runtime comes to PyTorch in float32, in one call of the UNet with four rows."""
     from adapedit_engine.bundle import Bundle
-    from adapedit_engine.runners.registry import open_bundle_runner
+    from adapedit_engine.runners import open_bundle_runner
     from adapedit_export.check import check_runner
     from adapedit_export.reference import Reference
 
@@ -128,7 +128,7 @@ def check(folder: Path) -> dict[str, Any]:
 def plan(shape: str, precision: str, folder: Path, capability: str) -> dict[str, Any]:
     """Build the UNet's plan for four rows."""
     from adapedit_engine.bundle import Bundle
-    from adapedit_engine.runners.tensorrt_library import load
+    from adapedit_engine.runners.tensorrt import load
     from adapedit_export.tensorrt.build import BuildOptions, build_plans
     from adapedit_export.tensorrt.workloads import Workload
 

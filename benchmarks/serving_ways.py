@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from adapedit_engine.host_memory import keep_freed_memory
 from benchmarks import common
 from benchmarks.baselines.edits import OtherWays, one_by_one
 from benchmarks.static_batching import Kind, StaticServer, burst_times, in_batches, mixed, of_a_kind
@@ -55,7 +54,7 @@ def batches(name: str) -> tuple[int, Kind]:
 
 def at_once(clock: Clock, options: Namespace, name: str) -> dict[str, Any]:
     """All edits at once by the way of that name: edits a second, and the share of all cores' time that was used."""
-    pipe = _pipeline(options)
+    pipe = common.pipeline(options)
     run, wait = _way(pipe, options, name), common.waiting(options.device)
     others = {**dict.fromkeys(OTHERS, options.others), SUSTAINED: SUSTAINED_EDITS * options.edits}
     edits = common.unrelated(others.get(name, options.edits), options.steps)
@@ -71,14 +70,6 @@ def at_once(clock: Clock, options: Namespace, name: str) -> dict[str, Any]:
         "seconds": round(seconds, 3),
         "cores_busy": round(used / seconds / torch.get_num_threads(), 3),
     }
-
-
-def _pipeline(options: Namespace) -> Any:
-    """In a process that keeps what it frees, whatever the way: the server's own gain by it (6 % one by one) is left
-    out of what is compared."""
-    if options.device == "cpu":
-        keep_freed_memory()
-    return common.pipeline(options)
 
 
 def _way(pipe: Any, options: Namespace, name: str) -> Callable[[list[Any]], Any]:
@@ -100,7 +91,7 @@ def arriving(
 
     name: "scheduler", or one of the static ways. patterns: by name, how many come, and how many of them at a time.
     """
-    pipe = _pipeline(options)
+    pipe = common.pipeline(options)
     pipe.edit_batch(common.unrelated(WARM_UP, options.steps))
     clock.begin()
     found = {}

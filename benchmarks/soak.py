@@ -113,9 +113,9 @@ def _count(ended: Counter[int], place: int, _: Future[Any]) -> None:
 
 def make(place: int, steps: int, random_: random.Random) -> Any:
     """A random edit: method, passes, number of steps; some share their source."""
-    from adapedit.methods.settings import AdapEdit, Plain, PromptToPrompt
+    from adapedit.methods import AdapEdit, Plain, PromptToPrompt
 
-    settings = random_.choice((AdapEdit(), AdapEdit(single_pass=True), PromptToPrompt(), Plain()))
+    settings = random_.choice((AdapEdit(two_pass=True), AdapEdit(), PromptToPrompt(), Plain()))
     length = random_.randint(1, 2 * steps)
     return common.request(place, length, method=settings, seed=random_.randint(0, 5))
 

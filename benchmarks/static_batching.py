@@ -14,8 +14,6 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, TypeVar
 
-from adapedit_engine.openmp import release_threads
-
 Passes = Sequence[tuple[int, int]]
 """An edit on paper: (rows, steps) of each of its passes."""
 
@@ -69,7 +67,6 @@ class StaticServer:
         return future
 
     def __enter__(self) -> StaticServer:
-        release_threads()  # as the scheduler's server does
         self._worker.start()
         return self
 

@@ -1,24 +1,29 @@
-"""Knobs by name: KNOB=VALUE from the command line to settings of a method."""
+"""Knobs by name: KNOB=VALUE from the command line to settings of methods, inversions and requests."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from adapedit.approximations import EXACT
-from adapedit.methods.settings import METHODS, WordValue, make_settings
+from adapedit.cli.options import Fit
+from adapedit.inversion import INVERSIONS, make_inversion_settings
+from adapedit.methods import METHODS, make_settings
 from adapedit.request import EditRequest
 from adapedit_kernels.errors import AdapEditError
 
+APPROXIMATIONS = {"guidance_until": "0.6", "solver": "dpm++"}
+"""Fields of a request that save time at some loss, each with an example."""
 OF_REQUEST = {
     "seed": "seed",
     "steps": "num_inference_steps",
     "num_inference_steps": "num_inference_steps",
     "guidance": "guidance_scale",
     "guidance_scale": "guidance_scale",
-    **{name: name for name in EXACT},
+    **{name: name for name in APPROXIMATIONS},
 }
 """What can be swept besides a method's knobs."""
+MAX_VALUES = 64
 
 
 def knob_name(text: str) -> str:
@@ -27,7 +32,7 @@ def knob_name(text: str) -> str:
 
 
 def knob_value(text: str) -> Any:
-    """The value: None for `none`, else the text, of which `make` knows what its knob wants."""
+    """The value: None for `none`, else the text, of which the settings know what they want."""
     return None if text.lower() in ("none", "null") else text
 
 
@@ -43,31 +48,49 @@ def parse(assignments: Sequence[str] | None) -> dict[str, Any]:
     return knobs
 
 
+def approximations(assignments: Sequence[str] | None) -> dict[str, Any]:
+    """NAME=VALUE, each, to fields of a request. Raises `AdapEditError` for names that are none."""
+    chosen: dict[str, Any] = {}
+    for text in assignments or ():
+        name, sign, value = text.partition("=")
+        name = knob_name(name)
+        if name not in APPROXIMATIONS:
+            known = ", ".join(APPROXIMATIONS)
+            raise AdapEditError(
+                f"there is no approximation {name!r}; use one of: {known} (and the option --dtype)"
+            )
+        if not sign or not value.strip():
+            raise AdapEditError(
+                f"--approximate {text!r} gives no value; write, say, {name}={APPROXIMATIONS[name]}"
+            )
+        chosen[name] = value.strip()
+    return chosen
+
+
 def make(method: str, knobs: Mapping[str, Any]) -> Any:
-    """Settings of one method, of values as text: `a,b` where words are wanted, `word:2,other:0.5` for their values."""
-    if method not in METHODS:
-        return make_settings(method)
-    fields, ready = METHODS[method].model_fields, dict(knobs)
+    """A method, of values as text: `a,b` where words are wanted, `word:2,other:0.5` for their values."""
+    fields, ready = METHODS[method].model_fields if method in METHODS else {}, dict(knobs)
     for name, value in knobs.items():
-        if isinstance(value, str) and name in fields and fields[name].default == ():
-            if fields[name].annotation == tuple[WordValue, ...]:
-                if ":" not in value:
-                    raise AdapEditError(
-                        f"{name} is {value!r}; write it as WORD:VALUE, such as {name}=dog:0.5"
-                    )
-                pairs = [part.rpartition(":") for part in value.split(",")]
-                ready[name] = [{"word": word, "value": number} for word, _, number in pairs]
-                continue
-            if value.lower() in ("true", "false"):
-                ready[name] = value.lower() == "true"
-                continue
+        kind = str(fields[name].annotation) if name in fields else ""
+        if not isinstance(value, str) or not ("tuple" in kind or "Words" in kind):
+            continue
+        if "WordValue" in kind and ":" in value:
+            pairs = [part.rpartition(":") for part in value.split(",")]
+            ready[name] = {word.strip(): number for word, _, number in pairs}
+        elif "WordValue" in kind and "float" not in kind:
+            raise AdapEditError(f"{name} is {value!r}; write it as WORD:VALUE, such as {name}=dog:0.5")
+        elif "WordValue" in kind:
+            continue
+        elif value.lower() in ("true", "false"):
+            ready[name] = value.lower() == "true"
+        else:
             ready[name] = [part for part in value.replace(",", " ").split() if part]
     return make_settings(method, **ready)
 
 
 def make_each(methods: Sequence[str], knobs: Mapping[str, Any]) -> list[Any]:
-    """Settings of several methods: a knob goes to all that have it, METHOD.KNOB to that one."""
-    settings, used = [], set()
+    """Several methods: a knob goes to all that have it, METHOD.KNOB to that one."""
+    made, used = [], set()
     for method in methods:
         fields = METHODS[method].model_fields if method in METHODS else {}
         own = {name: value for name, value in knobs.items() if name in fields}
@@ -77,22 +100,11 @@ def make_each(methods: Sequence[str], knobs: Mapping[str, Any]) -> list[Any]:
                 own[knob] = value
                 used.add(name)
         used |= own.keys()
-        settings.append(make(method, own))
+        made.append(make(method, own))
     unused = [name for name in knobs if name not in used]
     if unused:
         raise AdapEditError(f"none of {', '.join(methods)} has a knob {unused[0]!r}; leave it out")
-    return settings
-
-
-def methods_for(model: str, knobs: Mapping[str, Any]) -> list[str]:
-    """All methods that a model can run as they are: with a UNet of its own or named in `knobs`, InstructPix2Pix too."""
-    from adapedit.checkpoint import expanded
-    from adapedit.model import BUILTIN, ModelFacts
-
-    name, knob = "instruct-pix2pix", "checkpoint"
-    facts = ModelFacts.read(BUILTIN if model == "builtin" else expanded(model))
-    has_one = knob in facts.defaults.get(name, {}) or not {knob, f"{name}.{knob}"}.isdisjoint(knobs)
-    return [method for method in METHODS if method != name or has_one]
+    return made
 
 
 def varied(
@@ -100,13 +112,42 @@ def varied(
 ) -> list[EditRequest]:
     """One request for each value of a knob of the method, of an approximation, or of seed, steps or guidance."""
     name = knob_name(knob)
-    if not values:
-        raise AdapEditError("--values is empty; give numbers with commas between them, such as 0.2,0.5,1.0")
+    if not 1 <= len(values) <= MAX_VALUES:
+        raise AdapEditError(
+            f"--values has {len(values)} values, wanted 1 to {MAX_VALUES} with commas between them, such as 0.2,0.5,1.0"
+        )
     requests = []
     for value in values:
         if name in OF_REQUEST:
-            settings, field = make(method, knobs), {OF_REQUEST[name]: value}
+            made, field = make(method, knobs), {OF_REQUEST[name]: value}
         else:
-            settings, field = make(method, {**knobs, name: knob_value(value)}), {}
-        requests.append(EditRequest.make(**{**fields, **field, "method": settings}))
+            made, field = make(method, {**knobs, name: knob_value(value)}), {}
+        requests.append(EditRequest.make(**{**fields, **field, "method": made}))
     return requests
+
+
+def picture(
+    image: Path | None,
+    fit: Fit,
+    inversion: str | None,
+    assignments: Sequence[str] | None,
+    method: str | None = None,
+) -> dict[str, Any]:
+    """What a request has of the options for real pictures. method: the one that runs, where it is one."""
+    given = inversion is not None or bool(assignments)
+    if image is None:
+        if given:
+            raise AdapEditError("--inversion wants a picture; give one with --image")
+        return {}
+    if given and method in METHODS and not METHODS[method].inverts:
+        raise AdapEditError(f"{method} edits a picture without inverting it; leave --inversion out")
+    chosen = make_inversion_settings(inversion or "direct", **parse(assignments)) if given else None
+    return {"image": {"file": str(image), "fit": fit.value}, "inversion": chosen}
+
+
+def inversions(names: str | None, without_gradients: bool) -> dict[str, Any]:
+    """Inversions by name; None: all that a model can run."""
+    wanted = [name.strip() for name in names.split(",")] if names else list(INVERSIONS)
+    if names is None and without_gradients:
+        wanted.remove("null-text")
+    return {name: make_inversion_settings(name) for name in wanted}

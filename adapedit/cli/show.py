@@ -1,42 +1,216 @@
-"""What commands print: tables of words, where the files are, or JSON."""
+"""What commands run and show: progress on stderr, tables or JSON on stdout, sheets of pictures."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import json as encoder
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+from rich import box
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
-from adapedit.prompts.alignment import Alignment, Word
-from adapedit.result import EditResult, WordReport
+from adapedit.prompts.alignment import Alignment, Word, align
+from adapedit.request import EditRequest
+from adapedit.result import EditResult, OutputFolder, WordReport, check_output, strict_json
+from adapedit.sheets import Cell, Heading, sheet
+from adapedit_kernels.errors import AdapEditError
 
-BAR = 12
+BAR, SHEET_COLUMNS, WIDE = 12, 6, 200
+"""WIDE: columns where nobody looks: what reads a pipe wraps for itself."""
+
+
+def console() -> Console:
+    """Standard output, which loses nothing where it is no terminal."""
+    found = Console()
+    return found if found.is_terminal else Console(width=WIDE)
 
 
 def print_json(value: dict[str, Any]) -> None:
     """One JSON object."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    print(encoder.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
 
 
-def words_table(alignment: Alignment, reports: Sequence[WordReport] | None = None) -> Table:
+# -- running
+
+
+@contextmanager
+def status(first: str) -> Iterator[Callable[[str], None]]:
+    """A line on stderr that says what is being done."""
+    errors = Console(stderr=True)
+    if not errors.is_terminal:
+        yield lambda _: None
+        return
+    with errors.status(first) as shown:
+        yield shown.update
+
+
+@contextmanager
+def bar() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on stderr for one phase after another: what, how much is done, of how much (0: not known)."""
+    errors = Console(stderr=True)
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
+        task = progress.add_task("", total=None)
+        yield lambda what, done, total: progress.update(
+            task, description=what, completed=done, total=total or None
+        )
+
+
+def load_pipeline(loaded: Mapping[str, Any]) -> Any:
+    """The pipeline of the options --model, --runner, --device and --dtype."""
+    import torch
+
+    from adapedit.model import is_bundle, load_any
+    from adapedit.pipeline import AdapEditPipeline
+
+    device, dtype = loaded["device"], loaded["dtype"]
+    model = load_any(
+        loaded["model"],
+        runner=loaded["runner"],
+        device=None if device == "auto" else device,
+        dtype=None if dtype is None else getattr(torch, dtype.value),
+    )
+    if is_bundle(loaded["model"]) and device != "auto" and device.partition(":")[0] != model.device.type:
+        raise AdapEditError(
+            f"--device is {device}, and the bundle's runner runs on {model.device.type}; choose another by --runner"
+        )
+    return AdapEditPipeline(model)
+
+
+def run_edits(
+    requests: Sequence[EditRequest],
+    loaded: Mapping[str, Any],
+    *,
+    out: Path | None = None,
+    max_rows: int = 32,
+    labels: Sequence[str] | None = None,
+) -> list[EditResult]:
+    """Check the output folder, load the model, run the edits together, and say on stderr what they warn of.
+
+    labels: of each edit, where there are several, for its warnings.
+    """
+    if out is not None:
+        check_output(out)
+    with bar() as say:
+        say("Loading the model", 0, 0)
+        pipe = load_pipeline(loaded)
+        results: list[EditResult] = pipe.edit_batch(
+            requests, max_rows=max_rows, callback=lambda done, total: say("Denoising", done, total)
+        )
+    told = set()
+    for result in results:
+        if result.image is not None and result.reconstruction_psnr is not None:
+            notes = "".join(f"{note}; " for note in result.image.notes)
+            told.add(f"the picture: {notes}comes back at {result.reconstruction_psnr:.1f} dB")
+    for message in sorted(told):
+        print(f"adapedit: {message}", file=sys.stderr)
+    for place, result in enumerate(results):
+        which = "" if labels is None else f"{labels[place]}: "
+        for message in result.warnings:
+            print(f"adapedit: warning: {which}{message}", file=sys.stderr)
+    return results
+
+
+def align_only(request: EditRequest, model: str) -> Alignment:
+    """The alignment of the request's prompts by the model's tokenizer; nothing else of the model is read."""
+    from adapedit.edit import refuse_unknown_words
+    from adapedit.model import load_vocabulary
+
+    vocabulary = load_vocabulary(model)
+    for name in ("source", "target"):
+        refuse_unknown_words(getattr(request, f"{name}_prompt"), name, vocabulary)
+    return align(
+        request.source_prompt, request.target_prompt, vocabulary.tokenizer, max_length=vocabulary.max_tokens
+    )
+
+
+def run_inversions(
+    image: Path,
+    prompt: str,
+    inversions: Mapping[str, Any],
+    loaded: Mapping[str, Any],
+    options: Mapping[str, Any],
+    *,
+    out: Path,
+    json: bool,
+) -> None:
+    """Invert a picture in every way, and show how well it comes back. options: of `reconstruct`."""
+    with status("Loading the model") as say:
+        from adapedit.images import ImageInput
+        from adapedit.inversion.reconstruct import reconstruct
+
+        model = load_pipeline(loaded).model
+        (found,) = reconstruct(model, [(image, prompt)], inversions=inversions, callback=say, **options)
+    size = found[0].picture.size
+    opened = ImageInput(file=str(image), fit=options["fit"]).open(size)
+    measures = ("inversion", "psnr", "ssim", "latent_rmse", "seconds")
+    rows = [{name: getattr(one, name) for name in measures} for one in found]
+    about = {
+        "image": str(image),
+        "notes": list(opened.notes),
+        "prompt": prompt,
+        "model": model.name,
+        **options,
+    }
+    cells = [Cell(opened.picture, "input")] + [
+        Cell(one.picture, one.inversion, f"{one.psnr:.1f} dB, SSIM {one.ssim:.3f}") for one in found
+    ]
+    words = tuple((word, False) for word in prompt.split())
+    with OutputFolder(out) as part:
+        cell = 256 if size[0] > 256 else 192
+        drawn = sheet([("", cells)], headings=[Heading("prompt", words)], columns=3, cell=cell)
+        drawn.save(part / "invert.png")
+        (part / "invert.json").write_text(strict_json({**about, "reconstructions": rows}), encoding="utf-8")
+    if json:
+        print_json({**about, "reconstructions": rows, "out": str(out)})
+        return
+    columns = ("", "PSNR dB", "SSIM", "latents RMSE", "seconds")
+    table = _table(*columns, title="Without an edit, against the picture as the model takes it")
+    for one in found:
+        numbers = (f"{one.psnr:.2f}", f"{one.ssim:.4f}", f"{one.latent_rmse:.2g}", f"{one.seconds:.1f}")
+        table.add_row(one.inversion, *numbers)
+    console().print(table)
+    for note in opened.notes:
+        console().print(f"The picture: {note}", style="dim", highlight=False)
+    _print_where(out, ["invert.png", "invert.json"], "")
+
+
+# -- edits
+
+
+def print_words(alignment: Alignment, reports: Sequence[WordReport] | None = None) -> None:
     """Target words with what they stand for, and the steps that FWT gave them where they are known."""
     table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("word")
-    table.add_column("")
-    table.add_column("tokens", justify="right")
     held = reports is not None and any(report.word_steps is not None for report in reports)
     related = reports is not None and any(report.relation is not None for report in reports)
-    if related:
-        table.add_column("Λ relation", justify="right")
+    for name in ("word", ""):
+        table.add_column(name)
+    for name in ("tokens", *(["Λ relation"] if related else []), *(["τ held"] if held else [])):
+        table.add_column(name, justify="right", no_wrap=True)
     if held:
-        table.add_column("τ held", justify="right")
-        table.add_column("")
+        table.add_column("", no_wrap=True)
     for place, word in enumerate(alignment.target_words):
         cells = [Text(word.text, style="bold" if word.is_key else ""), _what(word, alignment), _tokens(word)]
         report = None if reports is None else reports[place]
@@ -48,25 +222,15 @@ def words_table(alignment: Alignment, reports: Sequence[WordReport] | None = Non
         table.add_row(*cells)
     for word in alignment.deleted_words:
         table.add_row(Text(word.text, style="strike dim"), _what(word, alignment), Text(""))
-    return table
-
-
-def print_words(alignment: Alignment, reports: Sequence[WordReport] | None = None) -> None:
-    """The table, on stdout."""
-    Console().print(words_table(alignment, reports))
+    console().print(table)
 
 
 def print_saved(folder: Path, files: Sequence[str], results: Sequence[EditResult]) -> None:
     """Where the pictures are, how long it took, and the seed that all have."""
-    seconds = results[0].timings["total"]
     seeds = {result.request.seed for result in results}
     seed = f", seed {seeds.pop()}" if len(seeds) == 1 else ""
-    names = ", ".join(files[:-1]) + f" and {files[-1]}" if len(files) > 1 else files[0]
-    Console().print(
-        f"Saved {names} in [bold]{escape(str(folder))}[/bold] [dim]({seconds:.1f} s{seed})[/dim]",
-        highlight=False,
-        soft_wrap=True,
-    )
+    device = results[0].made_with.get("device", "")
+    _print_where(folder, files, f" [dim]({results[0].timings['total']:.1f} s on {device}{seed})[/dim]")
 
 
 def words_dict(alignment: Alignment) -> dict[str, Any]:
@@ -77,6 +241,70 @@ def words_dict(alignment: Alignment) -> dict[str, Any]:
         "source_words": [asdict(word) for word in alignment.source_words],
         "target_words": [asdict(word) for word in alignment.target_words],
     }
+
+
+def save_sheet(
+    out: Path,
+    name: str,
+    results: Sequence[EditResult],
+    labels: Sequence[str],
+    about: dict[str, Any],
+    json: bool,
+) -> None:
+    """Write NAME.png, a contact sheet, and NAME.json, and say so."""
+    files = [f"{name}.png", f"{name}.json"]
+    description = {**about, "edits": [result.to_dict() for result in results]}
+    with OutputFolder(out) as part:
+        edits_sheet(results, labels).save(part / files[0])
+        (part / files[1]).write_text(strict_json(description), encoding="utf-8")
+    if json:
+        print_json({**description, "out": str(out), "files": files})
+    else:
+        print_saved(out, files, results)
+
+
+def edits_sheet(results: Sequence[EditResult], labels: Sequence[str]) -> Image.Image:
+    """The source, then every target; where the sources differ, each target under its own."""
+    first = results[0]
+    same = Heading("with", tuple((word, False) for word in _in_common(results).split()))
+    targets = [
+        Cell(result.target_image, label, _held(result)) for result, label in zip(results, labels, strict=True)
+    ]
+    pictures = [result.source_image.tobytes() for result in results]
+    rows: list[tuple[str, list[Cell]]] = [("", [Cell(first.source_image, "source"), *targets])]
+    if any(picture != pictures[0] for picture in pictures):
+        rows = []
+        for start in range(0, len(results), SHEET_COLUMNS):
+            part = slice(start, start + SHEET_COLUMNS)
+            pairs = zip(results[part], labels[part], strict=True)
+            rows += [("", [Cell(r.source_image, "source", label) for r, label in pairs]), ("", targets[part])]
+    cell = 256 if first.source_image.width > 256 else 192
+    return sheet(rows, headings=[*first.headings(), same], cell=cell, columns=SHEET_COLUMNS)
+
+
+def _print_where(folder: Path, files: Sequence[str], more: str) -> None:
+    names = ", ".join(files[:-1]) + f" and {files[-1]}" if len(files) > 1 else files[0]
+    text = f"Saved {names} in [bold]{escape(str(folder))}[/bold]{more}"
+    console().print(text, highlight=False, soft_wrap=True)
+
+
+def _in_common(results: Sequence[EditResult]) -> str:
+    request = results[0].request
+    same = {
+        "seed": f"seed {request.seed}",
+        "num_inference_steps": f"{request.num_inference_steps} steps",
+        "guidance_scale": f"guidance {request.guidance_scale}",
+    }
+    parts = [text for name, text in same.items() if len({getattr(r.request, name) for r in results}) == 1]
+    return ", ".join([*parts, f"model {results[0].model}"])
+
+
+def _held(result: EditResult) -> str:
+    held = [word.word_steps for word in result.words if word.word_steps is not None and not word.is_key]
+    if not held:
+        return ""
+    low, high = f"{min(held):.0%}", f"{max(held):.0%}"
+    return f"words held {low}" if low == high else f"words held {low} to {high}"
 
 
 def _what(word: Word, alignment: Alignment) -> Text:
@@ -96,3 +324,110 @@ def _tokens(word: Word) -> Text:
 def _bar(share: float) -> Text:
     full = round(share * BAR)
     return Text("█" * full, style="cyan") + Text("░" * (BAR - full), style="dim")
+
+
+# -- bundles
+
+
+def print_bundle(found: Any, json: bool) -> None:
+    """What a bundle holds."""
+    from adapedit_engine.bundle import read_records
+
+    manifest, records = found.manifest, read_records(found)
+    if json:
+        plans = [_plan(found, record) for record in records]
+        print_json({"folder": str(found.folder), **encoder.loads(manifest.to_json()), "plans": plans})
+        return
+    out = console()
+    rows = "any number of rows" if manifest.rows is None else f"{manifest.rows} rows"
+    out.print(
+        f"[bold]{escape(str(found.folder))}[/bold]: {manifest.model}, {manifest.precision}, {rows}, latents of "
+        f"{manifest.height} x {manifest.width}, maps of {manifest.map_size[0]} x {manifest.map_size[1]}, "
+        f"{manifest.tokens} tokens, {manifest.scheduler}",
+        highlight=False,
+    )
+    opsets = ", ".join(str(opset) for opset in sorted({graph.opset for graph in manifest.graphs.values()}))
+    graphs = Table(
+        "graph", "inputs", "outputs", "nodes", "MB", title=f"Graphs, opset {opsets}", box=box.SIMPLE
+    )
+    for name, graph in manifest.graphs.items():
+        size = sum(spec.bytes for file, spec in manifest.files.items() if file.startswith(graph.file))
+        shown = ["\n".join(map(_tensor, tensors)) for tensors in (graph.inputs, graph.outputs)]
+        graphs.add_row(name, *shown, str(graph.nodes), f"{size / 1e6:.1f}")
+    out.print(graphs)
+    columns = ("stage", "output", "largest", "mean", "error / value")
+    parity = _table(*columns, title="ONNX Runtime against PyTorch")
+    for stage, outputs in manifest.parity.items():
+        for output, p in outputs.items():
+            parity.add_row(stage, output, f"{p.largest:.2g}", f"{p.mean:.2g}", f"{p.ratio:.2g}")
+    out.print(parity)
+    if records:
+        out.print(_plan_table(found, records))
+    versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
+    out.print(f"Made with {versions}; {len(manifest.files)} files, all as the manifest says", highlight=False)
+
+
+def print_plans(found: Any, records: Sequence[Any], json: bool) -> None:
+    """Plans that were built, or that are there."""
+    if json:
+        print_json({"folder": str(found.folder), "plans": [_plan(found, record) for record in records]})
+    else:
+        console().print(_plan_table(found, records))
+
+
+def print_findings(found: Sequence[Any], reasons: Mapping[str, str], json: bool) -> None:
+    """What a check found, and which runners it left out and why."""
+    if json:
+        rows = [{**asdict(finding), "passed": finding.passed} for finding in found]
+        print_json({"findings": rows, "not_run": dict(reasons)})
+        return
+    out = console()
+    for runner in dict.fromkeys(f.runner for f in found):
+        table = _table("stage", "output", "largest", "mean", "ratio", "limit", "", title=runner)
+        for f in found:
+            if f.runner == runner:
+                mark = "[green]ok[/green]" if f.passed else "[red]differs[/red]"
+                numbers = [f"{value:.2g}" for value in (f.largest, f.mean, f.ratio)]
+                table.add_row(f.stage, f.output, *numbers, f"{f.measure} {f.limit:.0e}", mark)
+        out.print(table)
+    for name, reason in reasons.items():
+        out.print(f"{name}: not run: {reason}", style="dim", highlight=False, markup=False)
+
+
+def _plan(found: Any, record: Any) -> dict[str, Any]:
+    from adapedit_engine.bundle import is_stale
+
+    return {**asdict(record), "name": record.file_name, "stale": is_stale(found, record)}
+
+
+def _plan_table(found: Any, records: Sequence[Any]) -> Table:
+    from adapedit_engine.bundle import is_stale
+
+    libraries = sorted({f"{record.key.family} {record.key.version}" for record in records})
+    columns = ("graph", "for", "workload", "layers", "MB", "act. MB", "built s", "")
+    table = _table(*columns, title=f"Plans of {', '.join(libraries)}")
+    for record in records:
+        key = record.key
+        table.add_row(
+            key.graph,
+            key.compute_capability,
+            key.workload + (", refit" if key.refit else ""),
+            str(record.layers),
+            f"{record.file.bytes / 1e6:.1f}",
+            f"{record.activation_bytes / 1e6:.1f}",
+            f"{record.build_seconds:.1f}",
+            "[red]stale[/red]" if is_stale(found, record) else "",
+        )
+    return table
+
+
+def _table(*columns: str, title: str) -> Table:
+    """A table whose numbers are never cut: names give way first."""
+    table = Table(title=title, box=box.SIMPLE, pad_edge=False)
+    for place, column in enumerate(columns):
+        table.add_column(column, no_wrap=place > 1, overflow="fold", justify="left" if place < 2 else "right")
+    return table
+
+
+def _tensor(spec: Any) -> str:
+    return f"{spec.name} {spec.dtype} ({', '.join(map(str, spec.shape))})"

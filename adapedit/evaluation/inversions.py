@@ -18,8 +18,8 @@ from adapedit.evaluation.run import PACKAGES
 from adapedit.evaluation.statistics import mean_interval, paired_comparison
 from adapedit.evaluation.store import ScoreStore, about_model, write_whole
 from adapedit.evaluation.suite import Case, digest
+from adapedit.inversion import INVERSIONS, NullText, make_inversion_settings
 from adapedit.inversion.reconstruct import VAE, Reconstruction, reconstruct
-from adapedit.inversion.settings import INVERSIONS, NullText, make_inversion_settings
 from adapedit.scenes.render import render
 from adapedit.sheets import Cell, sheet
 from adapedit_kernels.errors import AdapEditError

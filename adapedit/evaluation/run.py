@@ -22,7 +22,6 @@ from adapedit.evaluation.scores import (
     Score,
     filled_settings,
     judge_with,
-    load_editors,
     request_of,
     run,
     settings_digest,
@@ -67,7 +66,6 @@ def run_study(
         **({} if sources is None else sources.about),
     }
     store = ScoreStore(folder / SCORES, about)
-    load_editors(pipe, study.variants.values())
     digests = {label: settings_digest(pipe, settings) for label, settings in study.variants.items()}
     known = {(score.case, score.settings): score for score in store.scores}
     work = [

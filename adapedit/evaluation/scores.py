@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from PIL import Image
 
-from adapedit.editors import editing_runner
 from adapedit.evaluation.judge import Judge, SceneReader, Verdict
 from adapedit.evaluation.sources import Rendered
 from adapedit.evaluation.suite import Case, Half
-from adapedit.inversion.cache import weights_digest
 from adapedit.request import EditRequest
 from adapedit_kernels.errors import AdapEditError
 
@@ -173,24 +170,9 @@ def filled_settings(pipe: Editor, settings: Any) -> Any:
     return settings.with_defaults(pipe.model.facts.defaults.get(settings.name, {}))
 
 
-def load_editors(pipe: Editor, settings: Iterable[Any]) -> None:
-    """Load the UNets of methods that have their own, so that `settings_digest` tells their weights apart."""
-    filled = (filled_settings(pipe, one) for one in settings)
-    for checkpoint in dict.fromkeys(getattr(one, "checkpoint", None) for one in filled):
-        # One that can't be had fails where it is to edit, and says why.
-        if checkpoint is not None:
-            with suppress(AdapEditError):
-                editing_runner(checkpoint, pipe.model)
-
-
 def settings_digest(pipe: Editor, settings: Any) -> str:
-    """Eight hexadecimal digits of what a method runs with: its settings, and its own UNet where one is loaded."""
-    filled = filled_settings(pipe, settings)
-    content = json.dumps(filled.model_dump(), sort_keys=True)
-    checkpoint = getattr(filled, "checkpoint", None)
-    editor = None if checkpoint is None else pipe.model.editors.get(checkpoint)
-    if editor is not None:
-        content += weights_digest(editor.controlled.unet)
+    """Eight hexadecimal digits of the settings that a method runs with."""
+    content = json.dumps(filled_settings(pipe, settings).model_dump(), sort_keys=True)
     return f"{zlib.crc32(content.encode()):08x}"
 
 

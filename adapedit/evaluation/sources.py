@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from adapedit.evaluation.suite import Case
-from adapedit.inversion.settings import InversionSettings
+from adapedit.inversion import InversionSettings
 from adapedit.scenes.render import render
 
 

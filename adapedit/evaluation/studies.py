@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from adapedit.methods.settings import METHODS, make_settings
+from adapedit.methods import METHODS, make_settings
 from adapedit_kernels.errors import AdapEditError
 
 Knobs = Mapping[str, Mapping[str, Any]]
@@ -36,8 +36,10 @@ class Study:
     sweeps: tuple[Sweep, ...] = ()
 
     def for_model(self, model: Any) -> Study:
-        """The same without methods that want a checkpoint of their own and have none with this model."""
-        return replace(self, variants={k: v for k, v in self.variants.items() if _has_all(v, model)})
+        """The same without methods that want a model of their own."""
+        return replace(
+            self, variants={k: v for k, v in self.variants.items() if v.name != "instruct-pix2pix"}
+        )
 
 
 SWEEPS = (
@@ -76,10 +78,8 @@ WITH_BLEND = "prompt-to-prompt, local blend"
 
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "adapedit": {},
-    "single pass": {"single_pass": True},
+    "two passes": {"two_pass": True},
     "released formulas": {"variant": "released"},
-    "spatial map per step": {"spatial_map": "per-step"},
-    "single pass, map per step": {"single_pass": True, "spatial_map": "per-step"},
 }
 
 TITLES = {
@@ -152,8 +152,3 @@ def make_study(
         whole = named["adapedit"]
         variants = {label: one for label, one in made.items() if label == "adapedit" or named[label] != whole}
     return Study(name=name, title=TITLES[name], variants=variants, sweeps=sweeps)
-
-
-def _has_all(settings: Any, model: Any) -> bool:
-    filled = settings.with_defaults(model.facts.defaults.get(settings.name, {}))
-    return getattr(filled, "checkpoint", "") is not None

@@ -6,10 +6,8 @@ import hashlib
 import os
 import secrets
 import warnings
-import weakref
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,8 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from adapedit_engine.caches import digest
-from adapedit_engine.samples import sample
+from adapedit_engine.cache import digest
 
 FORMAT = "1"
 
@@ -83,31 +80,12 @@ class InversionCache:
         return self.folder / f"{key}.safetensors"
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Known:
-    """A digest, and by what its weights are known again: versions, and samples of their numbers."""
-
-    versions: list[tuple[int, int | None]]
-    samples: list[Tensor]
-    digest: str
-
-
-_known: weakref.WeakKeyDictionary[nn.Module, _Known] = weakref.WeakKeyDictionary()
-
-
 def weights_digest(module: nn.Module) -> str:
-    """Hexadecimal digits of a module's weights, computed anew where they were replaced or changed in place."""
-    weights = module.state_dict()
-    versions = [(w.data_ptr(), None if w.is_inference() else w._version) for w in weights.values()]
-    # Not all changes raise a version: see `samples`.
-    samples = [sample(w).clone() for w in weights.values()]
-    known = _known.get(module)
-    if known is None or known.versions != versions or not all(map(torch.equal, known.samples, samples)):
-        content = hashlib.sha256()
-        for name, value in weights.items():
-            content.update(name.encode() + digest(value))
-        known = _known[module] = _Known(versions=versions, samples=samples, digest=content.hexdigest())
-    return known.digest
+    """Hexadecimal digits of a module's weights as they are now, a merged adapter among them."""
+    content = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        content.update(name.encode() + digest(value))
+    return content.hexdigest()
 
 
 def _warn(message: str) -> None:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from adapedit.inversion.base import Inversion, Inverted, Passes, trajectory
-from adapedit.inversion.settings import DDIM
-from adapedit.methods.context import EditContext
-from adapedit.model import EditModel
+from adapedit.methods.base import Context, Knob
+
+if TYPE_CHECKING:
+    from adapedit.model import EditModel
 
 
-@dataclass(frozen=True)
-class DDIMInversion(Inversion):
-    """Song et al. 2021. The source is then denoised under guidance like any other, and does not come back whole."""
+class DDIM(Inversion, name="ddim"):
+    """DDIM run backwards (Song et al. 2021), under the source prompt.
 
-    settings: DDIM
+    The source is then denoised under guidance like any other, and does not come back whole.
 
-    def passes(self, context: EditContext, model: EditModel, seed: int) -> Passes:
-        path = yield from trajectory(context, self.settings.guidance_scale)
-        return Inverted(schedule=context.schedule, latents=path[:1], levels=context.levels)
+    guidance_scale: of the way back; 1, the conditional prediction alone, loses least (Mokady et al. 2023).
+    """
+
+    guidance_scale: Knob = 1.0
+
+    def passes(self, context: Context, model: EditModel, seed: int) -> Passes:
+        path = yield from trajectory(context, self.guidance_scale)
+        return Inverted(schedule=context.schedule, latents=path[:1])

@@ -2,45 +2,43 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from adapedit.inversion.base import (
     Inversion,
     Inverted,
     Passes,
     reached,
-    refuse_reuse,
     single_steps,
     trajectory,
     with_residuals,
 )
-from adapedit.inversion.settings import Direct
-from adapedit.methods.context import EditContext
-from adapedit.model import EditModel
+from adapedit.methods.base import Context, Share
+
+if TYPE_CHECKING:
+    from adapedit.model import EditModel
 
 
-@dataclass(frozen=True)
-class DirectInversion(Inversion):
-    """Ju et al. 2024 (PnP inversion): the source's last latents are the picture's own, bit for bit.
+class Direct(Inversion, name="direct"):
+    """Direct inversion (Ju et al. 2024): the source is put back on its trajectory after every step; no optimisation.
 
-    What the source would have missed at a step is known beforehand, from single steps of it, so a share of it can be
-    given to the targets as data.
+    Its last latents are the picture's own, bit for bit. What the source would have missed at a step is known
+    beforehand, from single steps of it, so a share of it can be given to the targets as data.
+
+    targets: share of the source's correction that targets get as well. 0 is the paper's; at 1 an edit that changes
+             nothing gives the picture back.
     """
 
-    settings: Direct
+    targets: Share = 0.0
 
-    def check(self, context: EditContext, model: EditModel) -> None:
-        super().check(context, model)
-        if self.settings.targets > 0:
-            refuse_reuse(context, f"'direct' with targets {self.settings.targets:g}")
+    def steps(self, steps: int) -> int:
+        return steps if self.targets == 0 else 2 * steps
 
-    def passes(self, context: EditContext, model: EditModel, seed: int) -> Passes:
+    def passes(self, context: Context, model: EditModel, seed: int) -> Passes:
         path = yield from trajectory(context)
         schedule, noise = context.schedule, None
-        if self.settings.targets > 0:
+        if self.targets > 0:
             steps = yield single_steps(context, schedule, path[:-1])
-            noise = self.settings.targets * (path[1:] - reached(steps))
+            noise = self.targets * (path[1:] - reached(steps))
             schedule = with_residuals(schedule)
-        return Inverted(
-            schedule=schedule, latents=path[:1], levels=context.levels, noise=noise, source_latents=path[1:]
-        )
+        return Inverted(schedule=schedule, latents=path[:1], noise=noise, source_latents=path[1:])

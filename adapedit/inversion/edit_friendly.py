@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-import torch
+from pydantic import Field
 
 from adapedit.inversion.base import (
     Inversion,
@@ -15,56 +15,63 @@ from adapedit.inversion.base import (
     picture_of,
     reached,
     refuse_history,
-    refuse_reuse,
     single_steps,
     with_residuals,
 )
-from adapedit.inversion.settings import EditFriendly
-from adapedit.methods.context import EditContext
-from adapedit.model import EditModel
-from adapedit_engine.schedule import Schedule
+from adapedit.methods.base import Context
 from adapedit_kernels.errors import AdapEditError
 
+if TYPE_CHECKING:
+    from adapedit.model import EditModel
+    from adapedit_engine.schedule import Schedule
 
-@dataclass(frozen=True)
-class EditFriendlyInversion(Inversion):
-    """Huberman-Spiegelglas et al. 2024, under the edit's own guidance, so that the source comes back to rounding.
 
-    The noise is kept times its weight, as the difference that it makes. So the last step, at which some schedules add
-    none, leads back to the picture like the others.
+class EditFriendly(Inversion, name="edit-friendly"):
+    """Edit-friendly DDPM noise (Huberman-Spiegelglas et al. 2024): the picture noised independently for each step.
+
+    Under the edit's own guidance, so that the source comes back to rounding. The noise is kept times its weight, as the
+    difference that it makes. So the last step, at which some schedules add none, leads back to the picture like the
+    others.
+
+    eta:  of DDIM's stochastic form, 1 is DDPM. Schedulers that add noise themselves are taken as they are.
+    skip: share of the steps that are left out at the noisy end: the edit begins nearer to the picture.
     """
 
-    settings: EditFriendly
     uses_seed: ClassVar[bool] = True
 
-    def check(self, context: EditContext, model: EditModel) -> None:
-        self._schedule(context, model)
-        refuse_reuse(context, "'edit-friendly'")
+    eta: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False, strict=True)] = 1.0
+    skip: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False, strict=True)] = 0.36
 
-    def passes(self, context: EditContext, model: EditModel, seed: int) -> Passes:
+    def check(self, context: Context, model: EditModel) -> None:
+        self._schedule(context, model)
+
+    def steps(self, steps: int) -> int:
+        return steps - self._first(steps)
+
+    def passes(self, context: Context, model: EditModel, seed: int) -> Passes:
+        import torch
+
         schedule, picture = self._schedule(context, model), picture_of(context)
-        first = min(round(self.settings.skip * len(schedule)), len(schedule) - 1)
+        first = self._first(len(schedule))
+        generator = torch.Generator("cpu").manual_seed(seed)
         # Drawn for all steps, so that what is skipped does not change the noise of the others.
-        drawn = torch.randn(
-            len(schedule), *picture.shape[1:], generator=torch.Generator("cpu").manual_seed(seed)
-        )
-        signal, noise = context.levels.float().reshape(-1, 2, 1, 1, 1).unbind(1)
+        shape = (len(schedule), *picture.shape[1:])
+        drawn = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
+        signal, noise = schedule.levels[:-1].float().reshape(-1, 2, 1, 1, 1).unbind(1)
         path = torch.cat([signal * picture + noise * drawn, picture])[first:]
         rest = schedule.tail(first)
         steps = yield single_steps(context, rest, path[:-1])
-        return Inverted(
-            schedule=with_residuals(rest),
-            latents=path[:1],
-            levels=context.levels[first:],
-            noise=path[1:] - reached(steps),
-        )
+        return Inverted(schedule=with_residuals(rest), latents=path[:1], noise=path[1:] - reached(steps))
 
-    def _schedule(self, context: EditContext, model: EditModel) -> Schedule:
+    def _first(self, steps: int) -> int:
+        return min(round(self.skip * steps), steps - 1)
+
+    def _schedule(self, context: Context, model: EditModel) -> Schedule:
         refuse_history(context.schedule)
         if context.schedule.stochastic:
             return context.schedule
         try:
-            schedule = model.schedule(len(context.schedule), eta=self.settings.eta)
+            schedule = model.schedule(len(context.schedule), eta=self.eta)
         except AdapEditError:
             schedule = context.schedule
         if not schedule.stochastic:

@@ -3,42 +3,65 @@
 from __future__ import annotations
 
 import hashlib
-import math
-from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
-import torch
-from torch import Tensor
+from pydantic import Field
 
-from adapedit.inversion.base import Inversion, InversionError, Inverted, Passes, refuse_noise, trajectory
-from adapedit.inversion.cache import InversionCache, default_folder, weights_digest
-from adapedit.inversion.settings import NullText
-from adapedit.methods.context import EditContext
-from adapedit.model import EditModel
-from adapedit_engine.runners.pytorch import PyTorchRunner
-from adapedit_engine.unet import ControlledUNet
+from adapedit.inversion.base import (
+    Inversion,
+    InversionError,
+    Inverted,
+    Passes,
+    guided_steps,
+    inversion_key,
+    refuse_noise,
+    trajectory,
+)
+from adapedit.methods.base import Context, Knob
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from adapedit.inversion.cache import InversionCache
+    from adapedit.model import EditModel
+    from adapedit_engine.models.unet import ControlledUNet
 
 RISE = 2e-5
 """By how much the distance that is good enough rises from step to step (Mokady et al.)."""
 
 
-@dataclass(frozen=True)
-class NullTextInversion(Inversion):
-    """Mokady et al. 2023: DDIM backwards without guidance, then Adam on the empty prompt of each step.
+class NullText(Inversion, name="null-text"):
+    """Null-text inversion (Mokady et al. 2023): the empty prompt of each step is optimised until guidance leads back.
 
-    Each step begins with the empty prompt of the one before. Needs gradients, so it runs in PyTorch alone.
+    DDIM backwards without guidance, then Adam; each step begins with the empty prompt of the one before. Needs
+    gradients, so it runs in PyTorch alone.
+
+    inner_steps:   of Adam at each denoising step, at most.
+    learning_rate: of Adam at the first step; it falls linearly to half of that.
+    early_stop:    mean squared distance of the latents at which a step is good enough; it rises with the steps.
+    cache:         folder of finished inversions; None: in the user's cache folder; "off": none. It does not change
+                   what comes out and is not written down.
     """
 
-    settings: NullText
+    inner_steps: Annotated[int, Field(ge=1, le=1000, strict=True)] = 10
+    learning_rate: Annotated[float, Field(gt=0, le=1e4, allow_inf_nan=False, strict=True)] = 0.01
+    early_stop: Knob = 1e-5
+    cache: str | None = Field(default=None, exclude=True)
 
-    def check(self, context: EditContext, model: EditModel) -> None:
+    def check(self, context: Context, model: EditModel) -> None:
         refuse_noise(context)
-        if not isinstance(model.runner, PyTorchRunner):
+        if not model.runner.capabilities.gradients:
             raise InversionError(
                 "inversion 'null-text' needs gradients, which a bundle does not have; use 'direct', or the checkpoint"
             )
 
-    def passes(self, context: EditContext, model: EditModel, seed: int) -> Passes:
-        cache = self._cache()
+    def steps(self, steps: int) -> int:
+        return 2 * steps
+
+    def passes(self, context: Context, model: EditModel, seed: int) -> Passes:
+        import torch
+
+        cache, unet = self._cache(), _unet(model)
         key = self._key(context, model) if cache is not None else ""
         tokens, width = context.source.shape
         steps, size = len(context.schedule), tuple(context.latents.shape[1:])
@@ -46,8 +69,7 @@ class NullTextInversion(Inversion):
         found = None if cache is None else cache.find(key, shapes)
         if found is None:
             path = yield from trajectory(context)
-            assert isinstance(model.runner, PyTorchRunner)
-            search = _Search(self.settings, context, model.runner.controlled)
+            search = _Search(self, context, unet)
             rows, latents = [], path[:1]
             for step in range(steps):
                 latents = search.step(step, latents, path[step + 1 : step + 2])
@@ -59,31 +81,40 @@ class NullTextInversion(Inversion):
         return Inverted(
             schedule=context.schedule,
             latents=found["latents"],
-            levels=context.levels,
             unconditional_steps=found["unconditional"],
         )
 
     def _cache(self) -> InversionCache | None:
-        folder = self.settings.cache
+        from adapedit.inversion.cache import InversionCache, default_folder
+
+        folder = self.cache
         return None if folder == "off" else InversionCache(default_folder() if folder is None else folder)
 
-    def _key(self, context: EditContext, model: EditModel) -> str:
-        from adapedit.inversion.registry import inversion_key
+    def _key(self, context: Context, model: EditModel) -> str:
+        from adapedit.inversion.cache import weights_digest
 
-        assert isinstance(model.runner, PyTorchRunner)
-        plain = self.settings.model_copy(update={"cache": None})
-        weights = f"{weights_digest(model.runner.controlled.unet)} {model.runner.dtype}"
+        plain = self.model_copy(update={"cache": None})
+        weights = f"{weights_digest(_unet(model).unet)} {model.runner.dtype}"
         return hashlib.sha256((inversion_key(context, plain, 0) + weights).encode()).hexdigest()
+
+
+def _unet(model: EditModel) -> ControlledUNet:
+    from adapedit_engine.runners.pytorch import PyTorchRunner
+
+    assert isinstance(model.runner, PyTorchRunner)
+    return model.runner.controlled
 
 
 class _Search:
     """The optimisation, step after step. empty [N, D]: the last one found, in the model's dtype and device."""
 
-    def __init__(self, settings: NullText, context: EditContext, unet: ControlledUNet) -> None:
+    def __init__(self, settings: NullText, context: Context, unet: ControlledUNet) -> None:
+        import torch
+
         weight = next(unet.parameters())
         self._settings, self._schedule, self._unet = settings, context.schedule, unet
         self._guidance = context.guidance_scale
-        self._until = math.ceil(context.guidance_until * len(context.schedule) - 1e-4)
+        self._until = guided_steps(context, len(context.schedule))
         self._device, self._dtype = weight.device, weight.dtype
         # Clones: what was made without gradients may not take part in a search for them.
         self._source = context.source.to(self._device, self._dtype, copy=True)
@@ -91,6 +122,8 @@ class _Search:
 
     def step(self, step: int, latents: Tensor, wanted: Tensor) -> Tensor:
         """Improve `empty` for one step, and take it: latents [1, C, h, w] to those after it."""
+        import torch
+
         with torch.inference_mode(False):
             x, goal = (value.to(self._device, torch.float32, copy=True) for value in (latents, wanted))
             with torch.no_grad():
@@ -101,6 +134,8 @@ class _Search:
                 return self._next(step, x, self.empty, text)
 
     def _improve(self, step: int, x: Tensor, goal: Tensor, text: Tensor) -> None:
+        import torch
+
         share = step / (2 * len(self._schedule))
         # A mean over many cells has gradients below what float16 can hold: there it is the sum that is followed back.
         scale = 2.0 ** x.numel().bit_length() if self._dtype == torch.float16 else 1.0
@@ -128,6 +163,8 @@ class _Search:
         return a * x + b * predicted
 
     def _predict(self, step: int, x: Tensor, hidden_states: Tensor) -> Tensor:
+        import torch
+
         scale, time = float(self._schedule.input_scale[step]), float(self._schedule.timesteps[step])
         sample = (x * scale).to(self._dtype)
         timestep = torch.full((1,), time, device=self._device)

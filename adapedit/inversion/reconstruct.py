@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,15 +12,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from adapedit.inversion.run import Wanted, invert
-from adapedit.inversion.settings import INVERSIONS, make_inversion_settings
-from adapedit.methods.context import EditContext
-from adapedit.methods.settings import Plain
+from adapedit.edit import complete, make_context
+from adapedit.images import ImageInput
+from adapedit.inversion import INVERSIONS, make_inversion_settings
+from adapedit.inversion.base import Wanted, inversion_passes
+from adapedit.methods import Plain
+from adapedit.methods.base import Context
 from adapedit.model import EditModel
-from adapedit.prepare import complete, make_context
 from adapedit.request import EditRequest
 from adapedit.result import psnr
-from adapedit_engine.denoising import denoise
+from adapedit.sharing import Caches
+from adapedit_engine.plan import EditOutcome, EditPlan
+from adapedit_engine.scheduler import Scheduler
 
 VAE = "VAE alone"
 
@@ -49,95 +51,77 @@ def reconstruct(
     pictures: Sequence[tuple[Any, str]],
     *,
     inversions: Mapping[str, Any] | None = None,
-    num_inference_steps: int = 50,
-    guidance_scale: float | None = None,
-    seed: int = 0,
     fit: str = "crop",
-    max_rows: int | None = 32,
+    max_rows: int = 32,
     callback: Callable[[str], None] | None = None,
+    **fields: Any,
 ) -> list[list[Reconstruction]]:
     """Per picture, what the VAE and each inversion make of it.
 
     pictures:   each a path or a `PIL.Image`, with the prompt that describes it.
     inversions: settings by label; by default all with their own defaults.
-    callback:   called with an inversion's label after each of its UNet calls.
+    callback:   called with an inversion's label after each step.
+    fields:     of `EditRequest`: num_inference_steps, guidance_scale, seed.
 
-    Pictures are checked before any work. Those given together share UNet calls.
+    Pictures are checked before any work. Those given together share calls of the model.
     """
     chosen = {n: make_inversion_settings(n) for n in INVERSIONS} if inversions is None else inversions
     jobs = {
-        label: [
-            _prepared(model, image, prompt, settings, num_inference_steps, guidance_scale, seed, fit)
-            for image, prompt in pictures
-        ]
+        label: [_wanted(model, image, prompt, settings, fit, fields) for image, prompt in pictures]
         for label, settings in chosen.items()
     }
-    first = next(iter(jobs.values()), None) or [
-        _prepared(model, image, prompt, None, num_inference_steps, guidance_scale, seed, fit)
-        for image, prompt in pictures
-    ]
+    first = next(iter(jobs.values()), None) or [_wanted(model, *one, None, fit, fields) for one in pictures]
     found = [[_measured(VAE, model, one.context, one.context.image_latents, 0.0)] for one in first]
     for label, wanted in jobs.items():
-        told = None if callback is None else partial(callback, label)
         start = time.perf_counter()
         with model.runner as runner:
-            contexts = invert(wanted, model, runner, max_rows=max_rows, callback=told)
-            outcomes = denoise(
-                [context.plan((context.source,)) for context in contexts],
-                runner,
-                max_rows=max_rows,
-                callback=_each_time(told),
-            )
+            scheduler = Scheduler(runner, max_rows=max_rows)
+            ticket = scheduler.submit(_passes(wanted, model))
+            while not scheduler.idle:
+                scheduler.step()
+                if callback is not None:
+                    callback(label)
         seconds = time.perf_counter() - start
-        for place, (context, outcome) in enumerate(zip(contexts, outcomes, strict=True)):
+        for place, (context, outcome) in enumerate(ticket.future.result()):
             found[place].append(_measured(label, model, context, outcome.latents[:1], seconds))
     return found
 
 
-def _each_time(told: Callable[[], None] | None) -> Callable[[int, int], None] | None:
-    return None if told is None else lambda done, total: told()
+def _passes(
+    wanted: Sequence[Wanted], model: EditModel
+) -> Generator[list[EditPlan], list[EditOutcome], list[tuple[Context, EditOutcome]]]:
+    contexts = yield from inversion_passes(wanted, model)
+    outcomes = yield [context.plan((context.source,), collect=False) for context in contexts]
+    return list(zip(contexts, outcomes, strict=True))
 
 
 def ssim(one: Image.Image, other: Image.Image) -> float:
     """Structural similarity (Wang et al. 2004: Gaussian window of 1.5 pixels) of two RGB pictures of one size."""
     from skimage.metrics import structural_similarity
 
-    return float(
-        structural_similarity(
-            np.asarray(one), np.asarray(other), channel_axis=2, data_range=255, gaussian_weights=True, sigma=1.5,
-            use_sample_covariance=False,
-        )
-    )  # fmt: skip
+    how = {"channel_axis": 2, "data_range": 255, "sigma": 1.5, "use_sample_covariance": False}
+    return float(structural_similarity(np.asarray(one), np.asarray(other), gaussian_weights=True, **how))
 
 
-def _prepared(
-    model: EditModel,
-    image: Any,
-    prompt: str,
-    settings: Any,
-    steps: int,
-    guidance_scale: float | None,
-    seed: int,
-    fit: str,
+def _wanted(
+    model: EditModel, image: Any, prompt: str, settings: Any, fit: str, fields: Mapping[str, Any]
 ) -> Wanted:
-    from adapedit.images import ImageInput
-
     request = EditRequest.make(
         source_prompt=prompt,
         target_prompt=prompt,
-        num_inference_steps=steps,
-        guidance_scale=guidance_scale,
-        seed=seed,
         method=Plain(),
         image=ImageInput.of(image, fit),  # type: ignore[arg-type]
         inversion=settings,
+        **fields,
     )
     completed = complete(request, model)
-    return Wanted(context=make_context(completed, model), settings=completed.inversion, seed=seed)
+    assert completed.inversion is not None
+    context = make_context(completed, model, Caches.of(model.runner))
+    return Wanted(context=context, inversion=completed.inversion, seed=completed.seed)
 
 
 def _measured(
-    label: str, model: EditModel, context: EditContext, latents: Tensor | None, seconds: float
+    label: str, model: EditModel, context: Context, latents: Tensor | None, seconds: float
 ) -> Reconstruction:
     assert latents is not None and context.image is not None and context.image_latents is not None
     latents = latents.float().cpu()

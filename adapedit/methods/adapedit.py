@@ -2,227 +2,290 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from pydantic import Field, model_validator
 
-from adapedit.methods.context import EditContext, Findings, Method
-from adapedit.methods.prompt_to_prompt import local_blend
-from adapedit.methods.settings import AdapEdit
-from adapedit.prompts.alignment import Alignment
-from adapedit_engine.adaptive import Adaptive, Found, observe
-from adapedit_engine.blend import LocalBlend, blend_mask, word_places
-from adapedit_engine.loop import EditOutcome
-from adapedit_engine.plan import EditPlan
-from adapedit_kernels import RelationSettings, word_relation
+from adapedit.methods.base import Cells, Context, Findings, Knob, Method, Share, whole_error
+from adapedit.methods.words import Words, key_tokens, local_blend
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from adapedit.prompts.alignment import Alignment
+    from adapedit_engine.plan import Adaptive, EditOutcome, EditPlan, LocalBlend
+
+RELEASED = {"threshold_mode": "absolute", "normalise": "sum", "centre": False}
 RELEASED_THRESHOLD = 0.002
 """alpha_tau of the authors' code; the paper's is 0.03."""
 
-SPATIAL_CUT = 0.2
-"""What of the spatial map belongs to the edit, where the local blend goes by it."""
 
+class AdapEdit(Method, name="adapedit"):
+    """AdapEdit (AAAI 2024): FWT frees words by their relation to the edited ones, DPS says where the edit may act.
 
-@dataclass(frozen=True)
-class AdapEditMethod(Method):
-    """Two passes (faithful) or one: see `AdapEdit` for the knobs."""
+    lambda_tau:     factor on the words' steps, Eq. 7: less frees words earlier.
+    lambda_s:       weight of the target's maps after a word is freed, Eq. 8.
+    lambda_spatial: factor on the spatial map, Eq. 9; above 1 (not in the paper) the map is cut off at 1.
+    spatial_grow:   cells by which the spatial map is widened (not in the paper): features at a figure's edge look less
+                    like it, so what is left out there stays as it was.
+    spatial_grow_several: the same, if it is more, where an edit is about several words: S compares with the mean of
+                    their embeddings, which no pixel looks like, and leaves out more of each.
+    alpha_tau:      what of a map counts as looked at (threshold_mode "absolute": a probability, as in the paper;
+                    "relative": a share of each map's peak).
+    normalise, temperature, centre: how maps become weights, and whether features lose their mean over the pixels.
+    variant:        "paper", or "released": the authors' code's formulas (its threshold and normalisation, no DPS).
+    two_pass:       FWT and DPS from a pass over the target before the edit, the faithful variant; else from running
+                    averages of the edit itself.
+    observed_prompts: whose pictures are looked at: "target", as in the paper, or "both": the spatial map is the larger
+                    of the target's and of that of what the edit is about in the source, where otherwise that would
+                    stay. With two passes that takes two rows a step more in the first, of which the local blend takes
+                    its places, too.
+    blend_difference: of two passes that look at both: cells in which the two prompts' latents differ by more than this
+                    (root mean square over channels) belong to the words' places that they touch, unless those are half
+                    of the picture: a foot of the source's figure that no word looks at would stay. None: no cell does.
+    fwt, dps, mask: switches for the ablations; without FWT every word has `cross_replace_steps`.
+    self_replace_steps: share for self-attention; None: what FWT gives to tokens without a word.
+    local_blend:    words outside whose places the source's latents are kept, as in Prompt-to-Prompt; true: those that
+                    the edit is about and what they replace. Not in the paper.
+    """
 
-    settings: AdapEdit
+    gone: ClassVar = {
+        "single_pass": "one pass is what is done now; leave it out, or write two_pass=True for two",
+        "spatial_map": "leave it out; the single pass finds S anew at every step",
+        "blend_by": "leave it out; the local blend goes by its words",
+    }
 
-    def observe(self, context: EditContext) -> EditPlan | None:
+    lambda_tau: Knob = 1.0
+    lambda_s: Share = 0.98
+    lambda_spatial: Knob = 1.0
+    spatial_grow: Cells = 0
+    spatial_grow_several: Cells = 0
+    alpha_tau: Share = 0.3
+    threshold_mode: Literal["relative", "absolute"] = "relative"
+    normalise: Literal["sum", "softmax"] = "sum"
+    temperature: Annotated[float, Field(gt=0, le=1e4, allow_inf_nan=False, strict=True)] = 0.01
+    centre: bool = True
+    variant: Literal["paper", "released"] = "paper"
+    two_pass: bool = False
+    observed_prompts: Literal["target", "both"] = "target"
+    fwt: bool = True
+    dps: bool = True
+    mask: bool = True
+    cross_replace_steps: Share = 0.8
+    self_replace_steps: Share | None = None
+    local_blend: Words = ()
+    blend_difference: Knob | None = None
+    blend_threshold: Share = 0.3
+    blend_start: Share = 0.2
+    blend_grow: Cells = 1
+
+    @model_validator(mode="after")
+    def _has_its_pass(self) -> AdapEdit:
+        if self.blend_difference is not None and not (self.two_pass and self.observed_prompts == "both"):
+            raise whole_error(
+                f"blend_difference is {self.blend_difference:g}, which only two passes that look at both prompts read; "
+                "add two_pass=True, observed_prompts='both', or leave it out"
+            )
+        return self
+
+    def observe(self, context: Context) -> EditPlan | None:
         """Averages for FWT and DPS: of the target prompt alone, or of the source's as well."""
-        settings = self.settings
-        both = self._observes_both
-        if settings.single_pass or not (settings.fwt or self._spatial or both):
+        if not self.two_pass or not (self.fwt or self._spatial or self._observes_both):
             return None
-        return context.plan((context.source, context.target) if both else (context.target,), collect=True)
+        return context.plan((context.source, context.target) if self._observes_both else (context.target,))
 
-    def plan(self, context: EditContext, observed: EditOutcome | None) -> EditPlan:
-        settings, alignment = self.settings, context.alignment
-        aligned = alignment.as_variant(settings.variant)
-        tokens, pixels = alignment.num_tokens, context.map_size[0] * context.map_size[1]
-        word_steps = torch.full((tokens,), settings.cross_replace_steps)
-        self_share = settings.cross_replace_steps
-        spatial_map = torch.ones(pixels)
-        adaptive: Adaptive | None = None
-        found: Found | None = None
-        if observed is not None and observed.maps is not None and observed.features is not None:
-            tracks = len(observed.maps)
-            sources = torch.zeros(tracks, dtype=torch.int64, device=observed.maps.device)
-            adaptive_ = self.adaptive(context, tracks=tracks).to(observed.maps.device)
-            found = observe(observed.maps, observed.features, adaptive_, sources)
-            if settings.fwt:
-                word_steps, self_share = found.word_steps[-1].cpu(), float(found.self_share[-1])
-            if self._spatial:
-                spatial_map = found.spatial_map[-1].cpu()
-        elif settings.single_pass:
-            adaptive = self.adaptive(context, tracks=2)
-            if settings.fwt:
-                # Nothing has been seen before the first step: hold every word through it, but those that the edit is
-                # about, which are free whatever is seen. The layout is held as long as the other tokens are.
-                word_steps = (~key_tokens(alignment)).float()
-                self_share = 1 / len(context.schedule)
-        if self._spatial and settings.spatial_map == "per-step" and adaptive is None:
-            adaptive = self.adaptive(context, tracks=2)
-        if settings.self_replace_steps is not None:
-            self_share = settings.self_replace_steps
-        rows = context.self_table(self_share)
+    def plan(self, context: Context, observed: EditOutcome | None) -> EditPlan:
+        import torch
+
+        from adapedit_engine.plan import CrossEdit, SelfEdit
+
+        alignment = context.alignment.as_variant(self.variant)
+        found = None if observed is None else self._found(context, observed)
+        word_steps, share = self._times(context, found)
+        rows = context.from_source(context.coarse_layers(), stop=share)
+        spatial = found.spatial_map[-1] if found is not None and self._spatial else None
+        strength = [1.0, self.lambda_s if self.variant == "paper" else 1.0]
         return context.plan(
-            (context.source, context.target),
-            source_track=(0, 0),
-            token_map=context.on_target(aligned.token_map),
-            own_weight=context.on_target(aligned.own_weight),
-            word_steps=context.on_target(word_steps),
-            strength=torch.tensor([1.0, settings.lambda_s if settings.variant == "paper" else 1.0]),
-            spatial_map=context.on_target(spatial_map),
-            self_query=rows,
-            self_key=rows,
-            adaptive=adaptive,
-            local_blend=self._blend(context, observed, found),
-            collect=True,
+            cross_attention=CrossEdit(
+                token_map=context.on_target(alignment.token_map),
+                own_weight=context.on_target(alignment.own_weight),
+                word_steps=context.on_target(word_steps),
+                strength=torch.tensor(strength, dtype=torch.float32, device="cpu"),
+                spatial_map=None if spatial is None else context.on_target(spatial),
+            ),
+            self_attention=SelfEdit(query=rows, key=rows),
+            local_blend=self._blend(context, observed),
+            adaptive=None if self.two_pass else self._adaptive(context, tracks=2),
         )
 
-    def _blend(
-        self, context: EditContext, observed: EditOutcome | None, found: Found | None
-    ) -> LocalBlend | None:
-        """The local blend, by what the pass before the edit saw of both prompts, where there is one."""
-        settings, blend = self.settings, local_blend(context.alignment, self.settings)
-        if blend is None or not self._observes_both:
-            return blend
-        size, sources = context.map_size, torch.zeros(2, dtype=torch.int64)
-        # Places are found, cut and widened here, so that a plan that does not know them yet differs in nothing else.
-        blend = replace(blend, places=torch.zeros(2, size[0] * size[1]), threshold=0.5, grow=0)
-        if observed is None or observed.maps is None or found is None:
-            return blend
-        spatial, by = found.spatial_map.cpu(), settings.blend_by
-        places, cut = word_places(observed.maps.cpu(), blend.token_weights), settings.blend_threshold
-        grow = settings.blend_grow
-        # Of a place S covers most of the picture. Its words look here and there, and what is widened takes from the
-        # figures that have to stay.
-        if self._spatial and (by == "spatial-map" or (by == "auto" and float(spatial[-1].mean()) > 0.5)):
-            places, cut, grow = spatial, SPATIAL_CUT, 0
-        mask = blend_mask(places, sources, map_size=size, latent_size=size, threshold=cut, grow=grow)[1, 0]
-        if settings.blend_difference is not None and float(mask.mean()) <= 0.5:
-            mask = with_difference(mask, observed.latents.cpu(), settings.blend_difference)
-        # The source's places are in the target's by now. Its own are left empty: edits that share it may see others.
-        return replace(blend, places=context.on_target(mask.flatten()))
-
-    def findings(self, context: EditContext, observed: EditOutcome | None, edited: EditOutcome) -> Findings:
-        word_steps = None if edited.word_steps is None else edited.word_steps[1].cpu()
-        spatial = None if edited.spatial_map is None else edited.spatial_map[1].cpu()
-        seen = edited if observed is None else observed
-        assert seen.maps is not None and seen.features is not None
-        alignment = context.alignment
-        relation = word_relation(
-            seen.maps[-1:].cpu(),
-            seen.features[-1:].cpu(),
-            key_tokens(alignment)[None],
-            alignment.word_of_token[None],
-            lambda_tau=self.settings.lambda_tau,
-            **vars(self._relation()),
-        ).relation[0]
-        warnings = collapse_warnings(
-            alignment, relation, spatial if self._spatial else None, self._relation()
+    def findings(self, context: Context, observed: EditOutcome | None, edited: EditOutcome) -> Findings:
+        assert edited.word_steps is not None and edited.spatial_map is not None
+        spatial = edited.spatial_map[1].cpu()
+        relation = self._found(context, edited if observed is None else observed).relation[-1].cpu()
+        told = spatial if self._spatial else None
+        return Findings(
+            word_steps=edited.word_steps[1].cpu(),
+            relation=relation,
+            spatial_map=spatial,
+            warnings=collapse_warnings(context.alignment, relation, told, self._relation()),
         )
-        return Findings(word_steps=word_steps, relation=relation, spatial_map=spatial, warnings=warnings)
 
     @property
     def _observes_both(self) -> bool:
-        settings = self.settings
-        wanted = settings.observed_prompts == "both" and not settings.single_pass
-        return wanted and (self._spatial or bool(settings.local_blend))
+        return self.observed_prompts == "both" and (self._spatial or bool(self.local_blend))
 
     @property
     def _spatial(self) -> bool:
-        return self.settings.dps and self.settings.variant == "paper"
+        return self.dps and self.variant == "paper"
 
-    def _relation(self) -> RelationSettings:
-        settings = self.settings
-        if settings.variant == "released":
-            return RelationSettings(
-                threshold=RELEASED_THRESHOLD if settings.mask else 0.0,
-                threshold_mode="absolute",
-                normalise="sum",
-                centre=False,
-                variant="released",
-            )
-        return RelationSettings(
-            threshold=settings.alpha_tau if settings.mask else 0.0,
-            threshold_mode=settings.threshold_mode,
-            normalise=settings.normalise,
-            temperature=settings.temperature,
-            centre=settings.centre,
-            variant="paper",
-        )
+    def _times(self, context: Context, found: _Found | None) -> tuple[Tensor, Any]:
+        """Word steps [N], and the share for self-attention, a number or a tensor of no axes."""
+        import torch
 
-    def adaptive(self, context: EditContext, *, tracks: int) -> Adaptive:
+        tokens = context.alignment.num_tokens
+        word_steps = torch.full((tokens,), self.cross_replace_steps, dtype=torch.float32, device="cpu")
+        share: Any = self.cross_replace_steps
+        if self.fwt and found is not None:
+            word_steps, share = found.word_steps[-1], found.self_share[-1]
+        elif self.fwt and not self.two_pass:
+            # Nothing has been seen before the first step: hold every word through it, but those that the edit is
+            # about, which are free whatever is seen. The layout is held as long as the other tokens are.
+            word_steps = (~key_tokens(context.alignment)).to(torch.float32)
+            share = 1 / len(context.schedule)
+        return word_steps, share if self.self_replace_steps is None else self.self_replace_steps
+
+    def _found(self, context: Context, seen: EditOutcome) -> _Found:
+        """What FWT and DPS find in a pass whose last track is the target's."""
+        import torch
+
+        from adapedit_engine.batch import observe
+
+        assert seen.maps is not None and seen.features is not None
+        device, tracks = seen.maps.device, len(seen.maps)
+        knobs = {name: knob.to(device) for name, knob in vars(self._adaptive(context, tracks)).items()}
+        source = torch.zeros(tracks, dtype=torch.int64, device=device)
+        words, spatial = observe(seen.maps, seen.features, knobs, source, context.map_size)
+        return _Found(words.word_steps, words.default_steps, words.relation, spatial)
+
+    def _adaptive(self, context: Context, tracks: int) -> Adaptive:
         """What FWT and DPS want to know of the edit, for a plan whose last track is the target."""
-        settings, alignment = self.settings, context.alignment
-        keys = torch.zeros(tracks, alignment.num_tokens, dtype=torch.bool)
+        import torch
+
+        from adapedit_engine.plan import Adaptive
+        from adapedit_kernels import RelationKnobs
+
+        alignment = context.alignment
+        nothing = torch.zeros(tracks, alignment.num_tokens, dtype=torch.bool, device="cpu")
+        keys = nothing.clone()
         keys[-1] = key_tokens(alignment)
         if tracks == 2:
             keys[0] = alignment.source_key_tokens
-        layers = torch.zeros(len(context.specs.self_layers), tracks, dtype=torch.bool)
-        layers[:, -1] = context.coarse_layers()
-        several = len(alignment.word_of_token[key_tokens(alignment)].unique()) > 1
-        grow = max(settings.spatial_grow, settings.spatial_grow_several if several else 0)
-        from_relation = settings.fwt and settings.single_pass and settings.self_replace_steps is None
+        several = len(alignment.word_of_token[keys[-1]].unique()) > 1
+        target = torch.arange(tracks, device="cpu") == tracks - 1
+        by_relation = self.fwt and self.self_replace_steps is None
+        knobs = RelationKnobs.make(tracks, lambda_tau=self.lambda_tau, **self._relation(), device="cpu")
         return Adaptive(
             key_tokens=keys,
             word_of_token=alignment.word_of_token.expand(tracks, -1).clone(),
-            temporal=settings.fwt and settings.single_pass,
-            spatial=self._spatial,
-            relation=self._relation(),
-            lambda_tau=settings.lambda_tau,
-            lambda_spatial=settings.lambda_spatial,
-            joined=settings.observed_prompts == "both",
-            spatial_grow=(0,) * (tracks - 1) + (grow,),
-            map_size=context.map_size,
-            self_layers=layers if from_relation else None,
+            **knobs._asdict(),
+            lambda_spatial=torch.full((tracks,), self.lambda_spatial, dtype=torch.float32, device="cpu"),
+            temporal=target & self.fwt,
+            spatial=target & self._spatial,
+            joined=target & (self.observed_prompts == "both"),
+            grow=target * max(self.spatial_grow, self.spatial_grow_several if several else 0),
+            self_layers=target.unsqueeze(1) & context.coarse_layers() & by_relation,
         )
+
+    def _relation(self) -> dict[str, Any]:
+        """The knobs of `RelationKnobs.make`, but lambda_tau."""
+        knobs = {"threshold_mode": self.threshold_mode, "normalise": self.normalise, "centre": self.centre}
+        threshold = self.alpha_tau
+        if self.variant == "released":
+            knobs, threshold = dict(RELEASED), RELEASED_THRESHOLD
+        threshold = threshold if self.mask else 0.0
+        return {**knobs, "threshold": threshold, "temperature": self.temperature, "variant": self.variant}
+
+    def _blend(self, context: Context, observed: EditOutcome | None) -> LocalBlend | None:
+        """The local blend, by what the pass before the edit saw of both prompts, where there is one."""
+        import torch
+
+        from adapedit_engine.batch import widened, word_places
+
+        blend = local_blend(context, self)
+        if blend is None or not (self.two_pass and self._observes_both):
+            return blend
+        # Places are found, cut and widened here, so that a plan that does not know them yet differs in nothing else.
+        height, width = context.map_size
+        mask = torch.zeros(height * width, dtype=torch.float32, device="cpu")
+        if observed is not None and observed.maps is not None:
+            of_source, of_target = (
+                word_places(observed.maps[track : track + 1], weights[1:].to(observed.maps.device))
+                for track, weights in enumerate((blend.source_weights, blend.token_weights))
+            )
+            grow = torch.tensor([self.blend_grow], dtype=torch.int64, device=of_target.device)
+            wide = widened(torch.maximum(of_source, of_target), context.map_size, grow)[0]
+            mask = (wide > self.blend_threshold).to(torch.float32)
+            if self.blend_difference is not None and bool(mask.mean() <= 0.5):
+                mask = with_difference(
+                    mask.unflatten(0, (height, width)), observed.latents, self.blend_difference
+                )
+        known = torch.tensor([False, True], device="cpu")
+        return replace(
+            blend,
+            known=known,
+            places=context.on_target(mask.flatten()),
+            threshold=torch.where(known, 0.5, blend.threshold),
+            grow=torch.zeros_like(blend.grow),
+        )
+
+
+class _Found(NamedTuple):
+    """word_steps and relation [K, N]; self_share [K], tau of tokens without a word; spatial_map [K, P]."""
+
+    word_steps: Tensor
+    self_share: Tensor
+    relation: Tensor
+    spatial_map: Tensor
 
 
 def with_difference(mask: Tensor, latents: Tensor, least: float) -> Tensor:
     """Widen a mask by the cells that touch it, themselves or through others, and in which two latents differ.
 
-    mask [h, w], 0 and 1, float, on the CPU; latents [2, C, H, W], any float dtype, on the CPU; least: in the latents'
-    units, root mean square over the channels and a cell's latents above which they do. Returns [h, w] in the mask's
-    dtype. That two prompts' predictions differ where an edit acts is what DiffEdit goes by (Couairon et al. 2022).
+    mask [h, w], 0 and 1, float; latents [2, C, H, W], any float dtype; least: in the latents' units, root mean square
+    over the channels and a cell's latents above which they do. Returns [h, w] as the mask is. That two prompts'
+    predictions differ where an edit acts is what DiffEdit goes by (Couairon et al. 2022).
     """
+    import torch
+    import torch.nn.functional as F
     from skimage.morphology import reconstruction
 
     apart = (latents[0] - latents[1]).float().square().mean(0)
     apart = F.adaptive_avg_pool2d(apart[None], (len(mask), mask.shape[1]))[0].sqrt()
     may = torch.maximum(mask, (apart > least).to(mask.dtype))
-    return torch.from_numpy(reconstruction(mask.numpy(), may.numpy())).to(mask.dtype)
-
-
-def key_tokens(alignment: Alignment) -> Tensor:
-    """[N] bool: tokens of the key words; of an edit that only deletes, those of what the words belonged to."""
-    return alignment.key_tokens if alignment.key_tokens.any() else alignment.anchor_tokens
+    return torch.from_numpy(reconstruction(mask.cpu().numpy(), may.cpu().numpy())).to(mask)
 
 
 def collapse_warnings(
-    alignment: Alignment, relation: Tensor, spatial_map: Tensor | None, by: RelationSettings
+    alignment: Alignment, relation: Tensor, spatial_map: Tensor | None, by: Mapping[str, Any]
 ) -> tuple[str, ...]:
     """Say when FWT or DPS has nothing to tell apart, and which knob mends it.
 
-    relation [N] (Lambda), spatial_map [P] (S), both found `by` these settings. An edit that changes nothing has nothing
-    to warn of.
+    relation [N] (Lambda), spatial_map [P] (S), both found `by` these knobs. An edit that changes nothing has nothing to
+    warn of.
     """
     if not key_tokens(alignment).any():
         return ()
     warnings = []
     better = {"normalise": "sum", "threshold_mode": "relative", "centre": True}
-    missing = [f"{knob}={value!r}" for knob, value in better.items() if getattr(by, knob) != value]
+    missing = [f"{knob}={value!r}" for knob, value in better.items() if by[knob] != value]
     advice = f"; try {', '.join(missing)}" if missing else ""
-    words = torch.tensor([relation[word.tokens[0]] for word in alignment.target_words if not word.is_key])
-    if len(words) > 1 and float(words.max() - words.min()) < 0.05:
+    words = [float(relation[word.tokens[0]]) for word in alignment.target_words if not word.is_key]
+    if len(words) > 1 and max(words) - min(words) < 0.05:
         warnings.append(
-            f"FWT has collapsed: all kept words are related to the edit by {float(words.mean()):.2f}, so all get the "
-            f"same steps{advice}"
+            f"FWT has collapsed: all kept words are related to the edit by {sum(words) / len(words):.2f}, so all get "
+            f"the same steps{advice}"
         )
     if spatial_map is not None and (float(spatial_map.max()) < 0.05 or float(spatial_map.std()) < 0.02):
         warnings.append(

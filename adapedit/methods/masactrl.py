@@ -2,53 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
+from adapedit.methods.base import Context, Method, Share
 
-from adapedit.methods.context import EditContext, Findings, Method
-from adapedit.methods.settings import MasaCtrl
-from adapedit_engine.loop import EditOutcome
-from adapedit_engine.plan import EditPlan
+if TYPE_CHECKING:
+    from adapedit_engine.plan import EditOutcome, EditPlan
 
 
-@dataclass(frozen=True)
-class MasaCtrlMethod(Method):
-    """Mutual self-attention (Cao et al. 2023): queries of the target, keys and values of the source.
+class MasaCtrl(Method, name="masactrl"):
+    """MasaCtrl (Cao et al. 2023): the target's own layout, with the looks of the source.
 
-    It acts in the decoder's self-attention, from a step and a layer on, and in all guidance rows, each taking from
-    its like. Cross-attention is the target's own. The paper's defaults, step 4 of 50 and layer 10 of the 16 of Stable
-    Diffusion, are shares here: of the trajectory, and of the decoder's layers (7 to 15 there, so a third is passed).
+    Mutual self-attention: queries of the target, keys and values of the source, in the decoder and in all guidance
+    rows, each taking from its like. Cross-attention is the target's own.
+
+    start_step:  share of the trajectory after which self-attention takes keys and values from the source (4 of 50).
+    start_layer: share of the decoder's self-attention layers before the first that does (layer 10 of the 16 of Stable
+                 Diffusion, of which 7 to 15 are the decoder's).
     """
 
-    settings: MasaCtrl
+    start_step: Share = 0.08
+    start_layer: Share = 1 / 3
 
-    def plan(self, context: EditContext, observed: EditOutcome | None) -> EditPlan:
-        tokens = context.alignment.num_tokens
-        taken = self._table(context)
-        return context.plan(
-            (context.source, context.target),
-            source_track=(0, 0),
-            token_map=torch.zeros(2, tokens, tokens),
-            own_weight=torch.ones(2, tokens),
-            word_steps=torch.zeros(2, tokens),
-            self_key=taken,
-            self_value=taken,
-            self_all_rows=torch.tensor([False, True]),
-            collect=True,
-        )
+    def plan(self, context: Context, observed: EditOutcome | None) -> EditPlan:
+        import torch
 
-    def findings(self, context: EditContext, observed: EditOutcome | None, edited: EditOutcome) -> Findings:
-        return Findings()
+        from adapedit_engine.plan import SelfEdit
 
-    def _table(self, context: EditContext) -> torch.Tensor:
-        """[T, L, 2] bool: late enough a step, and deep enough in the decoder."""
+        decoder = torch.tensor([layer.place == "up" for layer in context.specs.self_layers], device="cpu")
+        passed = round(self.start_layer * int(decoder.sum()))
+        taken = context.from_source(decoder & (decoder.cumsum(0) > passed), self._start(context))
+        every_row = torch.tensor([False, True], device="cpu")
+        return context.plan(self_attention=SelfEdit(key=taken, value=taken, all_rows=every_row))
+
+    def _start(self, context: Context) -> float:
+        """The share, of whole steps."""
         steps = len(context.schedule)
-        late = torch.arange(steps) >= round(self.settings.start_step * steps)
-        layers = context.specs.self_layers
-        decoder = [place for place, layer in enumerate(layers) if layer.place == "up"]
-        deep = torch.zeros(len(layers), dtype=torch.bool)
-        deep[decoder[round(self.settings.start_layer * len(decoder)) :]] = True
-        table = torch.zeros(steps, len(layers), 2, dtype=torch.bool)
-        table[:, :, 1] = late[:, None] & deep
-        return table
+        return round(self.start_step * steps) / steps

@@ -2,73 +2,76 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-import torch
+from pydantic import Field
 
-from adapedit.editors import editing_runner
-from adapedit.methods.context import EditContext, Findings, Method
-from adapedit.methods.settings import InstructPix2Pix
-from adapedit.model import EditModel
-from adapedit_engine.loop import EditOutcome
-from adapedit_engine.plan import EditPlan
-from adapedit_engine.runners import Runner
+from adapedit.methods.base import Context, Knob, Method, side_by_side
+from adapedit_kernels.errors import AdapEditError
+
+if TYPE_CHECKING:
+    from adapedit_engine.plan import EditOutcome, EditPlan
 
 
-@dataclass(frozen=True)
-class InstructPix2PixMethod(Method):
-    """Brooks et al. 2023, under its two guidance scales.
+class InstructPix2Pix(Method, name="instruct-pix2pix"):
+    """InstructPix2Pix (Brooks et al. 2023): the model's UNet was trained for editing, and sees a real picture.
 
-    First pass: the source prompt alone, by the model itself, which gives the source picture; a real one is where this
-    pass ends. Second pass, by the editing UNet: the instruction, from the request's first latents, with the source's
-    clean latents as further channels (as the autoencoder gives them, not scaled). Three rows a step: neither text nor
-    picture, the picture alone, both. Their weights (1 - s_I, s_I - s_T, s_T) are the paper's Eq. 3.
+    The instruction is denoised from the request's first latents, with the picture's clean latents as further channels
+    (as the autoencoder gives them, not scaled). Three rows a step: neither text nor picture, the picture alone, both.
+    Their weights (1 - s_I, s_I - s_T, s_T) are the paper's Eq. 3.
+
+    text_guidance:  s_T of the paper: more does more of what the instruction says.
+    image_guidance: s_I: more stays nearer to the source.
+    instruction:    what to do, as checkpoints know it ("make the dog sit down"). None: the target prompt, which is else
+                    used for nothing but the alignment that is told with the result.
     """
 
-    settings: InstructPix2Pix
     inverts: ClassVar[bool] = False
+    gone: ClassVar = {"checkpoint": "load the checkpoint as the model, and give the picture as image"}
 
-    def runner(self, model: EditModel) -> Runner:
-        return editing_runner(self.settings.checkpoint, model)
+    text_guidance: Knob = 7.5
+    image_guidance: Knob = 1.5
+    instruction: Annotated[str, Field(min_length=1)] | None = None
 
-    def observe(self, context: EditContext) -> EditPlan:
-        """The source, whole."""
-        return context.plan((context.source,), collect=True)
+    def plan(self, context: Context, observed: EditOutcome | None) -> EditPlan:
+        import torch
 
-    def plan(self, context: EditContext, observed: EditOutcome | None) -> EditPlan:
-        if observed is None:
-            # Not known yet; and what is not known is equal to nothing, so that no other edit shares this track.
-            picture = torch.full_like(context.latents, torch.nan)
-        else:
-            picture = observed.latents[:1].float().cpu() / context.latent_scale
+        from adapedit_engine.plan import EditPlan
+
+        specs = context.specs
+        if specs.in_channels != 2 * specs.out_channels:
+            raise AdapEditError(
+                f"this model's UNet takes {specs.in_channels} channels, method 'instruct-pix2pix' wants "
+                f"{2 * specs.out_channels}: load a checkpoint of its own (timbrooks/instruct-pix2pix)"
+            )
+        if context.image_latents is None:
+            raise AdapEditError("method 'instruct-pix2pix' edits a picture that there is: give one as image")
+        picture = context.image_latents / context.latent_scale
         text = context.target if context.instruction is None else context.instruction
-        text_scale, image_scale = self.settings.text_guidance, self.settings.image_guidance
-        weights = torch.tensor([[1 - image_scale, image_scale - text_scale, text_scale]])
+        s_text, s_image = self.text_guidance, self.image_guidance
         return EditPlan(
             schedule=context.schedule,
             latents=context.latents,
             encoder_hidden_states=torch.stack([context.unconditional, context.unconditional, text])[None],
-            guidance_weights=weights,
-            conditioning_channels=torch.stack([torch.zeros_like(picture), picture, picture], dim=1),
+            guidance_weights=torch.tensor(
+                [[1 - s_image, s_image - s_text, s_text]], dtype=torch.float32, device="cpu"
+            ),
+            conditioning={"channels": torch.stack([torch.zeros_like(picture), picture, picture], dim=1)},
             noise=context.noise,
             guidance_until=context.guidance_until,
-            feature_interval=context.feature_interval,
-            cross_attention_until=context.cross_attention_until,
             collect=True,
         )
 
-    def finish(self, context: EditContext, observed: EditOutcome | None, edited: EditOutcome) -> EditOutcome:
-        assert observed is not None and observed.maps is not None and edited.maps is not None
-        device = edited.latents.device  # a server copies what was edited to the host, and not what was seen
-        # The maps are of the instruction's tokens: where it is no prompt of the picture they say nothing of its words.
-        seen = edited.maps if context.instruction is None else torch.zeros_like(edited.maps)
-        return replace(
-            edited,
-            latents=torch.cat([observed.latents[:1].to(device), edited.latents[:1]]),
-            maps=torch.cat([observed.maps[:1].to(device), seen[:1]]),
-            features=None,
-        )
+    def finish(self, context: Context, observed: EditOutcome | None, edited: EditOutcome) -> EditOutcome:
+        import torch
 
-    def findings(self, context: EditContext, observed: EditOutcome | None, edited: EditOutcome) -> Findings:
-        return Findings()
+        from adapedit_engine.plan import EditOutcome
+
+        assert context.image_latents is not None and edited.maps is not None
+        nothing = torch.zeros_like(edited.maps[:1])
+        whole = torch.tensor([-1], dtype=torch.int64, device="cpu")
+        source = EditOutcome(latents=context.image_latents, maps=nothing, broken_step=whole)
+        both = side_by_side(source, edited)
+        # The maps are of the instruction's tokens: where it is no prompt of the picture they say nothing of its words.
+        return both if context.instruction is None else replace(both, maps=nothing.repeat(2, 1, 1))

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from adapedit.methods.context import EditContext, Findings, Method
-from adapedit.methods.settings import Plain
-from adapedit_engine.loop import EditOutcome
-from adapedit_engine.plan import EditPlan
+from adapedit.methods.base import Context, Method
+
+if TYPE_CHECKING:
+    from adapedit_engine.plan import EditOutcome, EditPlan
 
 
-@dataclass(frozen=True)
-class PlainMethod(Method):
-    """No row takes anything from another."""
+class Plain(Method, name="plain"):
+    """No edit at all: two prompts from one seed. The baseline that shows what a seed alone keeps."""
 
-    settings: Plain
-
-    def plan(self, context: EditContext, observed: EditOutcome | None) -> EditPlan:
-        return context.plan((context.source, context.target), collect=True)
-
-    def findings(self, context: EditContext, observed: EditOutcome | None, edited: EditOutcome) -> Findings:
-        return Findings()
+    def plan(self, context: Context, observed: EditOutcome | None) -> EditPlan:
+        return context.plan((context.source, context.target))

@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
+from adapedit.methods.base import Context, Method, Share, side_by_side
 
-from adapedit.methods.context import EditContext, Findings, Method
-from adapedit.methods.settings import SDEdit
-from adapedit_engine.loop import EditOutcome
-from adapedit_engine.plan import EditPlan
+if TYPE_CHECKING:
+    from adapedit_engine.plan import EditOutcome, EditPlan
 
 
-@dataclass(frozen=True)
-class SDEditMethod(Method):
-    """Meng et al. 2022, with a text-to-image model as the prior (image to image in diffusers).
+class SDEdit(Method, name="sdedit"):
+    """SDEdit (Meng et al. 2022): the noised source picture, denoised under the target prompt (image to image).
 
     First pass: the source prompt alone, which gives the source picture. Second pass: the target prompt alone, from
     the source's latents noised to where the last `strength` of the steps begins. The noise is the request's own first
     latents, so strength 1 is plain generation of the target, and at strength 0 the target is the source. Of a real
     picture the first pass ends at the picture.
+
+    strength: share of the steps that are run; more moves further from the source. The paper finds 0.3 to 0.6 best.
     """
 
-    settings: SDEdit
     inverts: ClassVar[bool] = False
 
-    def observe(self, context: EditContext) -> EditPlan:
-        """The source, whole."""
-        return context.plan((context.source,), collect=True)
+    strength: Share = 0.6
 
-    def plan(self, context: EditContext, observed: EditOutcome | None) -> EditPlan:
+    def observe(self, context: Context) -> EditPlan:
+        """The source, whole."""
+        return context.plan((context.source,))
+
+    def plan(self, context: Context, observed: EditOutcome | None) -> EditPlan:
+        import torch
+
         first = min(self._first_step(context), len(context.schedule) - 1)
         if observed is None:
             # Not known yet; and what is not known is equal to nothing, so that no other edit shares this track.
@@ -38,32 +40,25 @@ class SDEditMethod(Method):
         elif first == 0:
             latents = context.latents
         else:
-            signal, noise = context.levels[first].tolist()
-            unit_noise = context.latents / context.schedule.init_noise_sigma
-            latents = signal * observed.latents[:1].cpu() + noise * unit_noise
+            signal, noise = context.schedule.levels[first].tolist()
+            source = observed.latents[:1]
+            latents = signal * source + noise * context.latents.to(source) / context.schedule.init_noise_sigma
         rest = replace(
             context,
             schedule=context.schedule.tail(first),
             noise=None if context.noise is None else context.noise[first:],
+            unconditional_steps=None,
             latents=latents,
         )
-        return rest.plan((context.target,), collect=True)
+        return rest.plan((context.target,))
 
-    def finish(self, context: EditContext, observed: EditOutcome | None, edited: EditOutcome) -> EditOutcome:
-        assert observed is not None and observed.maps is not None and edited.maps is not None
-        device = edited.latents.device  # a server copies what was edited to the host, and not what was seen
-        nothing_done = self._first_step(context) == len(context.schedule)
-        source = observed.latents[:1].to(device)
-        return replace(
-            edited,
-            latents=torch.cat([source, source if nothing_done else edited.latents[:1]]),
-            maps=torch.cat([observed.maps[:1].to(device), edited.maps[:1]]),
-            features=None,
-        )
+    def finish(self, context: Context, observed: EditOutcome | None, edited: EditOutcome) -> EditOutcome:
+        assert observed is not None
+        both = side_by_side(observed, edited)
+        if self._first_step(context) < len(context.schedule):
+            return both
+        return replace(both, latents=both.latents[:1].repeat(2, 1, 1, 1))
 
-    def findings(self, context: EditContext, observed: EditOutcome | None, edited: EditOutcome) -> Findings:
-        return Findings()
-
-    def _first_step(self, context: EditContext) -> int:
+    def _first_step(self, context: Context) -> int:
         steps = len(context.schedule)
-        return steps - round(self.settings.strength * steps)
+        return steps - round(self.strength * steps)

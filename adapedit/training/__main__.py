@@ -19,7 +19,6 @@ STAGES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("evaluate", ()),
     ("pairs", ("--count", "10000")),
     ("pix2pix", ("--steps", "4000")),
-    ("publish_editor", ()),
 )
 
 

@@ -20,7 +20,7 @@ from adapedit.training.precision import fast_products
 from adapedit.training.stored import find, keep, made_from
 from adapedit.training.text import HIDDEN_SIZE, make_text_encoder, make_tokenizer
 from adapedit.training.vae import LATENT_CHANNELS
-from adapedit_engine.unet import ControlledUNet
+from adapedit_engine.models.unet import ControlledUNet
 
 MAP_WEIGHT = 0.01
 """Weight of the map loss beside the noise loss."""

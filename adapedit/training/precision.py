@@ -7,7 +7,11 @@ from typing import Any
 
 import torch
 
-from adapedit_engine.packing import multiplies_bfloat16
+
+def multiplies_bfloat16() -> bool:
+    """Whether this CPU has instructions for products of bfloat16."""
+    known: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # not in all versions of PyTorch
+    return any(known.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def fast_products() -> AbstractContextManager[Any]:

@@ -24,8 +24,6 @@ from adapedit_engine.manifest import (
 
 PLANS_FOLDER = "plans"
 GRAPHS = ("text_encoder", "text_projection", "unet", "vae_decoder", "vae_encoder")
-PLUGIN_GRAPH = "unet_plugin"
-"""The UNet with nodes that only full TensorRT with the project's plug-in takes; not in every bundle."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +66,9 @@ class Bundle:
     def graph_hash(self, graph: str) -> str:
         """SHA-256 over a graph's structure and weights: a plan made from another one is stale."""
         spec = self.graph(graph)
-        parts = [self.manifest.files[spec.file].sha256]
-        for file in (spec.file, *(() if spec.shares is None else (self.graph(spec.shares).file,))):
-            weights = self.manifest.files.get(f"{file}.data")
-            if weights is not None:
-                parts.append(weights.sha256)
-        return parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
+        files = [self.manifest.files.get(name) for name in (spec.file, f"{spec.file}.data")]
+        sums = [file.sha256 for file in files if file is not None]
+        return sums[0] if len(sums) == 1 else hashlib.sha256("".join(sums).encode()).hexdigest()
 
 
 def check_file(folder: Path, name: str, spec: FileSpec, *, verify: bool = True) -> None:
@@ -160,7 +155,6 @@ __all__ = [
     "FORMAT",
     "GRAPHS",
     "PLANS_FOLDER",
-    "PLUGIN_GRAPH",
     "Bundle",
     "BundleError",
     "FileSpec",

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from adapedit_engine.specs import ModelSpecs
+from adapedit_engine.models.layers import ModelSpecs
 from adapedit_kernels.errors import AdapEditError
 
 FORMAT = 1
@@ -31,17 +31,13 @@ class TensorSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class GraphSpec:
-    """One ONNX file of the bundle with its tensors in the order of the file.
-
-    shares: graph whose file of weights this one reads, too.
-    """
+    """One ONNX file of the bundle with its tensors in the order of the file."""
 
     file: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     opset: int
     nodes: int
-    shares: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

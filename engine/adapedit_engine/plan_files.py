@@ -129,16 +129,6 @@ def find_plan(
     )
 
 
-def has_plan(bundle: Bundle, graph: str, *, family: str, version: str, compute_capability: str) -> bool:
-    """Whether `find_plan` finds one."""
-    wanted = (graph, family, version, compute_capability)
-    return any(
-        (r.key.graph, r.key.family, r.key.version, r.key.compute_capability) == wanted
-        and not is_stale(bundle, r)
-        for r in read_records(bundle)
-    )
-
-
 def read_plan(bundle: Bundle, record: PlanRecord) -> bytes:
     """The plan's bytes. Raises `BundleError` where they are missing, cut short or changed."""
     folder = bundle.folder / PLANS_FOLDER

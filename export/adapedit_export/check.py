@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adapedit_engine.denoising import denoise
+from adapedit_engine.scheduler import denoise
 from adapedit_engine.runners import RunnerError
-from adapedit_engine.runners.bundle import BundleRunner
-from adapedit_engine.runners.session import DTYPES
+from adapedit_engine.runners.graphs import DTYPES, BundleRunner
 from adapedit_export.options import Precision
 from adapedit_export.reference import Reference
 

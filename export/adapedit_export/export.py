@@ -14,20 +14,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from adapedit_engine.bundle import PLUGIN_GRAPH, Bundle, describe_files, new_folder
-from adapedit_engine.denoising import denoise
+from adapedit_engine.bundle import Bundle, describe_files, new_folder
+from adapedit_engine.scheduler import denoise
 from adapedit_engine.manifest import MANIFEST_FILE, GraphSpec, Manifest, Parity, VaeSpec
+from adapedit_engine.models.unet import ControlledUNet
+from adapedit_engine.runners import open_bundle_runner
 from adapedit_engine.runners.pytorch import PyTorchRunner
-from adapedit_engine.runners.registry import open_bundle_runner
 from adapedit_engine.schedule import Schedule
-from adapedit_engine.unet import ControlledUNet
 from adapedit_export.check import Finding, check_runner
 from adapedit_export.forms import speed_up
 from adapedit_export.graphs import Traceable, VaeDecoder, small_graphs, unet_graph
 from adapedit_export.norms import spell_group_norms
 from adapedit_export.onnx import save, trace
 from adapedit_export.options import ExportError, ExportOptions, Precision
-from adapedit_export.plugin_graph import attend
 from adapedit_export.precision import mix
 from adapedit_export.reference import Reference, random_call, random_plan
 
@@ -77,8 +76,7 @@ def export_bundle(
     exporter = _Exporter(checkpoint, options)
     with new_folder(out, replace=overwrite) as folder:
         graphs = {}
-        plugin = (PLUGIN_GRAPH,) if options.plugin else ()
-        for name in ("unet", *plugin, "text_projection", "text_encoder", "vae_decoder", "vae_encoder"):
+        for name in ("unet", "text_projection", "text_encoder", "vae_decoder", "vae_encoder"):
             say(f"tracing {name}")
             graphs[name] = exporter.write(name, folder)
         checkpoint.tokenizer.save_pretrained(folder / "tokenizer")
@@ -131,24 +129,22 @@ class _Exporter:
             speed_up(model)
         if precision is Precision.MIXED and not name.startswith("vae"):
             mix(model)
-        return save(model, folder, name, shares="unet" if name == PLUGIN_GRAPH else None)
+        return save(model, folder, name)
 
     def traceables(self, *, half: bool, only: str | None = None) -> dict[str, Traceable]:
         """All graphs, or one. In float16 the module is copied first: the checkpoint stays what it was."""
         parts = self.checkpoint
         dtype = torch.float16 if half else torch.float32
         controlled, text_encoder, vae = self.controlled, parts.text_encoder, parts.vae
-        if half and only in ("unet", PLUGIN_GRAPH, "text_projection"):
+        if half and only in ("unet", "text_projection"):
             unet = copy.deepcopy(parts.unet).half()
             controlled = ControlledUNet(unet, map_divisor=parts.map_divisor)
-        if only == PLUGIN_GRAPH:
-            controlled = ControlledUNet(controlled.unet, map_divisor=parts.map_divisor, attend=attend)
         if half and only == "text_encoder":
             text_encoder = copy.deepcopy(text_encoder).half()
         if half and only is not None and only.startswith("vae"):
             vae = copy.deepcopy(vae).half()
         size = {"tokens": self.tokens, "height": self.height, "width": self.width, "dtype": dtype}
-        if only in ("unet", PLUGIN_GRAPH):
+        if only == "unet":
             return {only: unet_graph(controlled, rows=self.options.rows, **size)}
         others = small_graphs(controlled, text_encoder, vae, factor=self.factor, vae_dtype=dtype, **size)
         if only is not None:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapedit_engine.controls import CONTROL_NAMES, SELF_NAMES, Controls
-from adapedit_engine.unet import OUTPUT_NAMES, ControlledUNet
+from adapedit_engine.models.controls import CONTROL_NAMES, SELF_NAMES, Controls
+from adapedit_engine.models.unet import OUTPUT_NAMES, ControlledUNet
 
 MAX_ROWS = 63  # from 64 on diffusers' upsampling takes another path, which is traced as a limit
 

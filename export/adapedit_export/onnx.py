@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import logging
 import warnings
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from adapedit_engine.manifest import GraphSpec, TensorSpec
@@ -73,19 +71,13 @@ def clean(model: Any) -> None:
     model.metadata_props.clear()
 
 
-def save(model: Any, folder: Path, name: str, *, shares: str | None = None) -> GraphSpec:
-    """Write `name`.onnx, with its weights in `name`.onnx.data where they are large, and check what was written.
-
-    shares: graph that was saved there, and in whose file weights stay that are in both.
-    """
+def save(model: Any, folder: Path, name: str) -> GraphSpec:
+    """Write `name`.onnx, with its weights in `name`.onnx.data where they are large, and check what was written."""
     import onnx
     import onnx_ir
 
     file = f"{name}.onnx"
-    if shares is not None:
-        _share(model, folder / f"{shares}.onnx")
-    own = [v.const_value for v in model.graph.initializers.values() if not _is_external(v.const_value)]
-    weights = sum(tensor.nbytes for tensor in own)
+    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values())
     onnx_ir.save(model, folder / file, external_data=f"{file}.data" if weights > EXTERNAL_FROM else None)
     try:
         onnx.checker.check_model(str(folder / file), full_check=True)
@@ -97,31 +89,7 @@ def save(model: Any, folder: Path, name: str, *, shares: str | None = None) -> G
         outputs=tuple(_spec(value) for value in model.graph.outputs),
         opset=model.opset_imports[""],
         nodes=len(model.graph),
-        shares=shares,
     )
-
-
-def _is_external(tensor: Any) -> bool:
-    import onnx_ir
-
-    return isinstance(tensor, onnx_ir.ExternalTensor)
-
-
-def _share(model: Any, path: Path) -> None:
-    """Point weights of `model` to the file where the graph at `path` has the same."""
-    import onnx_ir
-
-    there = {}
-    for value in onnx_ir.load(path).graph.initializers.values():
-        if _is_external(value.const_value):
-            there[_content(value.const_value)] = value.const_value
-    for value in model.graph.initializers.values() if there else ():
-        value.const_value = there.get(_content(value.const_value), value.const_value)
-
-
-def _content(tensor: Any) -> tuple[Any, ...]:
-    array = tensor.numpy()
-    return array.dtype, array.shape, sha256(np.ascontiguousarray(array).data).digest()
 
 
 def _spec(value: Any) -> TensorSpec:

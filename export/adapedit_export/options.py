@@ -55,7 +55,6 @@ class ExportOptions:
     rows:          rows of a UNet call, where they shall be fixed; None: any number.
     height, width: of the pictures in pixels; None: what the model was trained for.
     opset:         of the graphs; below 23 self-attention is spelled out and not fused.
-    plugin:        write the UNet for full TensorRT's plug-in, too.
     check_steps:   steps of the edit that the graphs are checked along; 0: random inputs only.
     check_rows:    rows of the UNet in the check on random inputs.
     check:         run what was written, and hold it to PyTorch; False leaves that to `adapedit check`, in a process
@@ -67,7 +66,6 @@ class ExportOptions:
     height: int | None = None
     width: int | None = None
     opset: int = OPSET
-    plugin: bool = False
     check_steps: int = 10
     check_rows: int = 4
     check: bool = True

@@ -13,11 +13,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from adapedit_engine.bundle import BundleError
-from adapedit_engine.controls import SELF_NAMES
 from adapedit_engine.manifest import GraphSpec
+from adapedit_engine.models.controls import SELF_NAMES
+from adapedit_engine.models.layers import ModelSpecs
 from adapedit_engine.plan import EditPlan
 from adapedit_engine.schedule import Schedule
-from adapedit_engine.specs import ModelSpecs
 
 REFERENCE_FILE = "reference.safetensors"
 TABLES = ("timesteps", "input_scale", "sample_weight", "output_weight", "noise_weight")

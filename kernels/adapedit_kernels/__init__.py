@@ -1,16 +1,27 @@
-"""Operations of attention editing: a plain reference, a Triton kernel and one public function each."""
+"""Operations of attention editing: a plain reference, a Triton kernel and one public function each.
 
-from adapedit_kernels.dispatch import chosen_implementation
-from adapedit_kernels.edited_attention import edited_attention, edited_attention_with_maps
-from adapedit_kernels.errors import AdapEditError, ImplementationError
-from adapedit_kernels.guided_step import guided_step
-from adapedit_kernels.spatial_similarity import spatial_similarity
-from adapedit_kernels.word_relation import RelationSettings, WordRelation, word_relation
+The names below are loaded when they are first used: ``import adapedit_kernels.errors`` does not import torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from adapedit_kernels.dispatch import chosen_implementation
+    from adapedit_kernels.edited_attention import edited_attention, edited_attention_with_maps
+    from adapedit_kernels.errors import AdapEditError, ImplementationError
+    from adapedit_kernels.guided_step import guided_step
+    from adapedit_kernels.spatial_similarity import spatial_similarity
+    from adapedit_kernels.word_relation import RelationKnobs, WordRelation, word_relation
 
 __all__ = [
     "AdapEditError",
     "ImplementationError",
-    "RelationSettings",
+    "RelationKnobs",
     "WordRelation",
     "chosen_implementation",
     "edited_attention",
@@ -19,3 +30,40 @@ __all__ = [
     "spatial_similarity",
     "word_relation",
 ]
+
+_HOMES = {
+    "AdapEditError": "errors",
+    "ImplementationError": "errors",
+    "RelationKnobs": "word_relation",
+    "WordRelation": "word_relation",
+    "chosen_implementation": "dispatch",
+    "edited_attention": "edited_attention",
+    "edited_attention_with_maps": "edited_attention",
+    "guided_step": "guided_step",
+    "spatial_similarity": "spatial_similarity",
+    "word_relation": "word_relation",
+}
+
+
+class _Package(ModuleType):
+    """An operation and its folder have one name, and importing the folder would set it to the folder."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if _HOMES.get(name) == name and isinstance(value, ModuleType):
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'adapedit_kernels' has no attribute {name!r}")
+    value = getattr(import_module(f"adapedit_kernels.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

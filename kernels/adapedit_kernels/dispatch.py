@@ -1,19 +1,24 @@
-"""Which implementation of an operation runs: named by the caller, or resolved from the device."""
+"""Which implementation of an operation runs, the checks of what it is given, and the precision of the references.
+
+All checks are made on the host before any work is done. They read metadata only (shape, dtype, device, strides), except
+:func:`check_rows`, which reads values.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from adapedit_kernels.checks import check_choice
-from adapedit_kernels.errors import ImplementationError
-
-__all__ = ["IMPLEMENTATIONS", "chosen_implementation", "interpreting", "wants_gradient"]
+from adapedit_kernels.errors import AdapEditError, ImplementationError
 
 IMPLEMENTATIONS = ("auto", "reference", "triton")
+_HALF_AND_SINGLE = (torch.float32, torch.float16, torch.bfloat16)
+FLOATING = {"triton": _HALF_AND_SINGLE, "reference": (*_HALF_AND_SINGLE, torch.float64)}
+"""Floating dtypes that an implementation takes."""
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 
@@ -21,11 +26,6 @@ _HAS_TRITON = importlib.util.find_spec("triton") is not None
 def interpreting() -> bool:
     """True where Triton's interpreter is asked for (``TRITON_INTERPRET=1``), which runs kernels on the CPU."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on")
-
-
-def wants_gradient(*tensors: Tensor | None) -> bool:
-    """True where gradients are being recorded for one of the tensors."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def chosen_implementation(
@@ -73,3 +73,114 @@ def chosen_implementation(
             "or set TRITON_INTERPRET=1 before start to interpret the kernel"
         )
     return implementation
+
+
+def implementation_for(operation: str, implementation: str, first: Tensor, *others: Tensor | None) -> str:
+    """What a call with these tensors, of which gradients may be wanted, runs; see :func:`chosen_implementation`."""
+    recorded = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (first, *others))
+    return chosen_implementation(implementation, first.device, gradient=recorded, operation=operation)
+
+
+def operator_implementation(tensor: Tensor) -> str:
+    """``"triton"`` on CUDA tensors and where Triton is interpreted, else ``"reference"``.
+
+    So that a graph traced on the CPU, in which an operation is one node, can be run there.
+    """
+    return "triton" if tensor.is_cuda or interpreting() else "reference"
+
+
+def values_readable(tensor: Tensor) -> bool:
+    """True where a tensor's values can be read on the host without breaking a trace or a CUDA graph capture."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+        return False
+    if tensor.is_meta or isinstance(tensor, torch._subclasses.FakeTensor):
+        return False
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        return False
+    return not (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
+def check_shape(
+    operation: str, name: str, tensor: Tensor, wanted: Sequence[int | None], letters: str
+) -> None:
+    """Raise unless ``tensor`` has the wanted shape; ``None`` takes any size, ``letters`` names the axes."""
+    shape = tensor.shape
+    if len(shape) == len(wanted) and all(w is None or s == w for s, w in zip(shape, wanted, strict=True)):
+        return
+    sizes = ", ".join("any" if w is None else str(w) for w in wanted)
+    raise AdapEditError(
+        f"{operation}: {name} has shape {list(shape)}, wanted {letters} = [{sizes}]; reshape or rebuild it"
+    )
+
+
+def check_dtype(operation: str, name: str, tensor: Tensor, wanted: Sequence[torch.dtype]) -> None:
+    """Raise unless the tensor's dtype is one of those wanted."""
+    if tensor.dtype not in wanted:
+        names = " or ".join(str(dtype).removeprefix("torch.") for dtype in wanted)
+        got = str(tensor.dtype).removeprefix("torch.")
+        raise AdapEditError(f"{operation}: {name} is {got}, wanted {names}; convert it with .to()")
+
+
+def check_same_device(operation: str, tensors: Mapping[str, Tensor | None]) -> None:
+    """Raise unless all tensors given lie on the device of the first."""
+    first: tuple[str, torch.device] | None = None
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if first is None:
+            first = (name, tensor.device)
+        elif tensor.device != first[1]:
+            raise AdapEditError(
+                f"{operation}: {name} is on {tensor.device}, {first[0]} on {first[1]}; move them to one device"
+            )
+
+
+def check_last_stride(operation: str, name: str, tensor: Tensor) -> None:
+    """Raise unless neighbours along the last axis are neighbours in memory, as the kernels' loads need."""
+    if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+        raise AdapEditError(
+            f"{operation}: {name} has stride {tensor.stride(-1)} along its last axis, the kernel takes 1; "
+            "call .contiguous() on it"
+        )
+
+
+def check_choice(operation: str, name: str, value: str, choices: Sequence[str]) -> None:
+    """Raise unless ``value`` is one of the words that the option takes."""
+    if value not in choices:
+        raise AdapEditError(
+            f"{operation}: {name} is {value!r}, wanted one of {', '.join(map(repr, choices))}"
+        )
+
+
+def check_rows(operation: str, name: str, rows: Tensor, count: int) -> None:
+    """Raise unless all values of an index tensor are in ``[0, count)``.
+
+    Reads values: on a CUDA tensor it waits for the device. Does nothing while tracing or capturing a CUDA graph.
+    """
+    if rows.numel() == 0 or not values_readable(rows):
+        return
+    low, high = rows.aminmax()
+    if int(low) < 0 or int(high) >= count:
+        raise AdapEditError(
+            f"{operation}: {name} holds rows {int(low)} to {int(high)}, wanted 0 to {count - 1}; "
+            "it indexes the rows of this batch"
+        )
+
+
+def check_contiguous(operation: str, name: str, tensor: Tensor | None) -> None:
+    """Raise unless the tensor, where there is one, lies in memory without gaps and in order."""
+    if tensor is not None and not tensor.is_contiguous():
+        raise AdapEditError(
+            f"{operation}: {name} has strides {list(tensor.stride())}, the kernel takes a contiguous tensor; "
+            "call .contiguous() on it"
+        )
+
+
+def wide_dtype(*tensors: Tensor) -> torch.dtype:
+    """float64 where one of the tensors is float64, else float32."""
+    return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+
+
+def to_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Convert, leaving no trace in an exported graph where there is nothing to convert."""
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)

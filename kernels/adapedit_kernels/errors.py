@@ -1,8 +1,9 @@
-"""The one exception type that all rooms derive their user errors from."""
+"""The exception types that all rooms derive their user errors from.
+
+A module of its own, so that catching an error costs no import of torch.
+"""
 
 from __future__ import annotations
-
-__all__ = ["AdapEditError", "ImplementationError"]
 
 
 class AdapEditError(ValueError):

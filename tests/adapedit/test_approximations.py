@@ -75,7 +75,7 @@ def test_in_a_batch_with_exact_edits(pipe):
 
 def test_in_the_server_with_exact_edits(pipe):
     wanted = [*(approximated(knob, seed=4) for knob in KNOBS), request(seed=4)]
-    with pipe.serve(trajectory_bytes=2**26) as server:
+    with pipe.serve() as server:
         results = [future.result() for future in [server.submit(one) for one in wanted]]
         again = server.submit(wanted[-1]).result()
     assert grey_levels(again.target_image, results[-1].target_image) <= 1

@@ -1,4 +1,4 @@
-"""Edits on their way into a server: who waits for whom."""
+"""Edits on their way into a server: who waits for whom, and who goes first."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from dataclasses import replace
 import pytest
 
 from adapedit import AdapEditError, AdapEditPipeline, EditRequest
-from adapedit.methods.settings import PromptToPrompt
-from adapedit.serving import arrivals
 from adapedit.serving.edits import PreparedEdit
 from adapedit.serving.inbox import AHEAD_SECONDS, most_urgent
 
@@ -20,30 +18,6 @@ STEPS = 3
 def request(seed: int = 0, **fields) -> EditRequest:
     known = {"source_prompt": "a red dog", "target_prompt": "a blue dog", "num_inference_steps": STEPS}
     return EditRequest(**{**known, "seed": seed, **fields})
-
-
-def test_on_the_cpu_an_edit_that_is_being_prepared_joins_the_first_call(
-    pipe: AdapEditPipeline, monkeypatch: pytest.MonkeyPatch
-):
-    """The worker would only compute beside it."""
-    monkeypatch.setattr(arrivals, "PATIENCE_SECONDS", 30)
-    with pipe.serve(max_rows=8) as server:
-        prepare = server._prepare
-
-        def prepared(edit: EditRequest, deadline: float | None):
-            other.start() if edit.seed == 0 else time.sleep(0.2)
-            while edit.seed == 0 and server._arrivals._coming < 2:
-                time.sleep(0.001)
-            return prepare(edit, deadline)
-
-        monkeypatch.setattr(server, "_prepare", prepared)
-        method, futures = PromptToPrompt(), []
-        other = threading.Thread(target=lambda: futures.append(server.submit(request(1, method=method))))
-        futures.append(server.submit(request(0, method=method)))
-        other.join()
-        assert all(future.result() for future in futures)
-        stats = server.stats.scheduler
-    assert (stats.calls, stats.rows) == (STEPS, 8 * STEPS)
 
 
 def test_a_running_edit_does_not_wait_for_the_end_of_a_long_preparation(
@@ -61,19 +35,6 @@ def test_a_running_edit_does_not_wait_for_the_end_of_a_long_preparation(
         first = server.submit(request(0, num_inference_steps=6))
         first.add_done_callback(lambda _: ended.set())
         assert server.submit(request(1)).result(30) and first.result(30)
-
-
-def test_only_what_has_come_makes_more_of_it_likely():
-    """Refused requests, however many, hold nobody up."""
-    wake = threading.Condition()
-    some = arrivals.Arrivals(wake)
-    with pytest.raises(AdapEditError), some.announced():
-        assert some.likely
-        raise AdapEditError("no such edit")
-    assert not some.likely
-    with wake:
-        some.came()
-        assert some.likely and some.worth_waiting(since=0.0)
 
 
 def test_an_edit_that_waits_for_room_keeps_nobody_waiting(pipe: AdapEditPipeline):

@@ -9,8 +9,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
 
+from adapedit.methods import make_settings
 from adapedit.methods.registry import make_method
-from adapedit.methods.settings import make_settings
 from adapedit.noising import noise_levels
 from adapedit.pipeline import AdapEditPipeline
 from adapedit.prepare import complete, make_context

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from adapedit.checked import row_steps
-from adapedit.methods.settings import AdapEdit, Plain
+from adapedit.methods import AdapEdit, Plain
 from benchmarks import __main__ as every
 from benchmarks import common, goals, serving_ways, simulate
 from benchmarks.baselines.edits import ROWS, OtherWays
@@ -122,8 +122,8 @@ def test_unrelated_edits_are_the_same_every_time():
 def test_rows_are_those_of_the_plans(pipe):
     for method, rows in (
         (AdapEdit(), 6),
-        (AdapEdit(observed_prompts="both"), 6),
-        (AdapEdit(single_pass=True), 4),
+        (AdapEdit(observed_prompts="both"), 8),
+        (AdapEdit(), 4),
         (Plain(), 4),
     ):
         asked = common.request(0, 5, source_prompt="a red dog", target_prompt="a blue dog", method=method)

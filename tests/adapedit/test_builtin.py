@@ -46,7 +46,7 @@ def test_edits_keep_their_pictures_whatever_the_batch(trained):
     requests = [
         request(steps=STEPS),
         request(SOURCE, "a big red dog standing on the grass", steps=STEPS, lambda_tau=0.5),
-        request("a girl on the snow", "a boy jumping on the snow", seed=2, steps=8, single_pass=True),
+        request("a girl on the snow", "a boy jumping on the snow", seed=2, steps=8),
         request("a small blue bird", "a small green bird", seed=1, steps=STEPS, method="prompt-to-prompt"),
         request(SOURCE, TARGET, steps=STEPS, method="plain"),
     ]

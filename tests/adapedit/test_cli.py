@@ -13,7 +13,7 @@ from PIL import Image
 
 from adapedit import AdapEditPipeline
 from adapedit.cli.entry import main, run
-from adapedit.methods.settings import METHODS
+from adapedit.methods import METHODS
 from adapedit.model import EditModel
 from adapedit.result import EditResult
 from tests.helpers.edits import LONGER, SOURCE, TARGET
@@ -105,7 +105,7 @@ def test_sweep_over_what_is_no_knob_of_a_method(knob, field, capsys):
 def test_compare_runs_every_method_or_those_named(capsys):
     assert run(["compare", SOURCE, TARGET, "--steps", "2", "--set", "adapedit.lambda_tau=0.3", "--json"]) == 0
     written = json.loads(capsys.readouterr().out)
-    # No UNet for InstructPix2Pix comes with the tiny model.
+    # InstructPix2Pix wants a model of its own.
     assert written["methods"] == [name for name in [*METHODS][::-1] if name != "instruct-pix2pix"]
     assert written["methods"][-1] == "adapedit"
     assert written["edits"][-1]["request"]["method"]["lambda_tau"] == 0.3

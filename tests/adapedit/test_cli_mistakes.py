@@ -15,14 +15,13 @@ from adapedit.checkpoint import expanded
 from adapedit.cli import knobs
 from adapedit.cli.entry import INTERRUPTED, USER_ERROR, run
 from adapedit.images import ImageInput
+from adapedit.methods import make_settings
 from adapedit.methods.adapedit import collapse_warnings
-from adapedit.methods.settings import make_settings
 from adapedit.prepare import complete, make_context
 from adapedit.request import EditRequest
 from adapedit.result import OutputError, OutputFolder
 from adapedit.serving.batch import read_lines
 from adapedit_engine.manifest import MANIFEST_FILE
-from adapedit_kernels import RelationSettings
 from adapedit_kernels.errors import AdapEditError
 from tests.helpers.edits import SOURCE, TARGET, grey_levels, request
 
@@ -197,7 +196,7 @@ def test_ids_of_other_kinds(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("by", "advice"), [({"normalise": "softmax"}, "; try normalise='sum'"), ({}, None)])
 def test_a_warning_advises_what_is_not_so_yet(pipe, by: dict[str, str], advice: str | None) -> None:
-    settings = RelationSettings(**{"normalise": "sum", "threshold_mode": "relative", "centre": True, **by})
+    settings = {"normalise": "sum", "threshold_mode": "relative", "centre": True, **by}
     context = make_context(complete(request(), pipe.model), pipe.model)
     flat = torch.full((context.alignment.num_tokens,), 0.5)
     (warning,) = collapse_warnings(context.alignment, flat, None, settings)

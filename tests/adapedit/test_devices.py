@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
 import torch
 
 from adapedit.methods import adapedit as adapedit_method
+from adapedit.methods import make_settings
 from adapedit.methods.registry import make_method
-from adapedit.methods.settings import make_settings
 from adapedit.prepare import complete, make_context
 from adapedit_engine.adaptive import Adaptive, Found
 from adapedit_engine.loop import EditOutcome
@@ -52,11 +51,10 @@ def test_fwt_and_dps_look_where_the_maps_are(pipe, monkeypatch):
     assert set(seen) == {torch.device("meta")} and len(seen) == 5
 
 
-@pytest.mark.parametrize("name", ["sdedit", "instruct-pix2pix"])
-def test_what_a_server_copied_to_the_host_is_put_beside_what_was_seen(pipe, name):
+def test_what_a_server_copied_to_the_host_is_put_beside_what_was_seen(pipe):
     asked = complete(request(SOURCE, TARGET), pipe.model)
     context = make_context(asked, pipe.model)
-    method = make_method(make_settings(name), pipe.model.facts)
+    method = make_method(make_settings("sdedit"), pipe.model.facts)
     pixels = context.map_size[0] * context.map_size[1]
     edited = outcome("meta", 1, pixels)
     finished = method.finish(context, outcome("cpu", 1, pixels), replace(edited, features=None))

@@ -12,19 +12,12 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from adapedit import AdapEditPipeline, EditResult
+from adapedit.methods import AdapEdit, PromptToPrompt
 from adapedit.methods.registry import make_method
-from adapedit.methods.settings import AdapEdit, PromptToPrompt
 from adapedit.prepare import complete, make_context
-from adapedit_engine import PyTorchRunner, denoise
-from adapedit_engine.runners.compiled import CompiledRunner
-from adapedit_engine.scheduler import EngineExecutor, Scheduler
-from adapedit_engine.static_steps import StaticSteps
 from benchmarks import common, trace
-from tests.engine.every_plan import one_pass, plans
-from tests.engine.tiny import largest, tiny_unet
 from tests.helpers.edits import request
 from tests.helpers.pictures import request as of_a_picture
-from tests.helpers.tiny_editor import save_tiny_editor
 
 DEVICE = "cuda"
 
@@ -86,45 +79,16 @@ def test_an_edit_of_a_picture_is_that_of_the_cpu(
     assert apart(got, wanted).max() <= 1
 
 
-def test_methods_stream_through_one_server(
-    pipe: AdapEditPipeline, tiny: AdapEditPipeline, tmp_path: Path
-) -> None:
-    editor = str(save_tiny_editor(tmp_path))
+def test_methods_stream_through_one_server(pipe: AdapEditPipeline, tiny: AdapEditPipeline) -> None:
     asked = [
         request(),
         request(single_pass=True, seed=1),
         request(method="sdedit", strength=0.6),
-        request(method="instruct-pix2pix", instruction="a red dog sitting", checkpoint=editor),
     ]
     found = {item.place: item for item in tiny.stream(asked)}
     assert [found[place].error for place in range(len(asked))] == [None] * len(asked)
     for place, wanted in enumerate(pipe.edit_batch(asked)):
         assert apart(found[place].result, wanted).max() <= 1
-
-
-@pytest.mark.filterwarnings("error::adapedit_engine.static_steps.GraphWarning")
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-def test_steps_replayed_as_graphs_are_those_of_the_loop(compiled: bool) -> None:
-    # A compilation takes half a minute for each number of rows: that of four alone.
-    names = ("an edit", "a blend by maps", "the single pass") if compiled else tuple(plans())
-    wanted, max_rows = [plans()[name] for name in names], 4 if compiled else 12
-    make = CompiledRunner if compiled else PyTorchRunner
-    with PyTorchRunner(tiny_unet(), map_divisor=1) as on_cpu:
-        expected = [denoise([each], on_cpu)[0] for each in wanted]
-    with make(tiny_unet().to(DEVICE), map_divisor=1, static_steps=True) as runner:
-        scheduler = Scheduler(EngineExecutor(runner), max_rows=max_rows)
-        tickets = []
-        for each in wanted:
-            tickets.append(scheduler.submit(one_pass(each)))
-            scheduler.step()
-        scheduler.drain()
-        again = [denoise([each], runner)[0] for each in wanted]
-        slots = StaticSteps.of(runner)
-    assert slots is not None and slots.stats.hit_rate > 0.5
-    for ticket, other, outcome in zip(tickets, again, expected, strict=True):
-        bound = 1e-3 * max(1.0, float(outcome.latents.abs().max()))
-        assert largest(ticket.future.result().latents.cpu(), outcome.latents) < bound
-        assert largest(other.latents.cpu(), outcome.latents) < bound
 
 
 @pytest.mark.parametrize(

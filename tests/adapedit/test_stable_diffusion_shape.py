@@ -20,6 +20,7 @@ from diffusers import (
     EulerAncestralDiscreteScheduler,
     UNet2DConditionModel,
 )
+from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from adapedit import AdapEditPipeline
@@ -134,8 +135,8 @@ def test_two_steps_of_an_edit(tmp_path):
 def test_a_step_of_an_instruct_pix2pix_checkpoint(tmp_path):
     """The dimensions and the scheduler of timbrooks/instruct-pix2pix, in bfloat16: about 6 GiB, 4 GB of disk."""
     torch.set_num_threads(2)
-    base, editor = tmp_path / "base", tmp_path / "editor"
-    save_stable_diffusion(base)
+    editor = tmp_path / "editor"
+    save_stable_diffusion(editor)
     assert save_unet(editor, in_channels=8) == 859_520_964 + 4 * 320 * 9
     noise: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
     EulerAncestralDiscreteScheduler(**noise).save_pretrained(editor / "scheduler")
@@ -143,11 +144,11 @@ def test_a_step_of_an_instruct_pix2pix_checkpoint(tmp_path):
         json.dumps({"_class_name": "StableDiffusionInstructPix2PixPipeline"})
     )
     gc.collect()
-    pipe = AdapEditPipeline.from_pretrained(base, torch_dtype=torch.bfloat16)
-    knobs = {"checkpoint": str(editor), "instruction": "make the dog sit"}
+    pipe = AdapEditPipeline.from_pretrained(editor, torch_dtype=torch.bfloat16)
+    assert pipe.model.runner.specs.in_channels == 8
+    knobs = {"image": Image.new("RGB", (SIDE // 2, SIDE // 2), "red"), "instruction": "make the dog sit"}
     size = {"num_inference_steps": 1, "height": SIDE // 2, "width": SIDE // 2}
     result = pipe(SOURCE, TARGET, method="instruct-pix2pix", **size, **knobs)
-    assert pipe.model.editors[str(editor)].specs.in_channels == 8
     assert result.request.method.text_guidance == 7.5 and result.request.method.image_guidance == 1.5
     moved = np.asarray(result.source_image, float) - np.asarray(result.target_image)
     assert np.abs(moved).max() > 1

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from adapedit_engine import LocalBlend, PlanError, PyTorchRunner, denoise
-from adapedit_engine.caches import CachedRunner
+from adapedit_engine.scheduler import CachedRunner
 from adapedit_engine.scheduler.memory import plan_bytes
 from tests.engine.tiny import (
     SIDE,
@@ -103,15 +103,14 @@ def test_empty_prompts_of_each_step_are_used_at_their_step(runner):
     assert largest(denoise([alone], runner)[0].latents, whole.latents) < 1e-5
 
 
-@pytest.mark.parametrize("project_once", [True, False])
-def test_unrelated_edits_in_one_batch_leave_each_other_alone(project_once):
+def test_unrelated_edits_in_one_batch_leave_each_other_alone():
     plans = [
         edit_plan(1, 2, unconditional_steps=empty_prompts(), source_latents=known()),
         plan(3, schedule=ddim(STEPS + 2)),
         plan(4, unconditional_steps=empty_prompts(9, 3), schedule=ddim(3), record=True),
         edit_plan(5, 6, source_latents=known(11)),
     ]
-    with PyTorchRunner(tiny_unet(), map_divisor=1, project_once=project_once) as plain:
+    with PyTorchRunner(tiny_unet(), map_divisor=1) as plain:
         cached = CachedRunner(plain, 2**20)
         together = denoise(plans, cached)
         for each, outcome in zip(plans, together, strict=True):

@@ -11,7 +11,7 @@ import torch
 from adapedit_engine import EditPlan, PyTorchRunner
 from adapedit_engine.layouts import KEPT, Layouts
 from adapedit_engine.rows import RowTables
-from adapedit_engine.scheduler import EngineExecutor, Passes, RoutedExecutor, RoutedPlan, Scheduler
+from adapedit_engine.scheduler import EngineExecutor, Passes, Scheduler
 from tests.engine.tiny import ddim, edit_plan, plan, tiny_unet
 
 
@@ -93,17 +93,11 @@ def test_a_scheduler_that_is_idle_holds_no_layout(runner, made):
     assert made and all(layout() is None for layout in made)
 
 
-def routed(runner: PyTorchRunner) -> tuple[RoutedExecutor, RoutedPlan]:
-    plan = RoutedPlan(plan=edit_plan(1, 2, guidance_until=0.4), runner=runner)
-    return RoutedExecutor(EngineExecutor(runner), EngineExecutor), plan
-
-
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("ends", ["cancelled", "failed"])
 def test_nor_does_it_of_edits_that_were_cancelled_or_failed(runner, made, monkeypatch, ends, steps):
-    executor, plan = routed(runner)
-    scheduler = Scheduler(executor, max_rows=16)
-    ticket = scheduler.submit(one_pass(plan))
+    scheduler = Scheduler(EngineExecutor(runner), max_rows=16)
+    ticket = scheduler.submit(one_pass(edit_plan(1, 2, guidance_until=0.4)))
     for _ in range(steps):
         scheduler.step()
     assert made and made[-1]() is not None

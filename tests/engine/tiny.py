@@ -8,7 +8,9 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 
-from adapedit_engine import Adaptive, ControlledUNet, EditPlan, Schedule
+from adapedit_engine.models.unet import ControlledUNet
+from adapedit_engine.plan import Adaptive, CrossEdit, EditPlan, LocalBlend
+from adapedit_engine.schedule import Schedule
 
 T = TypeVar("T")
 
@@ -63,28 +65,34 @@ def plan(*seeds: int, latents_seed: int = 7, **changes: Any) -> EditPlan:
     return EditPlan(**{**fields, **changes})
 
 
-def edit_plan(*seeds: int, word_steps: float | Tensor = 0.5, **changes: Any) -> EditPlan:
-    """The first track is the source of all others; tokens map one to one, the fourth has no counterpart."""
-    tracks = len(seeds)
+def cross_edit(tracks: int = 2, word_steps: float | Tensor = 0.5, **changes: Any) -> CrossEdit:
+    """Tokens map one to one, the fourth has no counterpart; the first track is nobody's target."""
     own_weight = torch.zeros(tracks, TOKENS)
     own_weight[1:, 3] = 1
     fields: dict[str, Any] = {
-        "source_track": (0,) * tracks,
         "token_map": torch.eye(TOKENS).repeat(tracks, 1, 1),
         "own_weight": own_weight,
         "word_steps": torch.ones(tracks, TOKENS) * word_steps,
+        "strength": torch.ones(tracks),
     }
-    return plan(*seeds, **{**fields, **changes})
+    return CrossEdit(**{**fields, **changes})
 
 
-def self_share(
+def edit_plan(*seeds: int, word_steps: float | Tensor = 0.5, cross: Any = None, **changes: Any) -> EditPlan:
+    """The first track is the source of all others. cross: changes of `cross_edit`."""
+    tracks = len(seeds)
+    edit = cross_edit(tracks, word_steps, **(cross or {}))
+    return plan(*seeds, **{"source_track": (0,) * tracks, "cross_attention": edit, **changes})
+
+
+def self_interval(
     unet: UNet2DConditionModel, share: float, tracks: int = 2, steps: int = STEPS, level: int = 1
 ) -> Tensor:
-    """[T, L, K1]: layers from `level` on, in the first `share` of the steps."""
+    """[K, L, 2]: layers from `level` on, in the first `share` of the steps."""
     layers = ControlledUNet(unet).specs.self_layers
     deep = torch.tensor([layer.level >= level for layer in layers])
-    early = torch.arange(steps) < share * steps
-    return (early[:, None, None] & deep[None, :, None]).expand(-1, -1, tracks).contiguous()
+    stop = int(share * steps + 0.999) * deep
+    return torch.stack([torch.zeros_like(stop), stop], 1).expand(tracks, -1, -1).contiguous()
 
 
 def largest(one: Tensor, other: Tensor) -> float:
@@ -105,7 +113,32 @@ def key_tokens(tracks: int = 2) -> Tensor:
     return keys
 
 
-def adaptive(**changes: Any) -> Adaptive:
-    """For two tracks of four words, of which the third has two tokens."""
-    words = torch.tensor([-1, 0, 1, 2, 2, -1]).repeat(2, 1)
-    return Adaptive(**{"key_tokens": key_tokens(), "word_of_token": words, "lambda_tau": 0.9, **changes})
+def blend(tracks: int = 2, **changes: Any) -> LocalBlend:
+    """Of one token of every track but the first; changes: numbers hold for all tracks."""
+    fields: dict[str, Any] = {"threshold": 0.3, "start": 0.2, "grow": 1, **changes}
+    fields |= {name: torch.full((tracks,), value) for name, value in fields.items() if not torch.is_tensor(value)}
+    return LocalBlend(
+        **{"token_weights": key_tokens(tracks).float(), "source_weights": torch.zeros(tracks, TOKENS), **fields}
+    )
+
+
+def adaptive(tracks: int = 2, **changes: Any) -> Adaptive:
+    """For tracks of four words, of which the third has two tokens; changes: numbers hold for all tracks."""
+    words = torch.tensor([-1, 0, 1, 2, 2, -1]).repeat(tracks, 1)
+    fields: dict[str, Any] = {
+        "lambda_tau": 0.9,
+        "threshold": 0.3,
+        "relative": True,
+        "temperature": 0.0,
+        "centre": True,
+        "released": False,
+        "lambda_spatial": 1.0,
+        "temporal": True,
+        "spatial": True,
+        "joined": False,
+        "grow": 0,
+        "self_layers": torch.zeros(tracks, 0, dtype=torch.bool),
+        **changes,
+    }
+    fields |= {name: torch.full((tracks,), value) for name, value in fields.items() if not torch.is_tensor(value)}
+    return Adaptive(**{"key_tokens": key_tokens(tracks), "word_of_token": words, **fields})

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from adapedit.evaluation.protocol.pairs import Pair, checked, read_pairs
-from adapedit.methods.settings import make_settings
+from adapedit.methods import make_settings
 from adapedit_kernels.errors import AdapEditError
 
 GOOD = {"source_prompt": "a red dog", "target_prompt": "a blue dog"}

@@ -15,7 +15,7 @@ from adapedit.evaluation.protocol.pairs import PairLine, read_pairs
 from adapedit.evaluation.protocol.run import run_pairs
 from adapedit.evaluation.protocol.scores import Protocol
 from adapedit.evaluation.store import StoreError
-from adapedit.methods.settings import make_settings
+from adapedit.methods import make_settings
 from adapedit_kernels.errors import AdapEditError
 from tests.evaluation.fake_pairs import SHIFTS, BrightnessMetric, PaintingEditor, base_grey, flat
 

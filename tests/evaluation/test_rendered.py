@@ -18,7 +18,7 @@ from adapedit.evaluation.scores import evaluate
 from adapedit.evaluation.sources import Rendered
 from adapedit.evaluation.suite import scene_suite
 from adapedit.inversion import make_inversion_settings
-from adapedit.methods.settings import make_settings
+from adapedit.methods import make_settings
 from adapedit.scenes.render import render
 from adapedit_kernels.errors import AdapEditError
 from tests.evaluation.fake_editor import DrawingEditor

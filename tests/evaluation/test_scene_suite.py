@@ -20,7 +20,7 @@ from adapedit.evaluation.judge import Judge
 from adapedit.evaluation.report import METRICS
 from adapedit.evaluation.studies import make_study
 from adapedit.evaluation.suite import scene_suite
-from adapedit.methods.settings import METHODS
+from adapedit.methods import METHODS
 from adapedit.model import load_model
 from adapedit.pipeline import AdapEditPipeline
 from adapedit.request import EditRequest

@@ -13,7 +13,7 @@ from adapedit.evaluation.scores import Score, evaluate
 from adapedit.evaluation.store import ScoreStore, StoreError, fingerprint
 from adapedit.evaluation.studies import ABLATIONS, SWEEPS, TITLES, WITH_BLEND, make_study
 from adapedit.evaluation.suite import scene_suite
-from adapedit.methods.settings import METHODS, make_settings
+from adapedit.methods import METHODS, make_settings
 from adapedit_kernels.errors import AdapEditError
 from tests.evaluation.fake_editor import DrawingEditor
 

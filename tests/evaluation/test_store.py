@@ -11,21 +11,16 @@ from typing import Any
 import pytest
 import torch
 
-from adapedit.editors import editing_runner
 from adapedit.evaluation import run as runs
 from adapedit.evaluation.protocol.run import run_pairs
 from adapedit.evaluation.run import run_study
-from adapedit.evaluation.scores import load_editors, settings_digest
 from adapedit.evaluation.store import ScoreStore, StoreError, about_model
 from adapedit.evaluation.studies import make_study
 from adapedit.evaluation.suite import scene_suite
-from adapedit.methods.settings import make_settings
-from adapedit.model import load_model
+from adapedit.methods import make_settings
 from tests.evaluation.fake_editor import DrawingEditor
 from tests.evaluation.fake_pairs import PaintingEditor
 from tests.evaluation.test_protocol import lines_of, protocol_of
-from tests.helpers.tiny_editor import save_tiny_editor
-from tests.helpers.tiny_model import save_tiny_model
 
 
 def with_facts(**changes: Any) -> Any:
@@ -100,23 +95,3 @@ def test_reports_say_what_edits_ran_with(tmp_path: Path, monkeypatch: pytest.Mon
     )
     found = run_pairs(painting, lines_of(tmp_path), protocol_of(methods=["plain", "sdedit"]), tmp_path / "b")
     assert (found["guidance_scale"], found["settings"]["sdedit"]["strength"]) == (2.0, 0.9)
-
-
-def test_digests_tell_the_weights_of_methods_with_a_unet_of_their_own(tmp_path: Path) -> None:
-    folder = save_tiny_editor(tmp_path / "editor")
-    pipe: Any = SimpleNamespace(model=load_model(save_tiny_model(tmp_path / "model")))
-    settings = make_settings("instruct-pix2pix", checkpoint=str(folder))
-
-    def digest() -> str:
-        pipe.model.editors.clear()
-        load_editors(
-            pipe, [settings, make_settings("plain"), make_settings("instruct-pix2pix", checkpoint="no")]
-        )
-        return settings_digest(pipe, settings)
-
-    before = digest()
-    assert digest() == before and list(pipe.model.editors) == [str(folder)]
-    unet: Any = editing_runner(str(folder), pipe.model).controlled.unet  # type: ignore[attr-defined]
-    unet.conv_in.bias.add_(0.01)
-    unet.save_pretrained(folder / "unet")
-    assert digest() != before

@@ -9,10 +9,9 @@ import torch
 from adapedit import AdapEditPipeline
 from adapedit.bundle import load_any, load_bundle
 from adapedit_engine.manifest import GraphSpec, TensorSpec
-from adapedit_engine.runners import RunnerError
-from adapedit_engine.runners.compiled import CompiledRunner, why_not
-from adapedit_engine.runners.registry import BUNDLE_RUNNERS, open_bundle_runner
-from adapedit_engine.runners.session import Buffers, check_call
+from adapedit_engine.runners import BUNDLE_RUNNERS, RunnerError, open_bundle_runner
+from adapedit_engine.runners.graphs import Buffers, check_call
+from adapedit_engine.runners.pytorch import CompiledRunner, why_not_compiled
 from tests.helpers.edits import LONGER, SOURCE, TARGET, grey_levels, request
 
 EDITS = [
@@ -20,7 +19,7 @@ EDITS = [
     request(method="prompt-to-prompt", cross_replace_steps=0.6),
     request(SOURCE, LONGER, method="prompt-to-prompt", local_blend=("small", "dog")),
     request(seed=3),
-    request(TARGET, LONGER, single_pass=True, lambda_s=0.9, lambda_spatial=0.8, steps=4),
+    request(TARGET, LONGER, lambda_s=0.9, lambda_spatial=0.8, steps=4),
 ]
 
 
@@ -120,7 +119,7 @@ def test_runners_of_checkpoints_and_of_bundles_are_told_apart(bundle, tiny_folde
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing where there is no GPU")
-@pytest.mark.parametrize("name", [name for name, kind in BUNDLE_RUNNERS.items() if kind.device == "cuda"])
+@pytest.mark.parametrize("name", [name for name in BUNDLE_RUNNERS if name != "onnxruntime"])
 def test_a_runner_that_needs_a_gpu_says_what_is_missing(bundle, name):
     message = f"runner '{name}' was asked for and can't run here: it needs an NVIDIA GPU .*pip install"
     with pytest.raises(RunnerError, match=message):
@@ -132,7 +131,9 @@ def test_a_runner_that_needs_a_gpu_says_what_is_missing(bundle, name):
     "backend",
     [
         "aot_eager",
-        pytest.param("inductor", marks=pytest.mark.skipif(why_not("cpu") is not None, reason="no g++")),
+        pytest.param(
+            "inductor", marks=pytest.mark.skipif(why_not_compiled("cpu") is not None, reason="no g++")
+        ),
     ],
 )
 def test_the_compiled_runner_edits_like_the_eager_one(tiny_folder, in_torch, backend):

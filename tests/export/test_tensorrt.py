@@ -15,8 +15,7 @@ from adapedit.cli.entry import run
 from adapedit_engine.bundle import GRAPHS, Bundle, BundleError
 from adapedit_engine.plan_files import PlanKey, find_plan, is_stale, read_plan, read_records
 from adapedit_engine.runners import RunnerError
-from adapedit_engine.runners.tensorrt import deserialise
-from adapedit_engine.runners.tensorrt_library import TensorRT, load, why_not
+from adapedit_engine.runners.tensorrt import TensorRT, deserialise, load, why_not_load
 from adapedit_export.options import ExportError
 from adapedit_export.tensorrt.build import (
     BuildOptions,
@@ -29,7 +28,7 @@ from adapedit_export.tensorrt.refit import refit_plan, refit_plans
 from adapedit_export.tensorrt.workloads import WORKLOADS, Workload, profiles_of, workload_of
 
 pytestmark = pytest.mark.skipif(
-    why_not("tensorrt-rtx") is not None, reason="TensorRT for RTX is not installed"
+    why_not_load("tensorrt-rtx") is not None, reason="TensorRT for RTX is not installed"
 )
 CAPABILITY = "8.9"
 SMALL = ("text_projection", "text_encoder")

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from adapedit import AdapEditPipeline
-from adapedit_engine.runners.bundle import BundleRunner
-from adapedit_engine.runners.registry import open_bundle_runner
+from adapedit_engine.runners import open_bundle_runner
+from adapedit_engine.runners.graphs import BundleRunner
 from tests.helpers.edits import request
 
 

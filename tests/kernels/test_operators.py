@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from adapedit_engine import Controls, GraphUNet, controlled_attention
-from adapedit_engine.runners.compiled import why_not
+from adapedit_engine import Controls, controlled_attention
+from adapedit_engine.runners.pytorch import why_not_compiled
 from adapedit_kernels import edited_attention, edited_attention_with_maps, guided_step
 from adapedit_kernels.edited_attention.operator import (
     edited_attention_maps_operator,
@@ -21,6 +21,7 @@ from adapedit_kernels.guided_step.operator import guided_step_operator
 from adapedit_kernels.spatial_similarity.operator import spatial_similarity_operator
 from adapedit_kernels.word_relation.operator import word_relation_operator
 from tests.engine.tiny import SIDE, TEXT, TOKENS, largest, noise, tiny_unet
+from tests.helpers.graph_unet import GraphUNet
 from tests.kernels.inputs import AttentionShape, attention_inputs, relation_inputs, step_inputs
 
 attention_module = importlib.import_module("adapedit_kernels.edited_attention")  # not the function
@@ -150,7 +151,7 @@ def test_a_unet_with_operators_compiles_and_exports_as_one_graph(operators_in_us
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(why_not("cpu") is not None, reason="inductor on the CPU needs a C++ compiler")
+@pytest.mark.skipif(why_not_compiled("cpu") is not None, reason="inductor on the CPU needs a C++ compiler")
 def test_a_unet_with_operators_is_generated_code_around_them(operators_in_use: None) -> None:
     """What functionalisation and code generation make of one accumulator that several operators add to."""
     with controlled_attention(tiny_unet(), map_divisor=1) as controlled, torch.no_grad():

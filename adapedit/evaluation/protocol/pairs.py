@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from adapedit.methods.settings import make_settings, one_line
+from adapedit.methods import make_settings, one_line
 from adapedit.request import EditRequest
 from adapedit_kernels.errors import AdapEditError
 

@@ -16,7 +16,7 @@ from adapedit.evaluation.protocol.paper import reference
 from adapedit.evaluation.protocol.pictures import PictureStore
 from adapedit.evaluation.protocol.report import Table, make_report, values
 from adapedit.evaluation.protocol.scores import Failure, PairScore, Protocol, run
-from adapedit.evaluation.scores import filled_settings, load_editors
+from adapedit.evaluation.scores import filled_settings
 from adapedit.evaluation.store import ScoreStore, about_model, write_whole
 from adapedit.metrics.pictures import COLUMNS
 from adapedit.prepare import refuse_unknown_words
@@ -60,7 +60,6 @@ def run_pairs(
         if line.pair is None
     ]
     good = [(line, line.pair) for line in lines if line.pair is not None]
-    load_editors(pipe, (pair.settings(one) for _, pair in good for one in protocol.variants.values()))
     keys = {
         (line.name, variant): (pair.digest, protocol.settings_digest(pipe, pair, variant), protocol.by)
         for line, pair in good

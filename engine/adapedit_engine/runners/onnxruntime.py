@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from adapedit_engine.bundle import Bundle
 from adapedit_engine.manifest import GraphSpec
-from adapedit_engine.runners import RunnerError
-from adapedit_engine.runners.session import DTYPES, Buffers, Session, check_call
-from adapedit_engine.runners.turns import OwnStream
+from adapedit_engine.runners.base import Capabilities, RunnerError
+from adapedit_engine.runners.graphs import DTYPES, Buffers, BundleRunner, OwnStream, check_call
 
 RTX_PACKAGE = "onnxruntime_ep_nv_tensorrt_rtx"
 RTX_PROVIDER = "NvTensorRTRTXExecutionProvider"
@@ -30,7 +29,12 @@ class Provider:
     name: str
     device: str
     install: str
-    cuda_graph: bool = False
+    capture: Literal["own", "none"] = "none"
+
+    @property
+    def cuda_graph(self) -> bool:
+        """Whether ONNX Runtime is asked to make CUDA graphs; TensorRT for RTX makes its own unasked."""
+        return self.capture == "own" and self.name != RTX_PROVIDER
 
 
 PROVIDERS = {
@@ -38,7 +42,7 @@ PROVIDERS = {
         name="CPUExecutionProvider", device="cpu", install="pip install 'adapedit[onnx]'"
     ),
     "onnxruntime-cuda": Provider(
-        name="CUDAExecutionProvider", device="cuda", install="pip install onnxruntime-gpu", cuda_graph=True
+        name="CUDAExecutionProvider", device="cuda", install="pip install onnxruntime-gpu", capture="own"
     ),
     "onnxruntime-tensorrt": Provider(
         name="TensorrtExecutionProvider",
@@ -49,6 +53,7 @@ PROVIDERS = {
         name=RTX_PROVIDER,
         device="cuda",
         install="pip install onnxruntime onnxruntime-ep-nv-tensorrt-rtx-cu13",
+        capture="own",
     ),
 }
 
@@ -71,10 +76,38 @@ def why_not(runner: str) -> str | None:
     return None
 
 
-def opener(bundle: Bundle, runner: str) -> Callable[[str], Session]:
-    """Loads graphs of `bundle` by the execution provider of `runner`."""
-    threads = torch.get_num_threads()
-    return lambda graph: OnnxRuntimeSession(bundle, graph, runner, threads=threads)
+def open_bundle(bundle: Bundle, runner: str) -> OnnxRuntimeRunner:
+    """A runner of this file over a bundle. The CPU gets as many threads as torch has now."""
+    return OnnxRuntimeRunner(bundle, runner)
+
+
+class OnnxRuntimeRunner(BundleRunner):
+    """Graphs of a bundle in ONNX Runtime, each in a session of its own."""
+
+    def __init__(self, bundle: Bundle, name: str) -> None:
+        provider, threads, rows = PROVIDERS[name], torch.get_num_threads(), bundle.manifest.rows
+        capabilities = Capabilities(
+            rows=None if rows is None else (rows,), all_controls=True, capture=provider.capture
+        )
+
+        def load(graph: str) -> OnnxRuntimeSession:
+            return OnnxRuntimeSession(bundle, graph, name, threads=threads)
+
+        super().__init__(bundle, name, load, provider.device, capabilities)
+
+    @contextmanager
+    def around(self) -> Iterator[None]:
+        """On the CPU torch gets one thread: its threads go on spinning after each small operation, on the cores that
+        the graph wants."""
+        before = torch.get_num_threads()
+        if self.device.type != "cpu" or before == 1:
+            yield
+            return
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
 
 class OnnxRuntimeSession:
@@ -197,10 +230,5 @@ def _rtx_devices(onnxruntime: Any) -> list[Any]:
     return there[:1]
 
 
-def _element_types() -> dict[torch.dtype, int]:
-    # Numbers of the ONNX tensor types: onnxruntime takes them in place of numpy's, which lack some.
-    numbers = {"float32": 1, "int64": 7, "float16": 10}
-    return {DTYPES[name]: number for name, number in numbers.items()}
-
-
-_ELEMENT = _element_types()
+# Numbers of the ONNX tensor types: onnxruntime takes them in place of numpy's, which lack some.
+_ELEMENT = {DTYPES[name]: number for name, number in {"float32": 1, "int64": 7, "float16": 10}.items()}

@@ -1,53 +1,46 @@
-"""The PyTorch runner: diffusers' UNet in eager mode, with keys and values projected once per prompt."""
+"""The PyTorch runners: diffusers' UNet as it is, and compiled."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager
+from importlib.util import find_spec
+from shutil import which
 from types import TracebackType
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from adapedit_engine.controls import CONTROL_NAMES, Controls
-from adapedit_engine.exchange import Exchange
-from adapedit_engine.packing import PackedWeights, can_pack
-from adapedit_engine.reuse import Reuse
-from adapedit_engine.runners import RunnerError
-from adapedit_engine.specs import ModelSpecs
-from adapedit_engine.unet import OUTPUT_NAMES, ControlledUNet
+from adapedit_engine.models.controls import CONTROL_NAMES, Controls
+from adapedit_engine.models.layers import ModelSpecs
+from adapedit_engine.models.unet import OUTPUT_NAMES, ControlledUNet
+from adapedit_engine.runners.base import Capabilities, RunnerError
 
 CALL_NAMES = ("sample", "timestep")
+MOST_SHAPES = 64
+"""Compilations of one process, by numbers of rows and sizes of pictures. PyTorch's own limit is 8."""
+COMPILED_ROWS = tuple(2**power for power in range(11))
 
 
 class PyTorchRunner:
     """Runs a diffusers UNet in place: same device, same dtype, own processors back after the `with` block."""
 
-    needs_all_controls = False
+    name = "pytorch"
 
-    def __init__(
-        self,
-        unet: nn.Module,
-        *,
-        map_divisor: int | None = None,
-        project_once: bool = True,
-        pack: bool = True,
-        static_steps: bool | None = None,
-    ) -> None:
-        """See `ControlledUNet`. `project_once=False` projects the prompt at every step, as diffusers does.
-
-        pack: on the CPU, keep weights packed for oneDNN as well, see `packing`.
-        static_steps: run edits by `StaticSteps`, as one CUDA graph a step; None: on CUDA. On the CPU the same without.
-        Raises `UnsupportedModelError` for a UNet that can't be controlled.
-        """
+    def __init__(self, unet: nn.Module, *, map_divisor: int | None = None) -> None:
+        """See `ControlledUNet`. Raises `UnsupportedModelError` for a UNet that can't be controlled."""
         self.controlled = ControlledUNet(unet, map_divisor=map_divisor)
-        self._project_once, self._static_steps = project_once, static_steps
-        self.kept_steps: Any = None
-        self._packed = PackedWeights(unet) if pack and can_pack(unet) else None
-        self._open: list[ExitStack] = []
+        layers = range(len(self.specs.cross_layers))
+        self._prompt = tuple((f"key_{i}", f"value_{i}") for i in layers)
+        self._wanted = (*CALL_NAMES, *(name for pair in self._prompt for name in pair))
+        self._open: list[AbstractContextManager[ControlledUNet]] = []
         self._opening = threading.Lock()
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(gradients=True, capture=self._capture)
 
     @property
     def specs(self) -> ModelSpecs:
@@ -62,15 +55,11 @@ class PyTorchRunner:
         return next(self.controlled.parameters()).dtype
 
     def __enter__(self) -> PyTorchRunner:
-        """Set the control processors, and packed weights where they help. May be nested, and by several threads."""
+        """Set the control processors. May be nested, and by several threads."""
         with self._opening:
-            stack = ExitStack()
-            if self._packed is not None:
-                stack.enter_context(self._packed.attached())
-            stack.enter_context(self.controlled.attached())
-            self._open.append(stack)
-        if self.kept_steps is not None:
-            self.kept_steps.reopened()
+            block = self.controlled.attached()
+            block.__enter__()
+            self._open.append(block)
         return self
 
     def __exit__(
@@ -80,98 +69,129 @@ class PyTorchRunner:
         traceback: TracebackType | None,
     ) -> None:
         with self._opening:
-            self._open.pop().close()
-
-    @property
-    def static_steps(self) -> bool:
-        """Whether edits run by `StaticSteps`, which are kept in `kept_steps`."""
-        return self.device.type == "cuda" if self._static_steps is None else self._static_steps
+            self._open.pop().__exit__(None, None, None)
 
     @torch.inference_mode()
     def condition(self, encoder_hidden_states: Tensor) -> dict[str, Tensor]:
-        """`{"key_0": [rows, N, channels], "value_0": ..., "key_1": ...}`, or the hidden states."""
-        hidden_states = encoder_hidden_states.to(self.device, self.dtype)
-        if not self._project_once:
-            return {"encoder_hidden_states": hidden_states}
-        named = {}
-        for i, (key, value) in enumerate(self.controlled.project(hidden_states)):
-            named[f"key_{i}"], named[f"value_{i}"] = key, value
-        return named
+        """`{"key_0": [rows, N, channels], "value_0": ..., "key_1": ...}`."""
+        pairs = self.controlled.project(encoder_hidden_states.to(self.device, self.dtype))
+        return {
+            name: tensor
+            for names, pair in zip(self._prompt, pairs, strict=True)
+            for name, tensor in zip(names, pair, strict=True)
+        }
 
     @torch.inference_mode()
-    def infer(self, inputs: Mapping[str, Tensor], outputs: Sequence[str] | None = None) -> dict[str, Tensor]:
-        """See `Runner.infer`. Raises `RunnerError` for unknown names, `ControlError` for wrong shapes."""
-        return self._infer(inputs, outputs, None)
-
-    @property
-    def supports_replay(self) -> bool:
-        """Whether `infer_with` works: whether sources can be recorded and replayed."""
-        return self._project_once
-
-    @torch.inference_mode()
-    def infer_with(
-        self, inputs: Mapping[str, Tensor], outputs: Sequence[str] | None, exchange: Exchange
-    ) -> dict[str, Tensor]:
-        """As `infer`, beside rows of earlier calls, or keeping some for later ones."""
-        return self._infer(inputs, outputs, exchange)
-
-    supports_reuse = True
-    """Whether `infer_reusing` works."""
-
-    @torch.inference_mode()
-    def infer_reusing(
-        self, inputs: Mapping[str, Tensor], outputs: Sequence[str] | None, reuse: Reuse
-    ) -> dict[str, Tensor]:
-        """As `infer`, on what earlier steps kept, or keeping some for later ones."""
-        return self._infer(inputs, outputs, None, reuse)
-
-    def _infer(
+    def infer(
         self,
         inputs: Mapping[str, Tensor],
-        outputs: Sequence[str] | None,
-        exchange: Exchange | None,
-        reuse: Reuse | None = None,
+        outputs: Sequence[str] | None = None,
+        *,
+        self_layers: Mapping[str, tuple[int, ...]] | None = None,
     ) -> dict[str, Tensor]:
-        wanted = OUTPUT_NAMES if outputs is None else tuple(outputs)
-        self._check(inputs, wanted)
-        projected = None
-        if "key_0" in inputs:
-            layers = range(len(self.specs.cross_layers))
-            projected = [(inputs[f"key_{i}"], inputs[f"value_{i}"]) for i in layers]
+        """See `Runner.infer`. Raises `RunnerError` for unknown names, `ControlError` for wrong shapes."""
+        wanted = self._check(inputs, outputs)
         output = self.controlled(
             inputs["sample"],
             inputs["timestep"],
-            inputs.get("encoder_hidden_states"),
-            Controls.from_dict(inputs),
-            projected=projected,
-            capture=wanted != ("noise_pred",),
-            exchange=exchange,
-            reuse=reuse,
+            controls=Controls.from_dict(inputs),
+            projected=self._projected(inputs),
+            capture=wanted != OUTPUT_NAMES[:1],
+            self_layers=self_layers,
         )
         return {name: getattr(output, name) for name in wanted}
 
-    def check_open(self) -> None:
-        """Raise `RunnerError` outside of the `with` block."""
-        if not self._open:
-            raise RunnerError("the PyTorch runner is closed: use it inside `with runner:`")
+    @property
+    def _capture(self) -> Literal["step", "none"]:
+        return "step" if self.device.type == "cuda" else "none"
 
-    def _check(self, inputs: Mapping[str, Tensor], wanted: Sequence[str]) -> None:
-        self.check_open()
-        unknown = [name for name in wanted if name not in OUTPUT_NAMES]
-        if unknown:
-            raise RunnerError(f"there is no output {unknown[0]!r}; wanted of {', '.join(OUTPUT_NAMES)}")
-        missing = [name for name in CALL_NAMES if name not in inputs]
-        if missing:
-            raise RunnerError(f"input {missing[0]!r} is missing")
-        if "key_0" in inputs:
-            prompt = [f"{kind}_{i}" for i in range(len(self.specs.cross_layers)) for kind in ("key", "value")]
-        else:
-            prompt = ["encoder_hidden_states"]
-        missing = [name for name in prompt if name not in inputs]
-        if missing:
-            raise RunnerError(f"input {missing[0]!r} is missing: feed what condition() returns")
-        unknown = [name for name in inputs if name not in (*CALL_NAMES, *prompt, *CONTROL_NAMES)]
-        if unknown:
-            raise RunnerError(
-                f"there is no input {unknown[0]!r}; known: {', '.join((*CALL_NAMES, *CONTROL_NAMES))}"
+    def _projected(self, inputs: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
+        return [(inputs[key], inputs[value]) for key, value in self._prompt]
+
+    def _check(self, inputs: Mapping[str, Tensor], outputs: Sequence[str] | None) -> tuple[str, ...]:
+        """The outputs wanted."""
+        if not self._open:
+            raise RunnerError(f"runner {self.name!r} is closed: use it inside `with runner:`")
+        wanted = OUTPUT_NAMES if outputs is None else tuple(outputs)
+        for name in wanted:
+            if name not in OUTPUT_NAMES:
+                raise RunnerError(f"there is no output {name!r}; wanted of {', '.join(OUTPUT_NAMES)}")
+        for name in self._wanted:
+            if name not in inputs:
+                hint = "" if name in CALL_NAMES else ": feed what condition() returns"
+                raise RunnerError(f"input {name!r} is missing{hint}")
+        for name in inputs:
+            if name not in self._wanted and name not in CONTROL_NAMES:
+                known = ", ".join((*CALL_NAMES, *CONTROL_NAMES))
+                raise RunnerError(f"there is no input {name!r}; known: {known}, and what condition() returns")
+        return wanted
+
+
+class CompiledRunner(PyTorchRunner):
+    """As `PyTorchRunner`, compiled at the first call of each number of rows, which takes a minute or more.
+
+    Wants every control in every call, so that there is one graph and not one for each set of them.
+    """
+
+    name = "pytorch-compiled"
+
+    def __init__(self, unet: nn.Module, *, map_divisor: int | None = None, backend: str = "inductor") -> None:
+        """backend: of torch.compile. Raises `RunnerError` where it can't work on the UNet's device."""
+        super().__init__(unet, map_divisor=map_divisor)
+        reason = why_not_compiled(self.device) if backend == "inductor" else None
+        if reason is not None:
+            raise RunnerError(f"runner {self.name!r} was asked for and can't run here: it {reason}")
+        self._compiled = torch.compile(self._predict, fullgraph=True, dynamic=False, backend=backend)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(rows=COMPILED_ROWS, all_controls=True, gradients=True, capture=self._capture)
+
+    @torch.inference_mode()
+    def infer(
+        self,
+        inputs: Mapping[str, Tensor],
+        outputs: Sequence[str] | None = None,
+        *,
+        self_layers: Mapping[str, tuple[int, ...]] | None = None,
+    ) -> dict[str, Tensor]:
+        """See `Runner.infer`. All outputs are computed, so that there is one graph."""
+        wanted = self._check(inputs, outputs)
+        inputs = _alike(inputs)
+        with torch._dynamo.config.patch(recompile_limit=MOST_SHAPES):
+            results = self._compiled(
+                inputs["sample"], inputs["timestep"], Controls.from_dict(inputs), self._projected(inputs)
             )
+        named = dict(zip(OUTPUT_NAMES, results, strict=True))
+        return {name: tensor for name in wanted if (tensor := named[name]) is not None}
+
+    def _predict(
+        self, sample: Tensor, timestep: Tensor, controls: Controls, projected: list[tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        noise_pred, maps, features = self.controlled(sample, timestep, controls=controls, projected=projected)
+        return noise_pred, maps, features
+
+
+def why_not_compiled(device: torch.device | str) -> str | None:
+    """What keeps torch.compile from working on `device`, and how to mend it; None where nothing does."""
+    if torch.device(device).type == "cuda":
+        missing = find_spec("triton") is None
+        return "needs the package triton; pip install 'adapedit[gpu]'" if missing else None
+    if which("g++") is None and which("clang++") is None:
+        return "needs a C++ compiler on the CPU; install g++"
+    return None
+
+
+def _alike(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inputs without what an edit's method makes of them besides their values.
+
+    A compilation holds for tensors that lie as its own did in memory, were or were not made in inference mode, and are
+    or are not one and the same. So each is contiguous here, made in inference mode, and itself alone.
+    """
+    alike: dict[str, Tensor] = {}
+    for name, tensor in inputs.items():
+        tensor = tensor.contiguous()
+        if not tensor.is_inference() or any(tensor is other for other in alike.values()):
+            tensor = tensor.clone()
+        alike[name] = tensor
+    return alike

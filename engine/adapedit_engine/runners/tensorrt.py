@@ -5,23 +5,167 @@ Not run where this was written, which had no GPU: names and arguments were check
 
 from __future__ import annotations
 
+import ctypes
+import importlib
+import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from adapedit_engine.bundle import PLANS_FOLDER, PLUGIN_GRAPH, Bundle
-from adapedit_engine.manifest import GraphSpec
-from adapedit_engine.plan_files import PlanRecord, find_plan, has_plan, read_plan
-from adapedit_engine.runners import RunnerError
-from adapedit_engine.runners import tensorrt_library as library
-from adapedit_engine.runners.session import Buffers, Session, check_call
-from adapedit_engine.runners.tensorrt_engine import check_engine
-from adapedit_engine.runners.tensorrt_library import Messages, TensorRT
-from adapedit_engine.runners.turns import OwnStream
+from adapedit_engine.bundle import PLANS_FOLDER, Bundle
+from adapedit_engine.manifest import GraphSpec, TensorSpec
+from adapedit_engine.plan_files import PlanKey, PlanRecord, find_plan, read_plan
+from adapedit_engine.runners.base import Capabilities, RunnerError
+from adapedit_engine.runners.graphs import Buffers, BundleRunner, OwnStream, check_call
 
-RUNNERS = tuple(library.FLAVOURS)
+RTX_BINDINGS = "tensorrt_rtx_bindings"
+RTX_LIBRARIES = "onnxruntime_ep_nv_tensorrt_rtx"
+PRELOAD = ("libcudart.so.*", "libtensorrt_rtx.so.*", "libtensorrt_onnxparser_rtx.so.*")
+# A plan tells this only where it can be loaded, which takes a GPU; the builder says it anywhere.
+ACTIVATION = re.compile(r"Total Activation Memory: (\d+) bytes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flavour:
+    """builds: whether plans can be built with it, or only run."""
+
+    modules: tuple[str, ...]
+    builds: bool
+    install: str
+
+
+FLAVOURS = {
+    "tensorrt": Flavour(modules=("tensorrt",), builds=True, install="pip install tensorrt"),
+    "tensorrt-rtx": Flavour(
+        modules=("tensorrt_rtx", RTX_BINDINGS), builds=True, install="pip install 'adapedit[tensorrt-rtx]'"
+    ),
+    "tensorrt-lean": Flavour(
+        modules=("tensorrt_lean",), builds=False, install="pip install tensorrt-lean-cu13"
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorRT:
+    """A loaded library: `module` has TensorRT's Python API."""
+
+    flavour: str
+    module: Any
+    version: str
+
+    @property
+    def builds_without_gpu(self) -> bool:
+        """Whether plans for a named compute capability can be built where no GPU is."""
+        return self.flavour == "tensorrt-rtx"
+
+    @property
+    def family(self) -> str:
+        """Whose plans it runs: the lean runtime runs those of the full library."""
+        return "tensorrt" if self.flavour == "tensorrt-lean" else self.flavour
+
+
+def why_not_load(flavour: str) -> str | None:
+    """What keeps a flavour from loading, and how to mend it; None where nothing does."""
+    kind = FLAVOURS[flavour]
+    if not any(find_spec(name) is not None for name in kind.modules):
+        return f"needs the package {kind.modules[0]}; {kind.install}"
+    try:
+        load(flavour)
+    except RunnerError as error:
+        return str(error)
+    return None
+
+
+@lru_cache
+def load(flavour: str) -> TensorRT:
+    """Import a flavour. Raises `RunnerError` where it is not installed or its libraries do not load."""
+    kind = FLAVOURS.get(flavour)
+    if kind is None:
+        raise RunnerError(f"there is no TensorRT {flavour!r}; use one of: {', '.join(FLAVOURS)}")
+    for name in kind.modules:
+        if find_spec(name) is None:
+            continue
+        try:
+            if name == RTX_BINDINGS:
+                _preload_rtx()
+            module = importlib.import_module(name)
+        except (ImportError, OSError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise RunnerError(f"{name} is installed but does not load ({reason}); {kind.install}") from error
+        return TensorRT(flavour=flavour, module=module, version=module.__version__)
+    raise RunnerError(f"{flavour} is not installed; {kind.install}")
+
+
+def load_builder() -> TensorRT:
+    """The first flavour that is installed and builds plans: the full library before RTX."""
+    for flavour, kind in FLAVOURS.items():
+        if kind.builds and any(find_spec(name) is not None for name in kind.modules):
+            return load(flavour)
+    hints = " or ".join(kind.install for kind in FLAVOURS.values() if kind.builds)
+    raise RunnerError(f"no TensorRT that builds plans is installed; {hints}")
+
+
+def _preload_rtx() -> None:
+    # The bindings name libraries that they do not carry; ONNX Runtime's plug-in does, and does not put them
+    # where the loader looks. Order matters: each needs the one before it.
+    found = find_spec(RTX_LIBRARIES)
+    if found is None or not found.submodule_search_locations:
+        raise ImportError(f"the libraries are in the package {RTX_LIBRARIES.replace('_', '-')}-cu13")
+    folder = Path(next(iter(found.submodule_search_locations)))
+    for pattern in PRELOAD:
+        files = sorted(folder.glob(pattern))
+        if not files:
+            raise ImportError(f"{folder} has no {pattern}")
+        ctypes.CDLL(str(files[-1]), mode=ctypes.RTLD_GLOBAL)
+
+
+class Messages:
+    """What a library says from now on, so that an error can name its cause."""
+
+    def __init__(self, tensorrt: TensorRT) -> None:
+        self._said: list[str] = []
+        self._memory = 0
+        self.logger, listener = _logger(tensorrt)
+        listener[:] = [self._hear]
+
+    def first(self, otherwise: str = "no reason was given") -> str:
+        """The first error, in a line of moderate length."""
+        return self._said[0][:400] if self._said else otherwise
+
+    @property
+    def activation_bytes(self) -> int:
+        """Device memory for what lies between the layers, of the largest profile, as the builder planned it."""
+        return self._memory
+
+    def _hear(self, serious: bool, message: str) -> None:
+        if serious:
+            self._said.append(" ".join(message.split()))
+        elif found := ACTIVATION.search(message):
+            self._memory = max(self._memory, int(found[1]))
+
+
+@lru_cache
+def _logger(tensorrt: TensorRT) -> tuple[Any, list[Callable[[bool, str], None]]]:
+    # One for the life of the process: TensorRT keeps the first logger that it is given and ignores all others.
+    trt: Any = tensorrt.module
+    errors = (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR)
+    listener: list[Callable[[bool, str], None]] = []
+
+    class Log(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            for hear in listener:
+                hear(severity in errors, message)
+
+    return Log(), listener
 
 
 def why_not(runner: str) -> str | None:
@@ -29,29 +173,42 @@ def why_not(runner: str) -> str | None:
     if not torch.cuda.is_available():
         return (
             "needs an NVIDIA GPU and a CUDA build of torch, which are not here; "
-            f"then {library.FLAVOURS[runner].install}"
+            f"then {FLAVOURS[runner].install}"
         )
-    return library.why_not(runner)
+    return why_not_load(runner)
 
 
-def opener(bundle: Bundle, runner: str) -> Callable[[str], Session]:
-    """Loads graphs of `bundle` from the plans that were built for this library and GPU."""
-    tensorrt = library.load(runner)
+def open_bundle(bundle: Bundle, runner: str) -> BundleRunner:
+    """A runner over the plans of a bundle that were built for this library and GPU.
+
+    Raises `BundleError` where there is none of the UNet.
+    """
+    tensorrt = load(runner)
     major, minor = torch.cuda.get_device_capability()
 
-    library_and_gpu = {
-        "family": tensorrt.family,
-        "version": tensorrt.version,
-        "compute_capability": f"{major}.{minor}",
-    }
+    def find(graph: str) -> PlanRecord:
+        return find_plan(
+            bundle,
+            graph,
+            family=tensorrt.family,
+            version=tensorrt.version,
+            compute_capability=f"{major}.{minor}",
+        )
 
-    def open_graph(graph: str) -> Session:
-        # A plan with the plug-in carries the kernel itself, and who built one wants it used.
-        if graph == "unet" and has_plan(bundle, PLUGIN_GRAPH, **library_and_gpu):
-            graph = PLUGIN_GRAPH
-        return TensorRTSession(bundle, find_plan(bundle, graph, **library_and_gpu), tensorrt)
+    capabilities = Capabilities(
+        rows=rows_of(find("unet").key),
+        all_controls=True,
+        capture="own" if runner == "tensorrt-rtx" else "step",
+    )
+    return BundleRunner(
+        bundle, runner, lambda graph: TensorRTSession(bundle, find(graph), tensorrt), "cuda", capabilities
+    )
 
-    return open_graph
+
+def rows_of(key: PlanKey) -> tuple[int, ...]:
+    """The numbers of rows that some profile of a UNet's plan takes, ascending."""
+    ranges = [(low[0], high[0]) for low, _, high in (profile["sample"] for profile in key.profiles)]
+    return tuple(sorted({rows for low, high in ranges for rows in range(low, high + 1)}))
 
 
 def deserialise(tensorrt: TensorRT, plan: bytes, name: str) -> Any:
@@ -144,3 +301,54 @@ class TensorRTSession:
         config.set_runtime_cache(self._cache)
         config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         return self._engine.create_execution_context(config)
+
+
+NAMES = {"FLOAT": "float32", "HALF": "float16", "INT64": "int64"}
+"""TensorRT's names to the manifest's."""
+
+
+def difference(wanted: TensorSpec, dtype: Any, shape: Sequence[int], is_output: bool) -> str | None:
+    """TensorRT's dtype and shape of a tensor in words, where they are not the manifest's; None where they are.
+
+    Sides that are open are -1 there. Those of outputs may be open where the exporter could tell their size.
+    """
+    name, sides = NAMES.get(dtype.name, dtype.name), tuple(shape)
+    closed = tuple(side if isinstance(side, int) else -1 for side in wanted.shape)
+    fits = len(sides) == len(closed) and all(
+        got == side or (got == -1 and is_output) for got, side in zip(sides, closed, strict=True)
+    )
+    return None if name == wanted.dtype and fits else f"{name} {sides}"
+
+
+def check_engine(engine: Any, spec: GraphSpec, record: PlanRecord) -> None:
+    """Raise `RunnerError` unless inputs, outputs and profiles are those of the manifest and of the record."""
+    seen = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+    for kind, mode in (("inputs", "INPUT"), ("outputs", "OUTPUT")):
+        there = {name for name in seen if engine.get_tensor_mode(name).name == mode}
+        wanted = {tensor.name: tensor for tensor in getattr(spec, kind)}
+        if there != set(wanted):
+            raise _other(record, f"has the {kind} {_named(there)}", _named(wanted))
+        for name, tensor in wanted.items():
+            found = difference(
+                tensor, engine.get_tensor_dtype(name), engine.get_tensor_shape(name), kind == "outputs"
+            )
+            if found is not None:
+                raise _other(record, f"has {name} as {found}", f"{tensor.dtype} {tuple(tensor.shape)}")
+    profiles = record.key.profiles
+    if engine.num_optimization_profiles != len(profiles):
+        raise _other(record, f"has {engine.num_optimization_profiles} profiles", str(len(profiles)))
+    for index, profile in enumerate(profiles):
+        for name, shapes in profile.items():
+            got = tuple(tuple(shape) for shape in engine.get_tensor_profile_shape(name, index))
+            if got != tuple(tuple(shape) for shape in shapes):
+                raise _other(record, f"takes {name} in profile {index} as {got}", str(shapes))
+
+
+def _named(names: Any) -> str:
+    return ", ".join(sorted(names)) or "none"
+
+
+def _other(record: PlanRecord, found: str, wanted: str) -> RunnerError:
+    return RunnerError(
+        f"plan {record.file_name} {found}, wanted {wanted}: it is of another graph; build it again: adapedit build"
+    )

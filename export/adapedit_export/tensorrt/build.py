@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,6 @@ import torch
 from adapedit_engine.bundle import (
     GRAPHS,
     PLANS_FOLDER,
-    PLUGIN_GRAPH,
     Bundle,
     BundleError,
     FileSpec,
@@ -26,9 +22,8 @@ from adapedit_engine.bundle import (
     sha256_of,
 )
 from adapedit_engine.plan_files import PlanKey, PlanRecord, read_records, write_record
-from adapedit_engine.runners.tensorrt_library import Messages, TensorRT
+from adapedit_engine.runners.tensorrt import Messages, TensorRT
 from adapedit_export.options import ExportError
-from adapedit_export.tensorrt import plugin
 from adapedit_export.tensorrt.network import add_profiles, check_network, parse
 from adapedit_export.tensorrt.workloads import Workload, profiles_of
 
@@ -38,15 +33,11 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
-    """compute_capability: "8.0", "8.9", ...; None: that of the GPU here. refit: leave the weights exchangeable.
-
-    plugin: build the UNet from the graph that takes the project's plug-in, which full TensorRT alone can do.
-    """
+    """compute_capability: "8.0", "8.9", ...; None: that of the GPU here. refit: leave the weights exchangeable."""
 
     workload: Workload
     compute_capability: str | None = None
     refit: bool = False
-    plugin: bool = False
     graphs: Sequence[str] = GRAPHS
 
 
@@ -63,11 +54,8 @@ def build_plans(
         raise ExportError(
             "--refit needs an NVIDIA GPU where the plan is built, and none is here; build without it"
         )
-    if options.plugin:
-        use_plugin(bundle, tensorrt, capability)
     records = []
     for graph in options.graphs:
-        graph = PLUGIN_GRAPH if options.plugin and graph == "unet" else graph
         profiles = profiles_of(graph, bundle.graph(graph), options.workload)
         key = PlanKey(
             graph=graph,
@@ -178,26 +166,6 @@ def configure(tensorrt: TensorRT, config: Any, key: PlanKey) -> None:
         config.set_compute_capability(getattr(trt.ComputeCapability, name), 0)
     if key.refit:
         config.set_flag(trt.BuilderFlag.REFIT)
-
-
-def use_plugin(bundle: Bundle, tensorrt: TensorRT, capability: str) -> None:
-    """Make the plug-in of edited cross-attention known. Raises `ExportError` where it can't be used."""
-    if tensorrt.flavour != "tensorrt":
-        raise ExportError(
-            f"the plug-in is for full TensorRT, this is {tensorrt.flavour}; build without --plugin: "
-            "the plain graph needs none"
-        )
-    if PLUGIN_GRAPH not in bundle.manifest.graphs:
-        raise ExportError(f"{bundle.folder} has no graph for the plug-in; export it with --plugin")
-    if find_spec("triton") is None:
-        raise ExportError("the plug-in's kernel is compiled by Triton; pip install 'adapedit[gpu]'")
-    _register(tensorrt.module, int(capability.replace(".", "")))
-
-
-@lru_cache
-def _register(trt: Any, capability: int) -> None:
-    # Once in a process: TensorRT refuses a name that it knows.
-    plugin.register(trt, importlib.import_module(f"{trt.__name__}.plugin"), capability=capability)
 
 
 def _existing(bundle: Bundle, key: PlanKey) -> PlanRecord | None:

@@ -7,8 +7,7 @@ from typing import Any
 
 from adapedit_engine.manifest import GraphSpec
 from adapedit_engine.plan_files import Shapes
-from adapedit_engine.runners.tensorrt_engine import difference
-from adapedit_engine.runners.tensorrt_library import Messages, TensorRT
+from adapedit_engine.runners.tensorrt import Messages, TensorRT, difference
 from adapedit_export.options import ExportError
 
 

@@ -10,8 +10,7 @@ import torch
 from adapedit_engine.bundle import PLANS_FOLDER, Bundle, FileSpec, sha256_of
 from adapedit_engine.plan_files import PlanRecord, is_stale, read_plan, read_records, write_record
 from adapedit_engine.runners import RunnerError
-from adapedit_engine.runners.tensorrt import deserialise
-from adapedit_engine.runners.tensorrt_library import Messages, TensorRT
+from adapedit_engine.runners.tensorrt import Messages, TensorRT, deserialise
 from adapedit_export.options import ExportError
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from adapedit_engine.bundle import PLUGIN_GRAPH
 from adapedit_engine.manifest import GraphSpec, TensorSpec
 from adapedit_engine.plan_files import Shapes
 from adapedit_export.options import ExportError
@@ -47,7 +46,7 @@ def workload_of(name: str) -> Workload:
 
 def profiles_of(graph: str, spec: GraphSpec, workload: Workload) -> tuple[dict[str, Shapes], ...]:
     """Shapes of every input in each profile. Graphs other than the UNet run one picture or prompt at a time."""
-    ranges = workload.ranges() if graph in ("unet", PLUGIN_GRAPH) else ((1, 1, SMALL_GRAPHS_MOST),)
+    ranges = workload.ranges() if graph == "unet" else ((1, 1, SMALL_GRAPHS_MOST),)
     if all(isinstance(side, int) for tensor in spec.inputs for side in tensor.shape):
         ranges = ranges[:1]
     return tuple({tensor.name: _shapes(tensor, sizes) for tensor in spec.inputs} for sizes in ranges)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
-from adapedit_kernels.aot.compiling import Binary, compile_all
-from adapedit_kernels.aot.embedding import report, write_sources
+from adapedit_kernels.aot.compile import Binary, compile_all
+from adapedit_kernels.aot.embed import write_sources
 from adapedit_kernels.aot.variants import TARGETS, all_variants, few_variants
 
 
@@ -44,6 +45,26 @@ def main() -> int:
     if spilling:
         print("bytes spilled, where none may be: " + "; ".join(spilling), file=sys.stderr)
     return 1 if spilling else 0
+
+
+def report(binaries: Iterable[Binary]) -> str:
+    """A Markdown table, a line a variant: registers / shared memory / spilled bytes for each target."""
+    lines: dict[tuple[str, int], dict[int, Binary]] = {}
+    for binary in binaries:
+        lines.setdefault((binary.variant.name, binary.variant.block), {})[binary.target] = binary
+    targets = sorted({target for line in lines.values() for target in line})
+    text = ["| variant | block | warps | " + " | ".join(f"sm_{target}" for target in targets) + " |"]
+    text.append("|---|" + "---:|" * (len(targets) + 2))
+    for (name, block), line in lines.items():
+        cells = [
+            f"{line[target].registers} / {line[target].shared} / {line[target].spilled}"
+            if target in line
+            else "-"
+            for target in targets
+        ]
+        warps = next(iter(line.values())).num_warps
+        text.append(f"| `{name}` | {block} | {warps} | {' | '.join(cells)} |")
+    return "\n".join(text)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,10 @@ from typing import Any
 
 import torch
 
-from adapedit_kernels.edited_attention.tiles import choose_tile
-from adapedit_kernels.edited_attention.triton import edited_attention_kernel
+from adapedit_kernels.edited_attention.triton import choose_tile, edited_attention_kernel
 from adapedit_kernels.guided_step.triton import guided_step_kernel
-from adapedit_kernels.spatial_similarity.triton import mean_kernel, resize_kernel, similarity_kernel
+from adapedit_kernels.spatial_similarity.triton import mean_kernel, similarity_kernel
 from adapedit_kernels.word_relation.triton import embed_kernel, finish_kernel, relate_kernel
-
-__all__ = ["DTYPES", "HEAD_WIDTHS", "KERNELS", "TARGETS", "TOKENS", "Variant", "all_variants", "few_variants"]
 
 TARGETS = (80, 86, 89, 90, 100, 120)
 HEAD_WIDTHS = (40, 64, 80, 160)
@@ -28,7 +25,6 @@ KERNELS: Mapping[str, Any] = {
         guided_step_kernel,
         mean_kernel,
         similarity_kernel,
-        resize_kernel,
         embed_kernel,
         relate_kernel,
         finish_kernel,
@@ -37,7 +33,8 @@ KERNELS: Mapping[str, Any] = {
 
 _TRITON_NAMES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 _INTEGER_POINTERS = {"source_row", "guidance_rows", "blend_source", "word_of_token"}
-_FLOATS = {"exponent_scale", "map_scale", "threshold", "temperature"}
+_BOOL_POINTERS = {"key_tokens", "relative", "centre", "released"}
+_FLOATS = {"exponent_scale", "map_scale"}
 _STRIDE_UNIT = 8  # elements; half-precision rows then load 16 bytes at a time
 _MANY_PIXELS, _FEW_PIXELS = 1024, 1  # the two sides of the border in choose_tile
 
@@ -48,9 +45,7 @@ class Variant:
 
     name: str
     kernel: str
-    dtypes: Mapping[str, str] = field(
-        default_factory=dict
-    )  # argument -> dtype, where it is not the usual one
+    dtypes: Mapping[str, str] = field(default_factory=dict)  # of arguments whose dtype is not the usual one
     constants: Mapping[str, int | bool] = field(default_factory=dict)
     aligned: tuple[str, ...] = ()  # arguments that must be multiples of 16 bytes
     block: int  # values, pixels or channels that a program takes along the first grid axis
@@ -73,7 +68,7 @@ class Variant:
             return "*" + _TRITON_NAMES[self.dtypes[argument]]
         if argument in _INTEGER_POINTERS:
             return "*i64"
-        if argument == "key_tokens":
+        if argument in _BOOL_POINTERS:
             return "*i1"
         if argument in _FLOATS:
             return "fp32"
@@ -82,8 +77,8 @@ class Variant:
 
 _FLOAT_POINTERS = set(
     "token_map own_weight spatial_weight spatial_map map_sum guidance_weights sample_weight output_weight "
-    "noise_weight blend_mask mean key_embedding lambda_spatial small out maps features embedding lambda_tau "
-    "relation word_steps word_share default_steps".split()
+    "noise_weight blend_mask mean key_embedding lambda_spatial out maps features embedding lambda_tau threshold "
+    "temperature relation word_steps word_share default_steps".split()
 )
 
 
@@ -107,11 +102,10 @@ def few_variants() -> tuple[Variant, ...]:
         ("guided_step.float32.noise.blend", 0),
         ("mean.float16", 0),
         ("mean.float32", 0),
-        ("similarity.float16.centre", 0),
-        ("similarity.float32.centre", 0),
-        ("resize", 0),
-        ("embed.relative.sum.centre", 0),
-        ("relate.paper", 0),
+        ("similarity.float16", 0),
+        ("similarity.float32", 0),
+        ("embed", 0),
+        ("relate", 0),
         ("finish", 0),
     }
     few = tuple(variant for variant in all_variants() if (variant.name, variant.pixels_from) in wanted)
@@ -129,14 +123,8 @@ def _attention() -> Iterator[Variant]:
                     for pixels in (_MANY_PIXELS, _FEW_PIXELS)
                 }
                 for tile, pixels in tiles.items():
-                    constants = {
-                        "WIDTH": width,
-                        "BLOCK_N": TOKENS,
-                        "EDITED": edited,
-                        "MAPS": maps,
-                        "STRIDE_UNIT": _STRIDE_UNIT,
-                        **tile._asdict(),
-                    }
+                    constants = {"WIDTH": width, "BLOCK_N": TOKENS, "EDITED": edited, "MAPS": maps}
+                    constants |= {"STRIDE_UNIT": _STRIDE_UNIT, **tile._asdict()}
                     num_warps = constants.pop("num_warps")
                     name = f"edited_attention.{dtype}.w{width}.{'edited' if edited else 'plain'}"
                     yield Variant(
@@ -165,40 +153,20 @@ def _steps() -> Iterator[Variant]:
 
 
 def _similarities() -> Iterator[Variant]:
-    blocks = {"BLOCK_P": 32, "BLOCK_V": 64}
+    constants = {"BLOCK_P": 32, "BLOCK_V": 64}
     for dtype in DTYPES:
-        features = {"features": dtype}
-        yield Variant(name=f"mean.{dtype}", kernel="mean_kernel", dtypes=features, constants=blocks, block=64)
-        for centre in (False, True):
+        for name, block in (("mean", 64), ("similarity", 32)):
             yield Variant(
-                name=f"similarity.{dtype}" + ".centre" * centre,
-                kernel="similarity_kernel",
-                dtypes=features,
-                constants={**blocks, "CENTRE": centre},
-                block=32,
+                name=f"{name}.{dtype}",
+                kernel=f"{name}_kernel",
+                dtypes={"features": dtype},
+                constants=constants,
+                block=block,
             )
-    yield Variant(name="resize", kernel="resize_kernel", constants={"BLOCK": 256}, block=256)
 
 
 def _relations() -> Iterator[Variant]:
     blocks = {"BLOCK_N": TOKENS, "BLOCK_V": 32}
-    for relative in (False, True):
-        for softmax in (False, True):
-            for centre in (False, True):
-                threshold, normalise = "relative" if relative else "absolute", "softmax" if softmax else "sum"
-                yield Variant(
-                    name=f"embed.{threshold}.{normalise}" + ".centre" * centre,
-                    kernel="embed_kernel",
-                    constants={
-                        **blocks,
-                        "BLOCK_P": 16,
-                        "RELATIVE": relative,
-                        "SOFTMAX": softmax,
-                        "CENTRE": centre,
-                    },
-                    block=32,
-                )
-    for paper in (False, True):
-        name = "relate.paper" if paper else "relate.released"
-        yield Variant(name=name, kernel="relate_kernel", constants={**blocks, "PAPER": paper}, block=1)
+    yield Variant(name="embed", kernel="embed_kernel", constants={**blocks, "BLOCK_P": 16}, block=32)
+    yield Variant(name="relate", kernel="relate_kernel", constants=blocks, block=1)
     yield Variant(name="finish", kernel="finish_kernel", constants={"BLOCK_N": TOKENS}, block=1, num_warps=1)

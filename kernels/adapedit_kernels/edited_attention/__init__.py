@@ -1,20 +1,44 @@
-"""Cross-attention that edits its probabilities and shows its maps."""
+"""Cross-attention that edits its probabilities and shows its maps.
+
+``torch.ops.adapedit_kernels.edited_attention`` and ``…edited_attention_maps`` (which adds to ``map_sum``) are operators
+that compilers and exporters pass through as one node. They take a list of the five controls, empty where no row is
+edited, and return [B, P, H, D].
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from adapedit_kernels.dispatch import chosen_implementation, wants_gradient
-from adapedit_kernels.edited_attention import reference
-from adapedit_kernels.edited_attention.arguments import Controls, check_arguments
-from adapedit_kernels.edited_attention.operator import (
-    edited_attention_maps_operator,
-    edited_attention_operator,
+from adapedit_kernels.dispatch import (
+    FLOATING,
+    check_dtype,
+    check_last_stride,
+    check_rows,
+    check_same_device,
+    check_shape,
+    implementation_for,
+    operator_implementation,
 )
+from adapedit_kernels.edited_attention import reference
 from adapedit_kernels.errors import AdapEditError
 
 __all__ = ["edited_attention", "edited_attention_with_maps"]
+
+HEAD_WIDTHS = range(8, 257)
+MAX_TOKENS = 128
+
+_NAME = "edited_attention"
+_CONTROLS = {
+    "source_row": "[B]",
+    "token_map": "[B, N, N]",
+    "own_weight": "[B, N]",
+    "spatial_weight": "[B, N]",
+    "spatial_map": "[B, P]",
+}
 
 
 def edited_attention(
@@ -66,24 +90,14 @@ def edited_attention(
         ImplementationError: the named implementation can't run here.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
-    controls = (source_row, token_map, own_weight, spatial_weight, spatial_map)
-    chosen = _choose(implementation, query, key, value)
+    controls = _controls(edited, source_row, token_map, own_weight, spatial_weight, spatial_map)
+    chosen = implementation_for(_NAME, implementation, query, key, value)
     if chosen == "triton":
-        if map_sum is None:
-            out = edited_attention_operator(query, key, value, *controls, scale, edited, check_values)
-        else:
-            out = edited_attention_maps_operator(
-                query, key, value, *controls, map_sum, map_weight, scale, edited, check_values
-            )
-        return out.transpose(1, 2)
-    check_arguments(
-        query, key, value, controls, map_sum, edited=edited, check_values=check_values, chosen=chosen
-    )
-    wanted = map_sum is not None
-    out, maps = _reference(query, key, value, controls, scale, edited, maps=wanted, fused=True)
-    if map_sum is not None and maps is not None:
-        map_sum.add_(maps.detach(), alpha=map_weight)
-    return out
+        return _operated(query, key, value, controls, map_sum, map_weight, scale, check_values)
+    check_arguments(query, key, value, controls, map_sum, check_values=check_values, chosen=chosen)
+    if not controls and map_sum is None:
+        return F.scaled_dot_product_attention(query, key, value, scale=scale)
+    return _run(query, key, value, controls, map_sum, map_weight, scale, chosen)
 
 
 def edited_attention_with_maps(
@@ -110,8 +124,8 @@ def edited_attention_with_maps(
     ``map_weight``: on a GPU all add to one accumulator, which costs no pass over the maps.
 
     With the reference both are differentiable in query, key and value, and the call exports to ONNX. A row that
-    is its own source comes out the same to the last bit whatever ``edited`` and ``maps`` say, since fused
-    attention is never used here.
+    is its own source comes out the same to the last bit whatever ``edited`` and ``maps`` say, since PyTorch's fused
+    attention, which rounds differently, is never used here.
 
     Args:
         maps: False returns None in place of the maps, and on a GPU saves their cost.
@@ -131,23 +145,15 @@ def edited_attention_with_maps(
             "edited_attention: map_sum is given and maps=False, which adds nothing; leave one out"
         )
     scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
-    controls = (source_row, token_map, own_weight, spatial_weight, spatial_map)
-    chosen = _choose(implementation, query, key, value, map_sum)
-    if chosen == "triton" and not maps:
-        out = edited_attention_operator(query, key, value, *controls, scale, edited, check_values)
-        return out.transpose(1, 2), None
+    controls = _controls(edited, source_row, token_map, own_weight, spatial_weight, spatial_map)
+    chosen = implementation_for(_NAME, implementation, query, key, value, map_sum)
     if chosen == "triton":
-        if map_sum is None:
+        if map_sum is None and maps:
             shape = (query.shape[0], query.shape[2], key.shape[2])
             map_sum = torch.zeros(shape, dtype=torch.float32, device=query.device)
-        out = edited_attention_maps_operator(
-            query, key, value, *controls, map_sum, map_weight, scale, edited, check_values
-        )
-        return out.transpose(1, 2), map_sum
-    check_arguments(
-        query, key, value, controls, map_sum, edited=edited, check_values=check_values, chosen=chosen
-    )
-    out, own = _reference(query, key, value, controls, scale, edited, maps=maps)
+        return _operated(query, key, value, controls, map_sum, map_weight, scale, check_values), map_sum
+    check_arguments(query, key, value, controls, map_sum, check_values=check_values, chosen=chosen)
+    out, own = reference.edited_attention_with_maps(query, key, value, controls, scale=scale, maps=maps)
     if own is None:
         return out, None
     if map_sum is not None:
@@ -155,36 +161,139 @@ def edited_attention_with_maps(
     return out, own if map_weight == 1 else own * map_weight
 
 
-def _choose(implementation: str, query: Tensor, *others: Tensor | None) -> str:
-    gradient = wants_gradient(query, *others)
-    return chosen_implementation(
-        implementation, query.device, gradient=gradient, operation="edited_attention"
-    )
+def _controls(edited: bool, *controls: Tensor | None) -> list[Tensor]:
+    """The five controls, or none of them where no row is edited."""
+    given = list[Tensor]()
+    for (name, axes), control in zip(_CONTROLS.items(), controls if edited else (), strict=edited):
+        if control is None:
+            raise AdapEditError(f"{_NAME}: {name} is None, wanted {axes}; give all controls or edited=False")
+        given.append(control)
+    return given
 
 
-def _reference(
+def _operated(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    controls: Controls,
+    controls: list[Tensor],
+    map_sum: Tensor | None,
+    map_weight: float,
     scale: float,
-    edited: bool,
+    check_values: bool,
+) -> Tensor:
+    tensors = (query, key, value, controls)
+    if map_sum is None:
+        out = edited_attention_operator(*tensors, scale, check_values)
+    else:
+        out = edited_attention_maps_operator(*tensors, map_sum, map_weight, scale, check_values)
+    return out.transpose(1, 2)
+
+
+def _run(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    controls: list[Tensor],
+    map_sum: Tensor | None,
+    map_weight: float,
+    scale: float,
+    chosen: str,
+) -> Tensor:
+    """[B, H, P, D]; adds to ``map_sum`` in place."""
+    if chosen == "triton":
+        from adapedit_kernels.edited_attention.triton import launch
+
+        return launch(query, key, value, controls, map_sum, map_weight, scale).transpose(1, 2)
+    wanted = map_sum is not None
+    out, maps = reference.edited_attention_with_maps(query, key, value, controls, scale=scale, maps=wanted)
+    if map_sum is not None and maps is not None:
+        map_sum.add_(maps.detach(), alpha=map_weight)
+    return out
+
+
+@torch.library.custom_op("adapedit_kernels::edited_attention", mutates_args=())
+def edited_attention_operator(
+    query: Tensor, key: Tensor, value: Tensor, controls: list[Tensor], scale: float, check_values: bool
+) -> Tensor:
+    chosen = operator_implementation(query)
+    check_arguments(query, key, value, controls, None, check_values=check_values, chosen=chosen)
+    return _run(query, key, value, controls, None, 1.0, scale, chosen).transpose(1, 2).contiguous()
+
+
+@torch.library.custom_op("adapedit_kernels::edited_attention_maps", mutates_args=("map_sum",))
+def edited_attention_maps_operator(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    controls: list[Tensor],
+    map_sum: Tensor,
+    map_weight: float,
+    scale: float,
+    check_values: bool,
+) -> Tensor:
+    chosen = operator_implementation(query)
+    check_arguments(query, key, value, controls, map_sum, check_values=check_values, chosen=chosen)
+    return _run(query, key, value, controls, map_sum, map_weight, scale, chosen).transpose(1, 2).contiguous()
+
+
+@edited_attention_operator.register_fake
+@edited_attention_maps_operator.register_fake
+def _(query: Tensor, *_: object) -> Tensor:
+    batch, heads, pixels, width = query.shape
+    return query.new_empty(batch, pixels, heads, width)
+
+
+def check_arguments(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    controls: Sequence[Tensor],
+    map_sum: Tensor | None,
     *,
-    maps: bool,
-    fused: bool = False,
-) -> tuple[Tensor, Tensor | None]:
-    source_row, token_map, own_weight, spatial_weight, spatial_map = controls
-    return reference.edited_attention_with_maps(
-        query,
-        key,
-        value,
-        source_row=source_row,
-        token_map=token_map,
-        own_weight=own_weight,
-        spatial_weight=spatial_weight,
-        spatial_map=spatial_map,
-        scale=scale,
-        edited=edited,
-        maps=maps,
-        fused=fused,
-    )
+    check_values: bool,
+    chosen: str,
+) -> None:
+    """Raise AdapEditError unless the arguments fit together and the chosen implementation takes them.
+
+    controls: source row, token map, own weight, spatial weight and spatial map; none where no row is edited.
+    """
+    check_shape(_NAME, "query", query, (None, None, None, None), "[B, H, P, D]")
+    batch, heads, pixels, width = query.shape
+    check_shape(_NAME, "key", key, (batch, heads, None, width), "[B, H, N, D]")
+    tokens = key.shape[2]
+    check_shape(_NAME, "value", value, (batch, heads, tokens, width), "[B, H, N, D]")
+    check_dtype(_NAME, "query", query, FLOATING[chosen])
+    check_dtype(_NAME, "key", key, (query.dtype,))
+    check_dtype(_NAME, "value", value, (query.dtype,))
+    shapes = ((batch,), (batch, tokens, tokens), (batch, tokens), (batch, tokens), (batch, pixels))
+    tensors = {"query": query, "key": key, "value": value}
+    for (name, axes), control, shape in zip(_CONTROLS.items(), controls, shapes, strict=bool(controls)):
+        tensors[name] = control
+        check_shape(_NAME, name, control, shape, axes)
+        integer = name == "source_row"
+        check_dtype(_NAME, name, control, (torch.int64,) if integer else FLOATING["reference"])
+    if map_sum is not None:
+        tensors["map_sum"] = map_sum
+        check_shape(_NAME, "map_sum", map_sum, (batch, pixels, tokens), "[B, P, N]")
+        check_dtype(_NAME, "map_sum", map_sum, (torch.float32, torch.float64))
+    check_same_device(_NAME, tensors)
+    if chosen == "triton":
+        _check_kernel_limits(tensors, tokens, width)
+    if controls and check_values:
+        check_rows(_NAME, "source_row", controls[0], batch)
+
+
+def _check_kernel_limits(tensors: dict[str, Tensor], tokens: int, width: int) -> None:
+    if tokens > MAX_TOKENS:
+        raise AdapEditError(
+            f"{_NAME}: {tokens} tokens, the kernel takes 1 to {MAX_TOKENS}; name implementation='reference'"
+        )
+    if width not in HEAD_WIDTHS:
+        raise AdapEditError(
+            f"{_NAME}: heads are {width} wide, the kernel takes {HEAD_WIDTHS.start} to {HEAD_WIDTHS.stop - 1}; "
+            "name implementation='reference'"
+        )
+    for name, tensor in tensors.items():
+        check_last_stride(_NAME, name, tensor)
+        if name == "map_sum":
+            check_dtype(_NAME, name, tensor, (torch.float32,))

@@ -5,13 +5,12 @@ Differentiable in query, key and value; no operation in place and no branch on v
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from adapedit_kernels.precision import to_dtype, wide_dtype
-
-__all__ = ["blend_maps", "edited_attention_with_maps"]
+from adapedit_kernels.dispatch import to_dtype, wide_dtype
 
 
 def blend_maps(
@@ -49,40 +48,25 @@ def edited_attention_with_maps(
     query: Tensor,
     key: Tensor,
     value: Tensor,
+    controls: Sequence[Tensor],
     *,
-    source_row: Tensor | None,
-    token_map: Tensor | None,
-    own_weight: Tensor | None,
-    spatial_weight: Tensor | None,
-    spatial_map: Tensor | None,
-    scale: float | None = None,
-    edited: bool = True,
+    scale: float,
     maps: bool = True,
-    fused: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention whose probabilities are edited, and the rows' own maps averaged over heads.
 
-    ``fused`` lets plain calls (neither edited nor with maps) use PyTorch's fused attention, which rounds
-    differently from the edited path. Shapes as in
-    :func:`adapedit_kernels.edited_attention.edited_attention`. Half precision is computed in float32 and
-    rounded once at the end.
+    ``controls`` are the five arguments of :func:`blend_maps` after ``own``, none where no row is edited.
+    Shapes as in :func:`adapedit_kernels.edited_attention.edited_attention`. Half precision is computed in float32
+    and rounded once at the end.
 
     Returns:
         out [B, H, P, D] in the query's dtype, and ``M`` averaged over heads [B, P, N] (float32, or float64
         for float64 inputs), or None where ``maps`` is False.
     """
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    if fused and not edited and not maps:
-        return F.scaled_dot_product_attention(query, key, value, scale=scale), None
     wide = wide_dtype(query)
-    own = ((to_dtype(query, wide) * scale) @ to_dtype(key, wide).transpose(-1, -2)).softmax(
-        dim=-1
-    )  # [B, H, P, N]
-    blended = own
-    if edited:
-        assert source_row is not None and token_map is not None and own_weight is not None
-        assert spatial_weight is not None and spatial_map is not None
-        blended = blend_maps(own, source_row, token_map, own_weight, spatial_weight, spatial_map)
+    logits = (to_dtype(query, wide) * scale) @ to_dtype(key, wide).transpose(-1, -2)
+    own = logits.softmax(dim=-1)  # [B, H, P, N]
+    blended = blend_maps(own, *controls) if controls else own
     out = to_dtype(blended @ to_dtype(value, wide), query.dtype)
     # Under autocast the products before it are in half precision, and so is their softmax.
     return out, (to_dtype(own, wide).mean(dim=1) if maps else None)

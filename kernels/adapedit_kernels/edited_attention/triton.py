@@ -1,4 +1,4 @@
-"""Edited cross-attention as one Triton kernel; ``launcher.py`` launches it.
+"""Edited cross-attention as one Triton kernel, how it is cut into programs, and its launch.
 
 One program takes a block of pixels of one row: of one head, or, where maps are asked, of all heads in turn, so that
 the average over heads is summed in registers, in a fixed order and without atomics. The maps of the source row are
@@ -7,10 +7,15 @@ computed again from its query and key: cheaper than writing probabilities to mem
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-__all__ = ["edited_attention_kernel"]
+_LOG2_E = 1.4426950408889634
 
 
 @triton.jit
@@ -255,3 +260,98 @@ def edited_attention_kernel(
         total = map_sum + row * map_batch_stride + pixel[:, None] * map_pixel_stride + token[None, :]
         inside = (pixel[:, None] < pixels) & (token[None, :] < tokens)
         tl.store(total, tl.load(total, mask=inside, other=0.0) + map_scale * map_total, mask=inside)
+
+
+class Tile(NamedTuple):
+    """Sizes of one program; the names are the kernel's."""
+
+    BLOCK_P: int  # pixels
+    BLOCK_D: int  # channels loaded at a time
+    CHUNK: int  # source tokens remapped at a time
+    CHUNKED_VALUES: bool  # multiply by the values a few tokens at a time too
+    num_warps: int
+
+
+def padded_tokens(tokens: int) -> int:
+    """Width of the tile that holds all tokens: a power of two, as the compiler wants, and at least 16 for a dot."""
+    return max(16, 1 << (tokens - 1).bit_length())
+
+
+def choose_tile(dtype: torch.dtype, width: int, pixels: int, tokens: int, *, maps: bool) -> Tile:
+    """Tile for a call; every one of them compiles without spills for sm_80 to sm_120 (see the resource report).
+
+    Args:
+        dtype: of query, key and value.
+        width: of a head, in channels.
+        pixels: of a row.
+        tokens: of a row.
+        maps: whether the average over heads is kept in registers too.
+    """
+    chunk = min(32, padded_tokens(tokens))
+    if dtype == torch.float32:  # no tensor cores: operands live in registers, so they are cut finer
+        return Tile(16, 16, 16, True, 4)
+    if maps or width > 96 or pixels < 1024:
+        return Tile(16, 32, chunk, False, 4)
+    # 16 pixels a warp. With wide heads the registers are just enough for half a chunk on sm_86 and sm_89.
+    return Tile(64, 32, chunk if width <= 64 else 16, False, 4)
+
+
+def stride_unit(strides: list[int]) -> int:
+    """Largest of 8 and 1 that divides all strides: 8 elements let the kernel load 16 bytes at a time."""
+    return 8 if all(stride % 8 == 0 for stride in strides) else 1
+
+
+def launch(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    controls: Sequence[Tensor],
+    map_sum: Tensor | None,
+    map_weight: float,
+    scale: float,
+) -> Tensor:
+    """Launch the kernel on arguments that :func:`check_arguments` has passed.
+
+    Returns:
+        [B, P, H, D] contiguous, so that bringing the heads back together costs nothing.
+    """
+    batch, heads, pixels, width = query.shape
+    tokens = key.shape[2]
+    out = torch.empty(batch, pixels, heads, width, dtype=query.dtype, device=query.device)
+    if out.numel() == 0:
+        return out
+    tile = choose_tile(query.dtype, width, pixels, tokens, maps=map_sum is not None)
+    heads_first = (query, key, value, out.transpose(1, 2))
+    strides = [stride for tensor in heads_first for stride in tensor.stride()[:3]]
+    unit = stride_unit(strides)
+    given: Sequence[Tensor | None] = controls or (None,) * 5
+    control_strides: Sequence[int] = (0,) * 5
+    if controls:
+        _, token_map, *rest = controls
+        control_strides = (*token_map.stride()[:2], *(control.stride(0) for control in rest))
+    grid = (triton.cdiv(pixels, tile.BLOCK_P), heads if map_sum is None else 1, batch)
+    edited_attention_kernel[grid](
+        query,
+        key,
+        value,
+        out,
+        *given,
+        map_sum,
+        scale * _LOG2_E,
+        map_weight / heads,
+        batch,
+        heads,
+        pixels,
+        tokens,
+        *(stride // unit for stride in strides),
+        *control_strides,
+        *((0, 0) if map_sum is None else map_sum.stride()[:2]),
+        WIDTH=width,
+        BLOCK_N=padded_tokens(tokens),
+        EDITED=bool(controls),
+        MAPS=map_sum is not None,
+        STRIDE_UNIT=unit,
+        num_stages=1,
+        **tile._asdict(),
+    )
+    return out

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from adapedit_kernels.precision import to_dtype, wide_dtype
-
-__all__ = ["guided_step"]
+from adapedit_kernels.dispatch import to_dtype, wide_dtype
 
 
 def guided_step(

@@ -7,9 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from adapedit_kernels.checks import check_contiguous
-
-__all__ = ["guided_step_kernel", "launch"]
+from adapedit_kernels.dispatch import check_contiguous
 
 _BLOCK = 512
 

@@ -5,13 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from adapedit_kernels.dispatch import chosen_implementation, wants_gradient
+from adapedit_kernels.dispatch import (
+    FLOATING,
+    check_dtype,
+    check_same_device,
+    check_shape,
+    implementation_for,
+    operator_implementation,
+)
+from adapedit_kernels.errors import AdapEditError
 from adapedit_kernels.word_relation import reference
-from adapedit_kernels.word_relation.arguments import check_arguments
-from adapedit_kernels.word_relation.operator import word_relation_operator
-from adapedit_kernels.word_relation.settings import RelationSettings, WordRelation
+from adapedit_kernels.word_relation.reference import RelationKnobs, WordRelation
 
-__all__ = ["RelationSettings", "WordRelation", "word_relation"]
+__all__ = ["RelationKnobs", "WordRelation", "word_relation"]
+
+MAX_TOKENS = 128
 
 _NAME = "word_relation"
 
@@ -21,14 +29,8 @@ def word_relation(
     features: Tensor,
     key_tokens: Tensor,
     word_of_token: Tensor,
+    knobs: RelationKnobs,
     *,
-    lambda_tau: float | Tensor = 1.0,
-    threshold: float = 0.3,
-    threshold_mode: str = "relative",
-    normalise: str = "sum",
-    temperature: float = 0.01,
-    centre: bool = True,
-    variant: str = "paper",
     implementation: str = "auto",
 ) -> WordRelation:
     """Relation and number of steps of every token, Eq. 5 to 7 of the AdapEdit paper, for a batch of edits.
@@ -38,7 +40,7 @@ def word_relation(
     key word is related to itself by exactly 1 however many tokens it has.
 
     Where no token is a key (identical prompts) there is nothing to be close to: the key embedding and all
-    relations are 0, and so every word is held for ``lambda_tau (1 - 1/e)`` of the trajectory (``"released"``:
+    relations are 0, and so every word is held for ``lambda_tau (1 - 1/e)`` of the trajectory (released:
     ``lambda_tau (e - 1)``), at most all of it.
 
     Args:
@@ -46,8 +48,7 @@ def word_relation(
         features: [B, P, V] floating, visual features at the same pixels.
         key_tokens: [B, N] bool, tokens of words that the source prompt does not have at that place.
         word_of_token: [B, N] int64, number of the word that a token belongs to; -1 for start, end and padding.
-        lambda_tau: factor on the steps; a number or [B].
-        threshold, threshold_mode, normalise, temperature, centre, variant: see :class:`RelationSettings`.
+        knobs: tensors [B]; their values are not looked at, see :meth:`RelationKnobs.make` for what they may be.
         implementation: ``"auto"``, ``"reference"`` or ``"triton"``.
 
     Returns:
@@ -55,37 +56,70 @@ def word_relation(
         ``default_steps = max(0, 0.8 - share of kept words with fewer than 0.1)``.
 
     Raises:
-        AdapEditError: shapes, dtypes, devices or knobs that don't fit.
+        AdapEditError: shapes, dtypes or devices that don't fit.
         ImplementationError: the named implementation can't run here.
     """
-    settings = RelationSettings(
-        threshold=threshold,
-        threshold_mode=threshold_mode,
-        normalise=normalise,
-        temperature=temperature,
-        centre=centre,
-        variant=variant,
-    )
-    gradient = wants_gradient(maps, features)
-    chosen = chosen_implementation(implementation, maps.device, gradient=gradient, operation=_NAME)
-    batch = maps.shape[0]
-    if not isinstance(lambda_tau, Tensor):
-        lambda_tau = torch.full((batch,), float(lambda_tau), dtype=torch.float32, device=maps.device)
-    check_arguments(maps, features, key_tokens, word_of_token, lambda_tau, chosen=chosen)
-    if chosen == "reference":
-        return reference.word_relation(maps, features, key_tokens, word_of_token, lambda_tau, settings)
-    return WordRelation(
-        *word_relation_operator(
-            maps,
-            features,
-            key_tokens,
-            word_of_token,
-            lambda_tau,
-            settings.threshold,
-            settings.threshold_mode,
-            settings.normalise,
-            settings.temperature,
-            settings.centre,
-            settings.variant,
+    chosen = implementation_for(_NAME, implementation, maps, features)
+    if chosen == "triton":
+        return WordRelation(*word_relation_operator(maps, features, key_tokens, word_of_token, list(knobs)))
+    check_arguments(maps, features, key_tokens, word_of_token, knobs, chosen=chosen)
+    return reference.word_relation(maps, features, key_tokens, word_of_token, knobs)
+
+
+@torch.library.custom_op("adapedit_kernels::word_relation", mutates_args=())
+def word_relation_operator(
+    maps: Tensor, features: Tensor, key_tokens: Tensor, word_of_token: Tensor, knobs: list[Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The fields of :class:`WordRelation` from a PyTorch operator, one node to compilers and exporters."""
+    chosen, named = operator_implementation(maps), RelationKnobs(*knobs)
+    check_arguments(maps, features, key_tokens, word_of_token, named, chosen=chosen)
+    if chosen == "triton":
+        from adapedit_kernels.word_relation.triton import launch
+
+        found = launch(maps, features, key_tokens, word_of_token, named)
+    else:
+        found = reference.word_relation(maps, features, key_tokens, word_of_token, named)
+    return found.relation, found.word_steps, found.key_embedding, found.default_steps
+
+
+@word_relation_operator.register_fake
+def _(maps: Tensor, features: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    batch, _pixels, tokens = maps.shape
+    relation, steps = (maps.new_empty(batch, tokens, dtype=torch.float32) for _ in range(2))
+    key = maps.new_empty(batch, features.shape[2], dtype=torch.float32)
+    return relation, steps, key, maps.new_empty(batch, dtype=torch.float32)
+
+
+def check_arguments(
+    maps: Tensor,
+    features: Tensor,
+    key_tokens: Tensor,
+    word_of_token: Tensor,
+    knobs: RelationKnobs,
+    *,
+    chosen: str,
+) -> None:
+    """Raise AdapEditError unless the arguments fit together and the chosen implementation takes them."""
+    check_shape(_NAME, "maps", maps, (None, None, None), "[B, P, N]")
+    batch, pixels, tokens = maps.shape
+    check_shape(_NAME, "features", features, (batch, pixels, None), "[B, P, V]")
+    check_shape(_NAME, "key_tokens", key_tokens, (batch, tokens), "[B, N]")
+    check_shape(_NAME, "word_of_token", word_of_token, (batch, tokens), "[B, N]")
+    if 0 in (batch, pixels, tokens, features.shape[2]):
+        raise AdapEditError(
+            f"{_NAME}: maps {list(maps.shape)} and features {list(features.shape)} hold nothing"
         )
-    )
+    check_dtype(_NAME, "maps", maps, FLOATING[chosen])
+    check_dtype(_NAME, "features", features, FLOATING[chosen])
+    check_dtype(_NAME, "key_tokens", key_tokens, (torch.bool,))
+    check_dtype(_NAME, "word_of_token", word_of_token, (torch.int64,))
+    for name, knob in knobs._asdict().items():
+        check_shape(_NAME, name, knob, (batch,), "[B]")
+        switch = name in ("relative", "centre", "released")
+        check_dtype(_NAME, name, knob, (torch.bool,) if switch else FLOATING[chosen])
+    named = {"maps": maps, "features": features, "key_tokens": key_tokens, "word_of_token": word_of_token}
+    check_same_device(_NAME, named | knobs._asdict())
+    if chosen == "triton" and tokens > MAX_TOKENS:
+        raise AdapEditError(
+            f"{_NAME}: {tokens} tokens, the kernel takes 1 to {MAX_TOKENS}; name implementation='reference'"
+        )

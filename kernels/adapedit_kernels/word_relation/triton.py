@@ -1,4 +1,4 @@
-"""The word relation as three Triton kernels (embed, relate, finish), and their launcher.
+"""The word relation as three Triton kernels (embed, relate, finish), and their launch.
 
 The masked maps' column sums are never formed: dividing a column by its sum (or by the softmax's) only scales a
 token's embedding, and embeddings are brought to length 1 right after.
@@ -11,10 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from adapedit_kernels.checks import check_contiguous, check_last_stride
-from adapedit_kernels.word_relation.settings import FREED_EARLY, HELD_BASE, RelationSettings, WordRelation
-
-__all__ = ["embed_kernel", "finish_kernel", "launch", "relate_kernel"]
+from adapedit_kernels.dispatch import check_contiguous, check_last_stride
+from adapedit_kernels.word_relation.reference import FREED_EARLY, HELD_BASE, RelationKnobs, WordRelation
 
 _TINY = tl.constexpr(1e-12)
 _FREED_EARLY = tl.constexpr(FREED_EARLY)
@@ -27,9 +25,11 @@ _BLOCK_V = 32
 def embed_kernel(
     maps,
     features,
-    embedding,
     threshold,
+    relative,
     temperature,
+    centre,
+    embedding,
     pixels,
     tokens,
     channels,
@@ -41,70 +41,58 @@ def embed_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_V: tl.constexpr,
-    RELATIVE: tl.constexpr,
-    SOFTMAX: tl.constexpr,
-    CENTRE: tl.constexpr,
 ):
     """Weighted sums of features for all tokens and some channels: [N, BLOCK_V] of one row."""
     row = tl.program_id(1).to(tl.int64)
     channel = tl.program_id(0) * BLOCK_V + tl.arange(0, BLOCK_V)
     token = tl.arange(0, BLOCK_N)
+    column = maps + row * map_batch_stride + token[:, None]
+    feature = features + row * batch_stride + channel[None, :] * channel_stride
     # Reduced after the loop: Triton up to 3.7 fails to compile a reduction in it whose result is used more than once.
     peaks = tl.full([BLOCK_N, BLOCK_P], float("-inf"), dtype=tl.float32)
     leasts = tl.full([BLOCK_N, BLOCK_P], float("inf"), dtype=tl.float32)
-    centre = tl.zeros([BLOCK_V], dtype=tl.float32)
+    middle = tl.zeros([BLOCK_V], dtype=tl.float32)
     for start in range(0, pixels, BLOCK_P):
         pixel = start + tl.arange(0, BLOCK_P)
         inside = (pixel[None, :] < pixels) & (token[:, None] < tokens)
-        columns = tl.load(
-            maps + row * map_batch_stride + pixel[None, :] * map_pixel_stride + token[:, None],
-            mask=inside,
-            other=float("-inf"),
-        ).to(tl.float32)
+        columns = tl.load(column + pixel[None, :] * map_pixel_stride, mask=inside, other=float("-inf"))
+        columns = columns.to(tl.float32)
         peaks = tl.maximum(peaks, columns)
         leasts = tl.minimum(leasts, tl.where(inside, columns, float("inf")))
-        if CENTRE:
-            tile = tl.load(
-                features
-                + row * batch_stride
-                + pixel[:, None] * pixel_stride
-                + channel[None, :] * channel_stride,
-                mask=(pixel[:, None] < pixels) & (channel[None, :] < channels),
-                other=0.0,
-            )
-            centre += tl.sum(tile.to(tl.float32), axis=0)
+        tile = tl.load(
+            feature + pixel[:, None] * pixel_stride,
+            mask=(pixel[:, None] < pixels) & (channel[None, :] < channels),
+            other=0.0,
+        )
+        middle += tl.sum(tile.to(tl.float32), axis=0)
     peak, least = tl.max(peaks, axis=1), tl.min(leasts, axis=1)
-    centre = centre / pixels
-    limit = tl.zeros([BLOCK_N], dtype=tl.float32) + threshold
-    if RELATIVE:
-        limit = threshold * peak
+    centred = tl.load(centre + row) != 0
+    middle = tl.where(centred, middle / pixels, 0.0)
+    limit = tl.load(threshold + row).to(tl.float32)
+    limit = tl.where(tl.load(relative + row) != 0, limit * peak, limit)
+    warmth = tl.load(temperature + row).to(tl.float32)
+    softmax = warmth > 0
+    warmth = tl.where(softmax, warmth, 1.0)
     seen = (peak >= limit) & (peak > 0)
     # Centred features sum to 0: the weights' common part would only add rounding, so it is taken off.
     common = tl.where(least >= limit, least, 0.0)
-    if SOFTMAX:
-        common = tl.exp((common - peak) / temperature)
-    if not CENTRE:
-        common = tl.zeros([BLOCK_N], dtype=tl.float32)
+    common = tl.where(softmax, tl.exp((common - peak) / warmth), common)
+    common = tl.where(centred, common, 0.0)
 
     total = tl.zeros([BLOCK_N, BLOCK_V], dtype=tl.float32)
     for start in range(0, pixels, BLOCK_P):
         pixel = start + tl.arange(0, BLOCK_P)
         inside = (pixel[None, :] < pixels) & (token[:, None] < tokens)
-        weight = tl.load(
-            maps + row * map_batch_stride + pixel[None, :] * map_pixel_stride + token[:, None],
-            mask=inside,
-            other=0.0,
-        ).to(tl.float32)
+        weight = tl.load(column + pixel[None, :] * map_pixel_stride, mask=inside, other=0.0).to(tl.float32)
         weight = tl.where(weight >= limit[:, None], weight, 0.0)
-        if SOFTMAX:
-            weight = tl.exp((weight - peak[:, None]) / temperature)
+        weight = tl.where(softmax, tl.exp((weight - peak[:, None]) / warmth), weight)
         weight = tl.where(inside & seen[:, None], weight - common[:, None], 0.0)
         tile = tl.load(
-            features + row * batch_stride + pixel[:, None] * pixel_stride + channel[None, :] * channel_stride,
+            feature + pixel[:, None] * pixel_stride,
             mask=(pixel[:, None] < pixels) & (channel[None, :] < channels),
             other=0.0,
         ).to(tl.float32)
-        total = tl.dot(weight, tile - centre[None, :], total, input_precision="ieee")
+        total = tl.dot(weight, tile - middle[None, :], total, input_precision="ieee")
     place = embedding + row * tokens * channels + token[:, None] * channels + channel[None, :]
     tl.store(place, total, mask=(token[:, None] < tokens) & (channel[None, :] < channels))
 
@@ -125,6 +113,7 @@ def relate_kernel(
     key_tokens,
     word_of_token,
     lambda_tau,
+    released,
     relation,
     word_steps,
     word_share,
@@ -133,7 +122,6 @@ def relate_kernel(
     channels,
     BLOCK_N: tl.constexpr,
     BLOCK_V: tl.constexpr,
-    PAPER: tl.constexpr,
 ):
     """Relation and steps of one token; the first token's program also writes the key embedding."""
     row = tl.program_id(1).to(tl.int64)
@@ -166,9 +154,8 @@ def relate_kernel(
     cosine = tl.sum(product, axis=0) / (key_norm * word_norm)
     cosine = tl.minimum(tl.maximum(cosine, -1.0), 1.0)
 
-    difference = tl.exp(1.0 - cosine) - 1.0
-    if PAPER:
-        difference = 1.0 - tl.exp(cosine - 1.0)
+    paper = 1.0 - tl.exp(cosine - 1.0)
+    difference = tl.where(tl.load(released + row) != 0, tl.exp(1.0 - cosine) - 1.0, paper)
     steps = tl.load(lambda_tau + row).to(tl.float32) * difference
     steps = tl.minimum(tl.maximum(steps, 0.0), 1.0)
     in_key_word = tl.sum(group * is_key, axis=0) > 0
@@ -216,12 +203,7 @@ def finish_kernel(
 
 
 def launch(
-    maps: Tensor,
-    features: Tensor,
-    key_tokens: Tensor,
-    word_of_token: Tensor,
-    lambda_tau: Tensor,
-    settings: RelationSettings,
+    maps: Tensor, features: Tensor, key_tokens: Tensor, word_of_token: Tensor, knobs: RelationKnobs
 ) -> WordRelation:
     """Launch the kernels on arguments that fit; features of any strides.
 
@@ -229,11 +211,8 @@ def launch(
         AdapEditError: strides that the kernels don't take.
     """
     check_last_stride("word_relation", "maps", maps)
-    for name, tensor in (
-        ("key_tokens", key_tokens),
-        ("word_of_token", word_of_token),
-        ("lambda_tau", lambda_tau),
-    ):
+    named = {"key_tokens": key_tokens, "word_of_token": word_of_token, **knobs._asdict()}
+    for name, tensor in named.items():
         check_contiguous("word_relation", name, tensor)
     batch, pixels, tokens = maps.shape
     channels = features.shape[2]
@@ -247,9 +226,11 @@ def launch(
     embed_kernel[(triton.cdiv(channels, _BLOCK_V), batch)](
         maps,
         features,
+        knobs.threshold,
+        knobs.relative,
+        knobs.temperature,
+        knobs.centre,
         embedding,
-        settings.threshold,
-        settings.temperature,
         pixels,
         tokens,
         channels,
@@ -258,16 +239,14 @@ def launch(
         BLOCK_P=_BLOCK_P,
         BLOCK_N=block_n,
         BLOCK_V=_BLOCK_V,
-        RELATIVE=settings.threshold_mode == "relative",
-        SOFTMAX=settings.normalise == "softmax",
-        CENTRE=settings.centre,
         num_warps=4,
     )
     relate_kernel[(tokens, batch)](
         embedding,
         key_tokens,
         word_of_token,
-        lambda_tau,
+        knobs.lambda_tau,
+        knobs.released,
         result.relation,
         result.word_steps,
         word_share,
@@ -276,7 +255,6 @@ def launch(
         channels,
         BLOCK_N=block_n,
         BLOCK_V=_BLOCK_V,
-        PAPER=settings.variant == "paper",
         num_warps=4,
     )
     finish_kernel[(batch,)](

@@ -142,20 +142,17 @@ ADAPEDIT_KERNELS_API adapedit_kernels_status adapedit_kernels_guided_step(adaped
                                                                           const adapedit_guided_step_args *args,
                                                                           adapedit_kernels_stream stream);
 
-/*
- * S = lambda clip(cos(features, key), 0, 1), features less their mean where centre is set, resized bilinearly from
- * map_height x map_width to height x width. All but features contiguous.
- */
+/* S = lambda clip(cos(features, key), 0, 1), features less their mean where centre is 1. All but features contiguous. */
 typedef struct adapedit_spatial_similarity_args {
     adapedit_kernels_dtype dtype; /* of features */
-    int32_t batch, channels, map_height, map_width, height, width;
-    const void *features; /* [B, P, V], P = map_height map_width */
+    int32_t batch, pixels, channels;
+    const void *features; /* [B, P, V] */
     int64_t features_strides[3];
     const float *key_embedding;  /* [B, V] */
     const float *lambda_spatial; /* [B] */
-    int32_t centre;
-    float *out;      /* [B, height width] */
-    void *workspace; /* of adapedit_kernels_spatial_similarity_workspace bytes */
+    const uint8_t *centre;       /* [B], 0 or 1 */
+    float *out;                  /* [B, P] */
+    void *workspace;             /* of adapedit_kernels_spatial_similarity_workspace bytes */
 } adapedit_spatial_similarity_args;
 
 ADAPEDIT_KERNELS_API size_t
@@ -172,13 +169,12 @@ typedef struct adapedit_word_relation_args {
     int64_t features_strides[3];
     const uint8_t *key_tokens;    /* [B, N], 0 or 1 */
     const int64_t *word_of_token; /* [B, N], -1 for none */
-    const float *lambda_tau;      /* [B] */
-    float threshold;
-    int32_t relative; /* the threshold is a share of a token's highest value */
-    int32_t softmax;  /* weights are a softmax of the masked values, not the values */
-    float temperature;
-    int32_t centre;
-    int32_t paper;        /* the paper's formula, not the released one */
+    const float *lambda_tau;      /* [B], factor on the shares */
+    const float *threshold;       /* [B], values of maps below it become 0 */
+    const uint8_t *relative;      /* [B], 1: the threshold is a share of a token's highest value */
+    const float *temperature;     /* [B], of a softmax of the masked values; 0: weights are the masked values */
+    const uint8_t *centre;        /* [B], 1: features less their mean over the pixels */
+    const uint8_t *released;      /* [B], 1: the released formula, not the paper's */
     float *relation;      /* [B, N] */
     float *word_steps;    /* [B, N] */
     float *key_embedding; /* [B, V] */

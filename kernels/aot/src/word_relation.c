@@ -1,9 +1,6 @@
 #include "adapedit_kernels_parameters.h"
 #include "internal.h"
 
-#include <math.h>
-#include <stdio.h>
-
 static const char *const OPERATION = "word_relation";
 enum { MAX_TOKENS = 128, MAX_GRID = 65535, MAX_PIXELS = 1 << 20, MAX_CHANNELS = 1 << 20 };
 
@@ -40,6 +37,11 @@ static adapedit_kernels_status check(adapedit_kernels *handle, const args_t *arg
         {"key_tokens", args->key_tokens, 1},
         {"word_of_token", args->word_of_token, 8},
         {"lambda_tau", args->lambda_tau, 4},
+        {"threshold", args->threshold, 4},
+        {"relative", args->relative, 1},
+        {"temperature", args->temperature, 4},
+        {"centre", args->centre, 1},
+        {"released", args->released, 1},
         {"relation", args->relation, 4},
         {"word_steps", args->word_steps, 4},
         {"key_embedding", args->key_embedding, 4},
@@ -55,13 +57,6 @@ static adapedit_kernels_status check(adapedit_kernels *handle, const args_t *arg
     for (int axis = 0; axis < 3; axis++)
         ADAPEDIT_TRY(
             adapedit_check_stride(handle, OPERATION, "features", axis, args->features_strides[axis], sizes[axis], 1));
-    if (!isfinite(args->threshold))
-        return ADAPEDIT_FAIL(handle, ADAPEDIT_KERNELS_INVALID_ARGUMENT, "%s: threshold is %g, wanted a finite number",
-                             OPERATION, (double)args->threshold);
-    if (args->softmax && !(isfinite(args->temperature) && args->temperature > 0.0f))
-        return ADAPEDIT_FAIL(handle, ADAPEDIT_KERNELS_INVALID_ARGUMENT,
-                             "%s: temperature is %g, wanted a finite number above 0", OPERATION,
-                             (double)args->temperature);
     return ADAPEDIT_KERNELS_OK;
 }
 
@@ -76,9 +71,11 @@ static adapedit_kernels_status embed(adapedit_kernels *handle, const args_t *arg
     struct embed_kernel_parameters parameters = {
         .maps = address(args->maps),
         .features = address(args->features),
+        .threshold = address(args->threshold),
+        .relative = address(args->relative),
+        .temperature = address(args->temperature),
+        .centre = address(args->centre),
         .embedding = address(args->workspace),
-        .threshold = args->threshold,
-        .temperature = args->softmax ? args->temperature : 1.0f,
         .pixels = args->pixels,
         .tokens = args->tokens,
         .channels = args->channels,
@@ -101,6 +98,7 @@ static adapedit_kernels_status relate(adapedit_kernels *handle, const args_t *ar
         .key_tokens = address(args->key_tokens),
         .word_of_token = address(args->word_of_token),
         .lambda_tau = address(args->lambda_tau),
+        .released = address(args->released),
         .relation = address(args->relation),
         .word_steps = address(args->word_steps),
         .word_share = address(args->workspace) + embedding_bytes(args),
@@ -134,12 +132,9 @@ adapedit_kernels_status adapedit_kernels_word_relation(adapedit_kernels *handle,
     if (handle == NULL) return ADAPEDIT_KERNELS_INVALID_ARGUMENT;
     adapedit_clear(handle);
     ADAPEDIT_TRY(check(handle, args));
-    char name[64];
-    snprintf(name, sizeof name, "embed.%s.%s%s", args->relative ? "relative" : "absolute",
-             args->softmax ? "softmax" : "sum", args->centre ? ".centre" : "");
     const struct adapedit_binary *embedding = NULL, *relation = NULL, *last = NULL;
-    ADAPEDIT_TRY(adapedit_find(handle, name, 0, &embedding));
-    ADAPEDIT_TRY(adapedit_find(handle, args->paper ? "relate.paper" : "relate.released", 0, &relation));
+    ADAPEDIT_TRY(adapedit_find(handle, "embed", 0, &embedding));
+    ADAPEDIT_TRY(adapedit_find(handle, "relate", 0, &relation));
     ADAPEDIT_TRY(adapedit_find(handle, "finish", 0, &last));
     ADAPEDIT_TRY(embed(handle, args, embedding, stream));
     ADAPEDIT_TRY(relate(handle, args, relation, stream));

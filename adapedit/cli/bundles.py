@@ -1,0 +1,187 @@
+"""The commands for bundles: `adapedit export`, `inspect`, `build`, `check`. Heavy imports are inside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from adapedit.cli import options as o
+
+EXPORT, PLAN = "Graphs", "Plans"
+BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder made by adapedit export.")]
+
+
+class Numbers(str, Enum):
+    """Precision of the graphs."""
+
+    float32 = "float32"
+    float16 = "float16"
+    mixed = "mixed"
+
+
+class Workloads(str, Enum):
+    """Numbers of rows that a plan is made fastest for."""
+
+    latency = "latency"
+    throughput = "throughput"
+
+
+def export(
+    model: Annotated[str, typer.Argument(help="builtin, a folder in the diffusers layout, or a hub name.")],
+    out: Annotated[Path, typer.Option(help="Folder of the bundle; it appears whole or not at all.")],
+    precision: Annotated[
+        Numbers, typer.Option(help="mixed: products in float16, the rest in float32.", rich_help_panel=EXPORT)
+    ] = Numbers.float32,
+    rows: Annotated[
+        int | None,
+        typer.Option(help="Fix the rows of a call; by default any number.", rich_help_panel=EXPORT, min=1),
+    ] = None,
+    height: Annotated[
+        int | None, typer.Option(help="Of the pictures, in pixels.", rich_help_panel=EXPORT, min=8, max=4096)
+    ] = None,
+    width: Annotated[
+        int | None, typer.Option(help="Of the pictures, in pixels.", rich_help_panel=EXPORT, min=8, max=4096)
+    ] = None,
+    opset: Annotated[int, typer.Option(help="Of ONNX; 23 has fused attention.", rich_help_panel=EXPORT)] = 23,
+    check_steps: Annotated[
+        int,
+        typer.Option(
+            help="Steps of the edit that the graphs are checked along.", rich_help_panel=EXPORT, min=0
+        ),
+    ] = 10,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")] = False,
+    json: o.Json = False,
+) -> None:
+    """Turn a checkpoint into a bundle that ONNX Runtime and TensorRT run, and check it against PyTorch."""
+    from adapedit_export.options import ExportOptions, Precision
+
+    chosen = ExportOptions(
+        precision=Precision(precision.value),
+        rows=rows,
+        height=height,
+        width=width,
+        opset=opset,
+        check_steps=check_steps,
+    )
+    from adapedit.cli import show
+    from adapedit.model import checkpoint_of, load_model
+    from adapedit_engine.bundle import refuse_output
+
+    refuse_output(out, replace=overwrite)
+    with show.status("loading the model") as say:
+        from adapedit_export.export import export_bundle
+
+        loaded = load_model(model, device="cpu")
+        bundle = export_bundle(checkpoint_of(loaded), out, chosen, overwrite=overwrite, progress=say)
+    show.print_bundle(bundle, json)
+
+
+def inspect(folder: BundleFolder, json: o.Json = False) -> None:
+    """What a bundle holds: graphs, tensors, plans, versions and how near it is to PyTorch. Files are verified."""
+    _refuse_missing(folder)
+    from adapedit.cli import show
+    from adapedit_engine.bundle import Bundle
+
+    show.print_bundle(Bundle.open(folder), json)
+
+
+def build(
+    folder: BundleFolder,
+    workload: Annotated[
+        Workloads, typer.Option(help="latency: 4 and 6 rows; throughput: 8, 16 and 32.", rich_help_panel=PLAN)
+    ] = Workloads.latency,
+    compute_capability: Annotated[
+        str | None,
+        typer.Option(help="Of the GPUs to build for; by default that of the one here.", rich_help_panel=PLAN),
+    ] = None,
+    refit: Annotated[
+        bool, typer.Option("--refit", help="Leave the weights exchangeable.", rich_help_panel=PLAN)
+    ] = False,
+    refit_from: Annotated[
+        Path | None,
+        typer.Option(
+            help="Take the plans of this bundle, built with --refit, with this one's weights.",
+            rich_help_panel=PLAN,
+        ),
+    ] = None,
+    library: Annotated[
+        str | None,
+        typer.Option(help="tensorrt or tensorrt-rtx; by default what is here.", rich_help_panel=PLAN),
+    ] = None,
+    json: o.Json = False,
+) -> None:
+    """Build TensorRT plans of a bundle's graphs. A plan that is there and not stale is kept."""
+    _refuse_missing(folder)
+    from adapedit.cli import show
+    from adapedit_engine.bundle import Bundle
+    from adapedit_engine.runners.tensorrt import load, load_builder
+    from adapedit_export.tensorrt import BuildOptions, build_plans, refit_plans, workload_of
+
+    bundle = Bundle.open(folder)
+    tensorrt = load(library) if library else load_builder()
+    if refit_from is not None:
+        show.print_plans(bundle, refit_plans(Bundle.open(refit_from), bundle, tensorrt), json)
+        return
+    options = BuildOptions(
+        workload=workload_of(workload.value), compute_capability=compute_capability, refit=refit
+    )
+    with show.bar() as progress:
+        records = build_plans(bundle, tensorrt, options, progress=progress)
+    show.print_plans(bundle, records, json)
+
+
+def check(
+    folder: BundleFolder,
+    runner: Annotated[
+        list[str] | None, typer.Option(help="A runner to check; by default all that can run here.")
+    ] = None,
+    json: o.Json = False,
+) -> None:
+    """Hold every runner that can run here to what PyTorch gave, on random inputs and along an edit; 1: some differ."""
+    _refuse_missing(folder)
+    from adapedit.cli import show
+    from adapedit_engine.bundle import Bundle
+    from adapedit_engine.runners.base import BUNDLE_RUNNERS, open_bundle_runner
+    from adapedit_export.parity import Reference, check_runner
+
+    bundle = Bundle.open(folder)
+    reference = Reference.load(bundle.folder)
+    reasons = {name: None if runner else kind.why_not() for name, kind in BUNDLE_RUNNERS.items()}
+    names = runner or [name for name, reason in reasons.items() if reason is None]
+    findings: list[Any] = []
+    with show.status("checking") as say:
+        for name in names:
+            opened = open_bundle_runner(bundle, name)
+            findings += check_runner(opened, reference, progress=say)
+            opened.close()
+    show.print_findings(findings, {name: reason for name, reason in reasons.items() if reason}, json)
+    if not all(finding.passed for finding in findings):
+        raise typer.Exit(1)
+
+
+COMMANDS: dict[Callable[..., None], tuple[str, ...]] = {
+    export: (
+        "adapedit export builtin --out bundle",
+        "adapedit export ./stable-diffusion-v1-4 --out sd-half --precision float16 --check-steps 0",
+    ),
+    inspect: ("adapedit inspect bundle", "adapedit inspect bundle --json"),
+    build: (
+        "adapedit build bundle --compute-capability 8.9",
+        "adapedit build bundle --workload throughput --refit",
+        "adapedit build tuned-bundle --refit-from bundle",
+    ),
+    check: ("adapedit check bundle", "adapedit check bundle --runner onnxruntime-cuda"),
+}
+"""Commands with the examples at the end of their help."""
+
+
+def _refuse_missing(folder: Path) -> None:
+    """Raise where there is no bundle, before anything heavy is imported."""
+    from adapedit_kernels.errors import AdapEditError
+
+    if not (folder / "manifest.json").is_file():
+        raise AdapEditError(f"{folder} is no bundle: it has no manifest.json; make one with adapedit export")

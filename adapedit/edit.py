@@ -1,0 +1,328 @@
+"""The life of an edit: prepared, run in passes, finished. The same for `edit_batch` and for the server."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from adapedit.inversion import Direct
+from adapedit.inversion.base import Wanted, inversion_passes
+from adapedit.methods.base import Context, Method
+from adapedit.model import EditModel, NumericError
+from adapedit.prompts.alignment import align
+from adapedit.prompts.tokens import tokenize_words, word_spans
+from adapedit.request import EditRequest
+from adapedit.result import EditResult, make_result
+from adapedit.sharing import Caches, share
+from adapedit_engine.cache import HostCopies, HostCopy, digest
+from adapedit_engine.plan import EditOutcome, EditPlan, merge, split
+from adapedit_engine.schedule import Schedule, scheduler_of
+from adapedit_kernels.errors import AdapEditError
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Edit:
+    """A request that was checked, aligned and encoded.
+
+    request: with every open value filled in. draft: its plan as far as it is known before the first pass: all but
+    values. observe: that pass, where there is one. steps: of all its passes. began: by `time.perf_counter`.
+    """
+
+    request: EditRequest
+    context: Context
+    method: Method
+    observe: EditPlan | None
+    draft: EditPlan
+    steps: int
+    began: float = field(default_factory=time.perf_counter)
+
+    def with_context(self, context: Context) -> Edit:
+        """The same from its inverted picture."""
+        return replace(self, context=context, observe=self.method.observe(context))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Edited:
+    """An edit after its last pass, ready to be finished: or the error that it, and not its neighbours, ran into."""
+
+    edit: Edit
+    seen: EditOutcome | None = None
+    edited: HostCopy | None = None
+    error: Exception | None = None
+
+
+Passes = Generator[list[EditPlan], list[EditOutcome], list[Edited]]
+
+
+def prepare(
+    request: EditRequest, model: EditModel, caches: Caches, generator: torch.Generator | None = None
+) -> Edit:
+    """Check, align and encode a request. Raises `AdapEditError` for anything that could not run.
+
+    generator: what the first latents are drawn from, as in diffusers; None: one of the request's seed.
+    """
+    began = time.perf_counter()
+    request = complete(request, model)
+    context, method = make_context(request, model, caches, generator), request.method
+    draft, observe = method.plan(context, None), method.observe(context)
+    draft.check_model(model.runner.specs)
+    steps = draft.steps + (0 if observe is None else observe.steps)
+    if request.inversion is not None:
+        steps += request.inversion.steps(len(context.schedule))
+    return Edit(
+        request=request,
+        context=context,
+        method=method,
+        observe=observe,
+        draft=draft,
+        steps=steps,
+        began=began,
+    )
+
+
+def passes(edits: Sequence[Edit], model: EditModel, caches: Caches, copies: HostCopies) -> Passes:
+    """A job of edits whose sources are one: plans to run, whose outcomes are sent back, until all are edited."""
+    edits = yield from _inverted(edits, model, caches)
+    seen = yield from _observed(edits, caches)
+    done: dict[int, Edited] = {}
+    plans: dict[int, EditPlan] = {}
+    for i, edit in enumerate(edits):
+        try:
+            plans[i] = edit.method.plan(edit.context, seen.get(i))
+        except Exception as error:
+            done[i] = Edited(edit=edit, error=error)
+    outcomes = yield from _shared(plans)
+    for i, outcome in outcomes.items():
+        done[i] = Edited(edit=edits[i], seen=seen.get(i), edited=copies.begin(outcome))
+    return [done[i] for i in range(len(edits))]
+
+
+def finish(edited: Edited, model: EditModel, caches: Caches) -> EditResult:
+    """Decode an edit's pictures, and put the result together. Raises what the edit ran into."""
+    if edited.error is not None or edited.edited is None:
+        raise edited.error or RuntimeError("the edit was never run")
+    edit, start = edited.edit, time.perf_counter()
+    raw = edited.edited.get()
+    _refuse_broken(raw)
+    outcome = edit.method.finish(edit.context, edited.seen, raw)
+    source, target = outcome.latents[:2]
+    # A copy: whoever is given a picture may draw on it.
+    source_image = caches.pictures.get(digest(source), lambda: picture_of(source, model)).copy()
+    target_image = picture_of(target, model)
+    now = time.perf_counter()
+    return make_result(
+        request=edit.request,
+        model=model,
+        context=edit.context,
+        edited=outcome,
+        found=edit.method.findings(edit.context, edited.seen, outcome),
+        source_image=source_image,
+        target_image=target_image,
+        seconds={"edit": start - edit.began, "decode": now - start, "total": now - edit.began},
+    )
+
+
+def picture_of(latents: Tensor, model: EditModel) -> Image.Image:
+    """Latents [C, h, w] as a picture."""
+    pixels = model.decode(latents[None])[0].permute(1, 2, 0).mul(255).round()
+    return Image.fromarray(pixels.to(torch.uint8).numpy())
+
+
+# -- passes
+
+
+def _inverted(
+    edits: Sequence[Edit], model: EditModel, caches: Caches
+) -> Generator[list[EditPlan], list[EditOutcome], list[Edit]]:
+    begun = list(edits)
+    places = [i for i, edit in enumerate(edits) if edit.request.inversion is not None]
+    wanted = [
+        Wanted(context=edit.context, inversion=edit.request.inversion, seed=edit.request.seed)
+        for edit in edits
+        if edit.request.inversion is not None
+    ]
+    contexts = (yield from inversion_passes(wanted, model, caches.inversions)) if wanted else []
+    for i, context in zip(places, contexts, strict=True):
+        begun[i] = edits[i].with_context(context)
+    return begun
+
+
+def _observed(
+    edits: Sequence[Edit], caches: Caches
+) -> Generator[list[EditPlan], list[EditOutcome], dict[int, EditOutcome]]:
+    """First passes by place. Of those that are the same, as of one edit with other knobs, one is run."""
+    keys = {i: edit.observe.digest() for i, edit in enumerate(edits) if edit.observe is not None}
+    known = {key: caches.observations.find(key) for key in set(keys.values())}
+    missing: dict[int, EditPlan] = {}
+    for i, key in keys.items():
+        plan = edits[i].observe
+        if known[key] is None and plan is not None and key not in {keys[other] for other in missing}:
+            missing[i] = plan
+    fresh = (yield from _shared(missing)) if missing else {}
+    for i, outcome in fresh.items():
+        known[keys[i]] = outcome
+        caches.observations.keep(keys[i], outcome)
+    return {i: outcome for i, key in keys.items() if (outcome := known[key]) is not None}
+
+
+def _shared(
+    plans: dict[int, EditPlan],
+) -> Generator[list[EditPlan], list[EditOutcome], dict[int, EditOutcome]]:
+    """Outcomes by place of plans, of which those that can share a source are run as one."""
+    places, values = list(plans), list(plans.values())
+    groups = share(values)
+    outcomes = yield [merge([values[k] for k in group]) for group in groups]
+    found: dict[int, EditOutcome] = {}
+    for group, outcome in zip(groups, outcomes, strict=True):
+        parts = split(outcome, [values[k] for k in group])
+        found |= {places[k]: part for k, part in zip(group, parts, strict=True)}
+    return found
+
+
+def _refuse_broken(outcome: EditOutcome) -> None:
+    if outcome.broken_step is None:
+        return
+    broken = [step for step in outcome.broken_step.tolist() if step >= 0]
+    if broken:
+        raise NumericError.of(f"the model at step {min(broken) + 1}")
+
+
+# -- preparing
+
+
+def complete(request: EditRequest, model: EditModel) -> EditRequest:
+    """The request with every open value filled in from the model. Raises where a size does not fit it."""
+    size = {"height": request.height or model.side, "width": request.width or model.side}
+    wanted = model.vae_factor * 2 ** max(layer.level for layer in model.runner.specs.self_layers)
+    for name, value in size.items():
+        if value % wanted:
+            raise AdapEditError(f"{name} is {value}, wanted a multiple of {wanted} for this model")
+    model.check_size(size["height"], size["width"])
+    facts, guidance = model.facts, request.guidance_scale
+    method = request.method.with_defaults(facts.defaults.get(request.method.name, {}))
+    image = None if request.image is None else request.image.read()[0]
+    inversion = request.inversion if image is not None and method.inverts else None
+    if image is not None and method.inverts and inversion is None:
+        inversion = Direct()
+    return request.model_copy(
+        update={
+            **size,
+            "image": image,
+            "inversion": inversion,
+            "guidance_scale": facts.guidance_scale if guidance is None else guidance,
+            "method": method,
+        }
+    )
+
+
+def make_context(
+    request: EditRequest, model: EditModel, caches: Caches, generator: torch.Generator | None = None
+) -> Context:
+    """Align, encode and draw the first latents of a completed request.
+
+    A real picture that has to be inverted stands for the first latents until that is done.
+    """
+    for name in ("source", "target"):
+        refuse_unknown_words(getattr(request, f"{name}_prompt"), name, model)
+    alignment = align(
+        request.source_prompt, request.target_prompt, model.tokenizer, max_length=model.max_tokens
+    )
+    schedule = Schedule.from_scheduler(
+        scheduler_of(request.solver, model.scheduler), request.num_inference_steps
+    )
+    ids = torch.stack([model.unconditional_ids(), alignment.source_input_ids, alignment.target_input_ids])
+    unconditional, source, target = (_encoded(row, model, caches) for row in ids)
+    assert request.height is not None and request.width is not None and request.guidance_scale is not None
+    channels, factor = model.runner.specs.out_channels, model.vae_factor
+    shape = (channels, request.height // factor, request.width // factor)
+    generator = torch.Generator("cpu").manual_seed(request.seed) if generator is None else generator
+
+    def draw(*sides: int) -> Tensor:
+        return torch.randn(sides, generator=generator, device=generator.device, dtype=torch.float32).cpu()
+
+    latents = draw(1, *shape) * schedule.init_noise_sigma
+    noise = draw(len(schedule), *shape) if schedule.stochastic else None
+    context = Context(
+        alignment=alignment,
+        facts=model.facts,
+        specs=model.runner.specs,
+        schedule=schedule,
+        guidance_scale=request.guidance_scale,
+        latents=latents,
+        noise=noise,
+        unconditional=unconditional,
+        source=source,
+        target=target,
+        guidance_until=request.guidance_until,
+        latent_scale=model.latent_scale,
+        instruction=_instruction(request, model, caches),
+    )
+    return context if request.image is None else _of_picture(context, request, model)
+
+
+def refuse_unknown_words(prompt: str, name: str, model: Any) -> None:
+    """Raise for the first word, or sign, of `prompt` that a model with a closed vocabulary does not know."""
+    known = model.facts.known_words
+    if known is None:
+        return
+    words = (prompt[start:stop] for start, stop in word_spans(prompt))
+    unknown = [word for word in words if word.lower() not in known]
+    if unknown:
+        raise AdapEditError(
+            f"the {name} prompt has {unknown[0]!r}, a word that model {model.name!r} does not know; "
+            f"it knows: {', '.join(known)}"
+        )
+
+
+def _encoded(ids: Tensor, model: EditModel, caches: Caches) -> Tensor:
+    """Hidden states [N, D] of one prompt: encoded alone, they do not depend on what else is asked for."""
+    hidden = caches.prompts.get(digest(ids), lambda: model.encode_ids(ids[None])[0])
+    if not bool(hidden.isfinite().all()):
+        raise NumericError.of("the text encoder")
+    return hidden
+
+
+def _instruction(request: EditRequest, model: EditModel, caches: Caches) -> Tensor | None:
+    """Hidden states [N, D] of the method's own text, where it has one."""
+    text: str | None = getattr(request.method, "instruction", None)
+    if text is None:
+        return None
+    refuse_unknown_words(text, "instruction", model)
+    ids = tokenize_words(text, model.tokenizer, max_length=model.max_tokens, name="instruction").input_ids
+    return _encoded(torch.tensor(ids), model, caches)
+
+
+def _of_picture(context: Context, request: EditRequest, model: EditModel) -> Context:
+    assert request.image is not None and request.height is not None and request.width is not None
+    size = (request.width, request.height)
+    image = request.image.open(size)
+    pixels = torch.from_numpy(np.array(image.picture)).permute(2, 0, 1)[None].float() / 255
+    latents = model.encode(pixels)
+    if not bool(latents.isfinite().all()):
+        raise NumericError.of("the VAE's encoder")
+    if latents.shape != context.latents.shape:
+        raise AdapEditError(
+            f"the picture has latents of {tuple(latents.shape[1:])}, the edit of {tuple(context.latents.shape[1:])}; "
+            "leave height and width out"
+        )
+    found = replace(context, image=image, image_latents=latents)
+    if request.inversion is None:
+        return replace(found, source_latents=_noised(found))
+    request.inversion.check(found, model)
+    return replace(found, latents=latents)
+
+
+def _noised(context: Context) -> Tensor:
+    """[T, C, h, w]: the picture with the first latents' noise at the level after each step, and at last alone."""
+    assert context.image_latents is not None
+    signal, noise = context.schedule.levels.float().reshape(-1, 2, 1, 1, 1).unbind(1)
+    drawn = context.latents / context.schedule.init_noise_sigma
+    steps = len(context.schedule)
+    return torch.cat([(signal * context.image_latents + noise * drawn)[1:steps], context.image_latents])

@@ -1,0 +1,297 @@
+"""Method: what an editing method is, by its name and its knobs; and Context, what it is given to work on.
+
+Nothing here imports torch before a plan is made, so that commands can check knobs at once.
+"""
+
+from __future__ import annotations
+
+import reprlib
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from adapedit_kernels.errors import AdapEditError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from adapedit.images import OpenedImage
+    from adapedit.model import ModelFacts
+    from adapedit.prompts.alignment import Alignment
+    from adapedit_engine.models.layers import ModelSpecs
+    from adapedit_engine.plan import Adaptive, CrossEdit, EditOutcome, EditPlan, LocalBlend, SelfEdit
+    from adapedit_engine.schedule import Schedule
+
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, strict=True)]
+Knob = Annotated[float, Field(ge=0, le=1e4, allow_inf_nan=False, strict=True)]
+Cells = Annotated[int, Field(ge=0, le=4, strict=True)]
+"""By which a map is widened; each further one costs a step as much as the first."""
+
+Kind = TypeVar("Kind", bound="Settings")
+
+
+class Settings(BaseModel):
+    """Checked knobs, known by a name: `class Mine(Base, name="mine")` is in the base's registry from then on.
+
+    gone: knobs of earlier versions, and what to write in their place.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    registry: ClassVar[dict[str, type[Any]]]
+    gone: ClassVar[Mapping[str, str]] = {}
+
+    def __init_subclass__(cls, *, name: str | None = None, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if name is not None:
+            # A field of one value, by which pydantic tells the kinds apart in a request.
+            cls.__annotations__ = {"name": Literal[name], **cls.__annotations__}
+            cls.name = name
+            cls.registry[name] = cls
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_gone(cls, values: Any) -> Any:
+        for knob, mend in cls.gone.items():
+            if isinstance(values, Mapping) and knob in values:
+                raise whole_error(f"knob {knob!r} is gone: {mend}")
+        return values
+
+    @classmethod
+    def knobs(cls) -> tuple[str, ...]:
+        """Names of the knobs."""
+        return tuple(name for name in cls.model_fields if name != "name")
+
+    def with_defaults(self: Kind, defaults: Mapping[str, Any]) -> Kind:
+        """The same with a model's own defaults for every knob that was not named."""
+        open_knobs = {name: value for name, value in defaults.items() if name not in self.model_fields_set}
+        return self if not open_knobs else type(self).model_validate({**self.model_dump(), **open_knobs})
+
+
+def made(registry: Mapping[str, type[Any]], what: str, name: str, knobs: Mapping[str, Any]) -> Any:
+    """Settings out of a registry by name. Raises `AdapEditError` in one line; `what` is what it calls them."""
+    if not isinstance(name, str) or name not in registry:
+        raise AdapEditError(f"there is no {what} {name!r}; use one of: {', '.join(registry)}")
+    kind = registry[name]
+    for knob in knobs:
+        if knob not in kind.knobs() and knob not in kind.gone:
+            owner = next((other for other, its in registry.items() if knob in its.knobs()), None)
+            mend = f" ({knob} belongs to {what} {owner!r})" if owner else ""
+            label = name if what == "method" else f"{what} {name}"
+            raise AdapEditError(
+                f"{label} has no knob {knob!r}; its knobs: {', '.join(kind.knobs()) or 'none'}{mend}"
+            )
+    try:
+        return kind(**knobs)
+    except ValidationError as error:
+        raise AdapEditError(one_line(error)) from error
+
+
+def whole_error(message: str) -> PydanticCustomError:
+    """An error of settings as a whole, whose message says all that there is to say."""
+    return PydanticCustomError("whole", "{message}", {"message": message})
+
+
+def one_line(error: ValidationError) -> str:
+    """What pydantic found first, in a line: the field, what it got, what it wanted."""
+    first = error.errors()[0]
+    if first["type"] == "whole":
+        return first["msg"]
+    where = ".".join(str(part) for part in first["loc"]) or "request"
+    if first["type"] == "missing":
+        return f"{where} is missing"
+    wanted = first["msg"].removeprefix("Value error, ")
+    wanted = wanted[0].lower() + wanted[1:]
+    return f"{where} is {reprlib.repr(first['input'])}: {wanted}"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Context:
+    """Everything of one edit that does not depend on the method.
+
+    latents [1, C, h, w], times the schedule's init_noise_sigma; unconditional, source, target: hidden states [N, D];
+    noise [T, C, h, w] for stochastic schedules, shared by all tracks.
+    instruction: hidden states [N, D] of the method's own text, where it has one. latent_scale: see `EditModel`.
+
+    Of a real picture: image, as the model takes it; image_latents [1, C, h, w], clean; source_latents [T, C, h, w], the
+    source's after each step, and unconditional_steps [T, N, D], where an inversion gives them.
+    """
+
+    alignment: Alignment
+    facts: ModelFacts
+    specs: ModelSpecs
+    schedule: Schedule
+    guidance_scale: float
+    latents: Tensor
+    unconditional: Tensor
+    source: Tensor
+    target: Tensor
+    noise: Tensor | None = None
+    guidance_until: float = 1.0
+    latent_scale: float = 1.0
+    instruction: Tensor | None = None
+    image: OpenedImage | None = None
+    image_latents: Tensor | None = None
+    source_latents: Tensor | None = None
+    unconditional_steps: Tensor | None = None
+
+    @property
+    def map_size(self) -> tuple[int, int]:
+        """Height and width of the maps."""
+        return self.specs.map_size(*self.latents.shape[-2:])
+
+    def guided(self, prompts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Rows of each prompt under classifier-free guidance: hidden states [K, G, N, D] and weights [K, G]."""
+        import torch
+
+        scale = self.guidance_scale
+        rows = torch.stack([torch.stack([self.unconditional, prompt]) for prompt in prompts])
+        weights = torch.tensor([1 - scale, scale], dtype=torch.float32, device="cpu")
+        return rows, weights.expand(len(prompts), 2).clone()
+
+    def plan(
+        self,
+        prompts: Sequence[Tensor] | None = None,
+        *,
+        cross_attention: CrossEdit | None = None,
+        self_attention: SelfEdit | None = None,
+        local_blend: LocalBlend | None = None,
+        adaptive: Adaptive | None = None,
+        collect: bool = True,
+    ) -> EditPlan:
+        """A plan whose tracks start from the same latents.
+
+        By default two, the source's prompt and the target's, which takes from the source what the parts say; without
+        cross_attention all of its maps are its own. prompts, hidden states [N, D] each: these, none of them edited.
+        A real picture's trajectory is followed by the first track, where its prompt is `source` itself.
+        """
+        from adapedit_engine.plan import EditPlan
+
+        sources: tuple[int, ...] = ()
+        if prompts is None:
+            prompts, sources = (self.source, self.target), (0, 0)
+            cross_attention = cross_attention or self._own_maps()
+        rows, weights = self.guided(prompts)
+        return EditPlan(
+            schedule=self.schedule,
+            latents=self.latents.expand(len(prompts), -1, -1, -1).clone(),
+            encoder_hidden_states=rows,
+            guidance_weights=weights,
+            source_track=sources,
+            cross_attention=cross_attention,
+            self_attention=self_attention,
+            local_blend=local_blend,
+            adaptive=adaptive,
+            noise=self.noise,
+            unconditional_steps=self.unconditional_steps,
+            source_latents=self.source_latents if prompts[0] is self.source else None,
+            collect=collect,
+            guidance_until=self.guidance_until,
+        )
+
+    def _own_maps(self) -> CrossEdit:
+        import torch
+
+        from adapedit_engine.plan import CrossEdit
+
+        none = torch.zeros(2, self.alignment.num_tokens, dtype=torch.float32, device="cpu")
+        return CrossEdit(
+            token_map=none.unsqueeze(2) * none.unsqueeze(1),
+            own_weight=none + 1,
+            word_steps=none,
+            strength=none[:, 0] + 1,
+        )
+
+    def on_target(self, value: Tensor) -> Tensor:
+        """A target track's tensor behind the source's, which is zero where nothing reads it."""
+        import torch
+
+        return torch.stack([torch.zeros_like(value), value])
+
+    def from_source(self, layers: Tensor, start: Any = 0.0, stop: Any = 1.0) -> Tensor:
+        """[2, L, 2] int64: the target takes from the source in these layers, [L] bool, between shares of the steps.
+
+        start, stop: numbers, or tensors of no axes.
+        """
+        import torch
+
+        from adapedit_engine.plan import held_steps
+
+        ends = [torch.as_tensor(share, dtype=torch.float64) for share in (start, stop)]
+        device = max((end.device for end in ends), key=lambda device: device.type != "cpu")
+        steps = torch.stack([held_steps(end.to(device), len(self.schedule)) for end in ends]).long()
+        return self.on_target(layers.to(device).unsqueeze(1) * steps)
+
+    def coarse_layers(self) -> Tensor:
+        """[L] bool, self-attention layers whose side is at most 1/self_divisor of the latents'."""
+        import torch
+
+        divisor = self.facts.self_divisor
+        return torch.tensor([2**layer.level >= divisor for layer in self.specs.self_layers], device="cpu")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Findings:
+    """What the method found about the words: relation and word_steps [N] per target token; spatial_map [P]."""
+
+    word_steps: Tensor | None = None
+    relation: Tensor | None = None
+    spatial_map: Tensor | None = None
+    warnings: tuple[str, ...] = ()
+
+
+METHODS: dict[str, type[Method]] = {}
+"""Every method by its name."""
+
+
+class Method(Settings):
+    """An editing method: its fields are its knobs, and its functions make plans of a context.
+
+    inverts: whether it denoises the source again, so that a real picture has to be inverted for it. Other methods want
+    the picture's clean latents alone; their sources are given as noised and end at the picture.
+    """
+
+    registry: ClassVar[dict[str, type[Any]]] = METHODS
+    inverts: ClassVar[bool] = True
+
+    def observe(self, context: Context) -> EditPlan | None:
+        """A pass to run before the edit, whose outcome `plan` wants; None where there is none."""
+        return None
+
+    @abstractmethod
+    def plan(self, context: Context, observed: EditOutcome | None) -> EditPlan:
+        """The edit: track 0 is the source, track 1 the target, unless `finish` makes them of what it gives.
+
+        Called with None for `observed` first, for all that does not depend on it. Raises `AdapEditError` for what can't
+        be edited so.
+        """
+
+    def finish(self, context: Context, observed: EditOutcome | None, edited: EditOutcome) -> EditOutcome:
+        """The outcome with the source first and the target second."""
+        return edited
+
+    def findings(self, context: Context, observed: EditOutcome | None, edited: EditOutcome) -> Findings:
+        """What to tell of the words once the edit is done."""
+        return Findings()
+
+
+def make_settings(name: str, **knobs: Any) -> Any:
+    """The method `name` with these knobs. Raises `AdapEditError` for unknown names and knobs, and for bad values."""
+    return made(METHODS, "method", name, knobs)
+
+
+def side_by_side(source: EditOutcome, target: EditOutcome) -> EditOutcome:
+    """One outcome of two passes of a track each, where the target lies: what both have, one behind the other."""
+    import torch
+
+    found = {}
+    for entry in fields(target):
+        one, two = getattr(source, entry.name), getattr(target, entry.name)
+        if isinstance(two, torch.Tensor) and entry.name != "trajectory":
+            found[entry.name] = None if one is None else torch.cat([one[:1].to(two), two[:1]])
+    return replace(target, **found, trajectory=None)

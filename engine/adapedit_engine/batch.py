@@ -1,0 +1,731 @@
+"""Batch: plans of one latent size side by side, and the only place of their state.
+
+Every edit has a range of tracks and, track by track, of rows, of buffers that stay where they are. A call takes the
+first n rows, or those of some neighbouring edits; rows and tracks that others take from are stored as distances, so
+that edits move up when others leave, and halves run alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from adapedit_engine.models.controls import SELF_NAMES
+from adapedit_engine.models.unet import OUTPUT_NAMES
+from adapedit_engine.plan import FIELDS, MAX_GROW, EditOutcome, EditPlan, PlanError, held_steps
+from adapedit_engine.runners.base import Runner
+from adapedit_kernels import RelationKnobs, spatial_similarity, word_relation
+
+COLUMNS = (
+    "timesteps",
+    "input_scale",
+    "sample_weight",
+    "output_weight",
+    "noise_weight",
+    "history_sample_weight",
+    "history_output_weight",
+)
+"""What of a schedule a step reads, in the order in which a track's table has it."""
+SELF_FIELDS = dict(zip(SELF_NAMES, ("query", "key", "value"), strict=True))
+MAX_GUIDANCE = 3
+"""Guidance rows of a track at most: InstructPix2Pix has three. Tables are that wide; what is missing has weight 0."""
+STATE = ("latents", "step", "map_sum", "feature_sum", "features", "history", "broken_step")
+FOUND = (
+    "cross_attention.word_steps",
+    "cross_attention.spatial_map",
+    "self_attention.query",
+    "self_attention.key",
+)
+PROMPT = "prompt."
+
+
+@dataclass(eq=False)
+class Seat:
+    """Where an edit sits: its first track and row, and how many steps it has done.
+
+    noise [T, K, C, h, w] and prompts (by name, [T, 1, ...]): what changes from step to step and is no table's.
+    taken: by self-attention control, [L, 2], the steps from and to which some track takes from another.
+    trajectory: latents after each step, of plans that record them.
+    """
+
+    plan: EditPlan
+    track: int
+    row: int
+    taken: dict[str, Tensor]
+    noise: Tensor | None
+    prompts: Mapping[str, Tensor]
+    step: int = 0
+    trajectory: list[Tensor] = field(default_factory=list)
+
+    @property
+    def done(self) -> bool:
+        return self.step >= self.plan.steps
+
+    @property
+    def stops_guidance(self) -> bool:
+        """Whether the next step is the first for which guidance is skipped."""
+        plan = self.plan
+        return plan.guidance > 1 and self.step >= plan.steps - held_steps(1 - plan.guidance_until, plan.steps)
+
+
+class Batch:
+    """Edits that share calls: one latent size, one number of tokens, one kind of conditioning.
+
+    runner: open while edits are joined and run. max_rows: of all edits here. condition: `runner.condition`, or what
+    keeps its results. whole: every buffer is there from the first edit on and every part of a step is computed for all
+    tracks, so that the step can be captured: nothing depends on which edits are here but `key`.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        max_rows: int,
+        *,
+        condition: Callable[[Tensor], dict[str, Tensor]] | None = None,
+        whole: bool = False,
+    ) -> None:
+        self.runner, self.max_rows, self.whole = runner, max_rows, whole
+        self.seats: list[Seat] = []
+        self.tracks: dict[str, Tensor] = {}
+        self.rows: dict[str, Tensor] = {}
+        self.sizes = runner.capabilities.rows
+        if whole and self.sizes is None:
+            self.sizes = tuple(1 << power for power in range((max_rows - 1).bit_length() + 1))
+        self.version = 0
+        self._condition = condition or runner.condition
+        self._room = size_for(max_rows, self.sizes) if whole else 0
+
+    @property
+    def used_rows(self) -> int:
+        return sum(seat.plan.rows for seat in self.seats)
+
+    def filled(self, rows: int) -> int:
+        """Rows that a call of so many really takes."""
+        return size_for(rows, self.sizes)
+
+    # -- joining and leaving
+
+    @torch.inference_mode()
+    def join(self, plan: EditPlan) -> Seat:
+        """Give an edit a place behind the others. Raises `PlanError` where it does not fit; nothing is changed then."""
+        plan.check_model(self.runner.specs)
+        if plan.guidance > MAX_GUIDANCE:
+            raise PlanError(f"a track has {plan.guidance} guidance rows, wanted at most {MAX_GUIDANCE}")
+        rows, track, row = plan.rows, sum(seat.plan.tracks for seat in self.seats), self.used_rows
+        if row + rows > self.max_rows:
+            raise PlanError(
+                f"an edit of {rows} rows joins {row} others, max_rows is {self.max_rows}: raise it"
+            )
+        if self.seats and kind_of(plan) != kind_of(self.seats[0].plan):
+            raise PlanError(
+                f"plans of sizes {kind_of(plan)} and {kind_of(self.seats[0].plan)} can't share a call"
+            )
+        tracks, of_rows = self._track_values(plan), self._row_values(plan)
+        seat = Seat(plan, track, row, _taken(plan), self._noise(plan), self._prompts(plan))
+        self._reserve(row + rows)
+        for name, value in tracks.items():
+            self._write(self.tracks, name, value, track)
+        for name, value in of_rows.items():
+            self._write(self.rows, name, value, row)
+        self.tracks["guidance_rows"][track : track + plan.tracks] += row
+        self.rows["track"][row : row + rows] += track
+        self.seats.append(seat)
+        return seat
+
+    @torch.inference_mode()
+    def leave(self, seat: Seat) -> EditOutcome:
+        """What the edit has come to, in tensors of its own; those behind it move up."""
+        outcome = self._outcome(seat)
+        self.drop(seat)
+        return outcome
+
+    @torch.inference_mode()
+    def drop(self, seat: Seat) -> None:
+        """Keep nothing of an edit; those behind it move up."""
+        place = self.seats.index(seat)
+        tracks, rows = seat.plan.tracks, seat.plan.rows
+        all_tracks, all_rows = sum(s.plan.tracks for s in self.seats), self.used_rows
+        for buffers, first, count, end in (
+            (self.tracks, seat.track, tracks, all_tracks),
+            (self.rows, seat.row, rows, all_rows),
+        ):
+            for name, buffer in buffers.items():
+                buffer[first : end - count] = buffer[first + count : end].clone()
+                buffer[end - count : end] = _neutral(name)
+        self.tracks["guidance_rows"][seat.track : all_tracks - tracks] -= rows
+        self.rows["track"][seat.row : all_rows - rows] -= tracks
+        del self.seats[place]
+        for other in self.seats[place:]:
+            other.track, other.row = other.track - tracks, other.row - rows
+
+    @torch.inference_mode()
+    def stop_guidance(self, seat: Seat) -> Seat:
+        """Go on with an edit's conditional rows alone: it leaves and joins again, with its state, behind the others."""
+        kept = {
+            name: self.tracks[name][seat.track : seat.track + seat.plan.tracks].clone()
+            for name in (*STATE, *FOUND)
+            if name in self.tracks
+        }
+        self.drop(seat)
+        again = self.join(seat.plan.without_guidance())
+        for name, value in kept.items():
+            self._write(self.tracks, name, value, again.track)
+        again.step, again.trajectory = seat.step, seat.trajectory
+        return again
+
+    def _outcome(self, seat: Seat) -> EditOutcome:
+        plan, own = seat.plan, slice(seat.track, seat.track + seat.plan.tracks)
+
+        def of(name: str) -> Tensor | None:
+            return self.tracks[name][own].clone() if name in self.tracks else None
+
+        maps = features = last = None
+        if plan.needs_maps and seat.step:
+            maps, features = (
+                self.tracks["map_sum"][own] / seat.step,
+                self.tracks["feature_sum"][own] / seat.step,
+            )
+            last = of("features")
+        edited = plan.cross_attention is not None
+        latents = of("latents")
+        assert latents is not None
+        return EditOutcome(
+            latents=latents,
+            maps=maps,
+            features=features,
+            last_features=last,
+            word_steps=of("cross_attention.word_steps") if edited else None,
+            spatial_map=of("cross_attention.spatial_map") if edited else None,
+            steps=seat.step,
+            trajectory=torch.stack(seat.trajectory) if seat.trajectory else None,
+            broken_step=of("broken_step"),
+        )
+
+    # -- a step
+
+    @torch.inference_mode()
+    def feed(self, seats: Sequence[Seat]) -> None:
+        """Copy what is too large for tables: this step's noise, known latents and changing prompts."""
+        for seat in seats:
+            if seat.noise is not None:
+                self.tracks["noise"][seat.track : seat.track + seat.plan.tracks].copy_(
+                    seat.noise[seat.step], non_blocking=True
+                )
+            for name, value in seat.prompts.items():
+                first_rows = self.rows[PROMPT + name][
+                    seat.row : seat.row + seat.plan.rows : seat.plan.guidance
+                ]
+                first_rows.copy_(value[seat.step].expand_as(first_rows), non_blocking=True)
+
+    def call(self, seats: Sequence[Seat]) -> Call:
+        """The next step of neighbouring edits."""
+        return Call(self, seats)
+
+    def stepped(self, seats: Sequence[Seat]) -> None:
+        """Count a step of these edits, whose call went well."""
+        for seat in seats:
+            seat.step += 1
+            if seat.plan.record:
+                seat.trajectory.append(self.latents(seat))
+
+    def latents(self, seat: Seat) -> Tensor:
+        """A copy of an edit's latents, [K, C, h, w] float32."""
+        return self.tracks["latents"][seat.track : seat.track + seat.plan.tracks].clone()
+
+    # -- buffers
+
+    def _reserve(self, rows: int) -> None:
+        """Room for so many rows, and as many tracks: in a call without guidance every row is a track."""
+        if rows <= self._room:
+            return
+        self._room, self.version = max(rows, 2 * self._room), self.version + 1
+        for buffers in (self.tracks, self.rows):
+            for name, old in buffers.items():
+                buffers[name] = self._empty(name, old)
+                buffers[name][: len(old)] = old
+
+    def _empty(self, name: str, like: Tensor) -> Tensor:
+        shape = (max(self._room, 1), *like.shape[1:])
+        return torch.full(shape, _neutral(name), dtype=like.dtype, device=self.runner.device)
+
+    def _write(self, buffers: dict[str, Tensor], name: str, value: Tensor, first: int) -> None:
+        known = buffers.get(name)
+        if known is None or any(old < new for old, new in zip(known.shape[1:], value.shape[1:], strict=True)):
+            shape = value.shape[1:] if known is None else map(max, known.shape[1:], value.shape[1:])
+            self.version += 1
+            buffers[name] = self._empty(name, value.new_empty((1, *shape)))
+            if known is not None:
+                buffers[name][tuple(slice(0, side) for side in known.shape)] = known
+        place = buffers[name][first : first + len(value)]
+        place[tuple(slice(0, side) for side in value.shape)].copy_(value, non_blocking=True)
+
+    def _track_values(self, plan: EditPlan) -> dict[str, Tensor]:
+        """What an edit's tracks begin with, by buffer."""
+        device, specs = self.runner.device, self.runner.specs
+        tracks, guidance = plan.tracks, plan.guidance
+        height, width = specs.map_size(*plan.latents.shape[-2:])
+        pixels = height * width
+
+        def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.zeros(tracks, *shape, dtype=dtype, device=device)
+
+        own = torch.arange(tracks * guidance, device=device).reshape(tracks, guidance)
+        wider = (0, MAX_GUIDANCE - guidance)
+        values = {
+            "latents": plan.latents.to(device, torch.float32),
+            "columns": _columns(plan).to(device, torch.float32),
+            "step": zeros(dtype=torch.int64),
+            "steps": torch.full((tracks,), plan.steps, dtype=torch.int64, device=device),
+            "broken_step": torch.full((tracks,), -1, dtype=torch.int64, device=device),
+            "guidance_rows": torch.cat([own, own[:, -1:].expand(-1, wider[1])], 1),
+            "guidance_weights": F.pad(plan.guidance_weights.to(device, torch.float32), wider),
+            "conditional": torch.full((tracks,), guidance - 1, dtype=torch.int64, device=device),
+            "source": torch.tensor(plan.source_track, device=device) - torch.arange(tracks, device=device),
+        }
+        if self.whole or plan.needs_maps:
+            values |= {
+                "map_sum": zeros(pixels, plan.tokens),
+                "feature_sum": zeros(pixels, specs.feature_channels),
+            }
+            values["features"] = zeros(pixels, specs.feature_channels)
+        if self.whole or plan.schedule.looks_back:
+            values["history"] = zeros(*plan.latents.shape[1:])
+        if self.whole or plan.noise is not None or plan.source_latents is not None:
+            values["noise"] = zeros(*plan.latents.shape[1:])
+        return values | self._part_values(plan, pixels)
+
+    def _part_values(self, plan: EditPlan, pixels: int) -> dict[str, Tensor]:
+        """The tensors of a plan's parts, in the dtypes in which a step reads them."""
+        device, sizes = self.runner.device, {"K": plan.tracks, "N": plan.tokens, "P": pixels, "2": 2}
+        sizes["L"] = len(self.runner.specs.self_layers)
+        given = {name: value for name, value in plan.tensors().items() if "." in name and name in FIELDS}
+        wanted = set(given) if not self.whole else {name for name in FIELDS if "." in name}
+        if plan.cross_attention is not None:
+            wanted.add("cross_attention.spatial_map")
+        if plan.adaptive is not None:
+            wanted |= {"self_attention.query", "self_attention.key"}
+        if plan.local_blend is not None:
+            wanted |= {"local_blend.known", "local_blend.places"}
+        values = {}
+        for name in wanted - {"cross_attention.token_map"}:
+            entry = FIELDS[name]
+            dtype = _dtype(entry.neutral)
+            if name in given:
+                values[name] = given[name].to(device, dtype)
+            else:
+                shape = [sizes[letter] for letter in entry.axes]
+                values[name] = torch.full(shape, _neutral(name), dtype=dtype, device=device)
+        return values
+
+    def _row_values(self, plan: EditPlan) -> dict[str, Tensor]:
+        """What an edit's rows begin with, by buffer."""
+        device, (tracks, guidance) = self.runner.device, (plan.tracks, plan.guidance)
+        hidden = plan.encoder_hidden_states.flatten(0, 1)
+        values = {PROMPT + name: value for name, value in self._condition(hidden).items()}
+        values |= {
+            f"conditioning.{name}": value.flatten(0, 1).to(device, self.runner.dtype)
+            for name, value in plan.conditioning.items()
+        }
+        row = torch.arange(tracks * guidance, device=device)
+        values["track"] = row // guidance
+        values["is_conditional"] = row % guidance == guidance - 1
+        source = torch.tensor(plan.source_track, device=device)
+        values["like"] = (source[values["track"]] - values["track"]) * guidance
+        if self.whole or plan.cross_attention is not None or self.runner.capabilities.all_controls:
+            token_map = torch.zeros(tracks, plan.tokens, plan.tokens, device=device, dtype=torch.float32)
+            if plan.cross_attention is not None:
+                token_map = plan.cross_attention.token_map.to(device, torch.float32)
+            on_rows = torch.zeros(len(row), plan.tokens, plan.tokens, device=device, dtype=torch.float32)
+            on_rows[guidance - 1 :: guidance] = token_map
+            values["token_map"] = on_rows
+        return values
+
+    def _noise(self, plan: EditPlan) -> Tensor | None:
+        """[T, K, C, h, w]: what a step adds; of a known track what it is to be."""
+        noise = plan.noise if plan.schedule.stochastic else None
+        if noise is None and plan.source_latents is None:
+            return None
+        device = self.runner.device
+        if noise is None:
+            known = plan.source_latents
+            assert known is not None
+            noise = torch.zeros(plan.steps, *plan.latents.shape, dtype=torch.float32, device=device)
+        else:
+            noise = noise if noise.ndim == 5 else noise.unsqueeze(1).expand(-1, plan.tracks, -1, -1, -1)
+            noise = noise.to(device, torch.float32)
+        if plan.source_latents is not None:
+            noise = noise.clone()
+            noise[:, 0] = plan.source_latents.to(device, torch.float32)
+        return noise
+
+    def _prompts(self, plan: EditPlan) -> dict[str, Tensor]:
+        if plan.unconditional_steps is None:
+            return {}
+        found = self.runner.condition(plan.unconditional_steps)
+        return {name: value.unsqueeze(1) for name, value in found.items()}
+
+
+class Call:
+    """One step of neighbouring edits of a batch, as views of its buffers.
+
+    Where the runner wants sizes, rows are filled up to the next with ones that take from themselves.
+    """
+
+    def __init__(self, batch: Batch, seats: Sequence[Seat]) -> None:
+        self.batch, self.seats, plans = batch, seats, [seat.plan for seat in seats]
+        whole, all_controls = batch.whole, batch.runner.capabilities.all_controls
+        self.first_row, self.first_track = seats[0].row, seats[0].track
+        self.used = sum(plan.rows for plan in plans)
+        self.size = max(self.used, size_for(self.used, batch.sizes))
+        batch._reserve(self.first_row + self.size)
+        tracks = self.size if whole and not self.first_row else sum(plan.tracks for plan in plans)
+        self.tracks = {n: v[self.first_track : self.first_track + tracks] for n, v in batch.tracks.items()}
+        self.rows = {n: v[self.first_row : self.first_row + self.size] for n, v in batch.rows.items()}
+        self.edited = all_controls or any(plan.edited for plan in plans)
+        self.maps = whole or any(plan.needs_maps for plan in plans)
+        self.adaptive = any(plan.adaptive is not None for plan in plans) or (whole and self.edited)
+        self.blends = whole or any(plan.local_blend is not None for plan in plans)
+        self.adds_noise = whole or any(seat.noise is not None for seat in seats)
+        self.looks_back = whole or any(plan.schedule.looks_back for plan in plans)
+        self.scales = whole or any(bool((plan.schedule.input_scale != 1).any()) for plan in plans)
+        self.self_layers = self._self_layers()
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What a captured step depends on besides the buffers."""
+        layers = tuple(self.self_layers[name] for name in SELF_NAMES)
+        return self.size, self.edited, layers
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """What is asked of the runner."""
+        return OUTPUT_NAMES if self.maps else OUTPUT_NAMES[:1]
+
+    def inputs(self) -> dict[str, Tensor]:
+        """The runner's inputs by name, each track at its own step."""
+        rows, tracks = self.rows, self.tracks
+        own = torch.arange(self.size, device=rows["track"].device)
+        mine = own < self.used
+        track = torch.where(mine, rows["track"] - self.first_track, 0)
+        now = self._now()
+        sample = tracks["latents"].index_select(0, track)
+        if self.scales:
+            sample = sample * now["input_scale"].index_select(0, track).reshape(-1, 1, 1, 1)
+        sample = sample.to(self.batch.runner.dtype)
+        if "conditioning.channels" in rows:
+            sample = torch.cat([sample, rows["conditioning.channels"]], dim=1)
+        inputs = {"sample": sample, "timestep": now["timesteps"].index_select(0, track)}
+        inputs |= {
+            name.removeprefix(PROMPT): value for name, value in rows.items() if name.startswith(PROMPT)
+        }
+        like = torch.where(mine, rows["like"], 0)
+        inputs |= self._self_rows(own, like, track)
+        if self.edited:
+            inputs |= self._edit(own, like, track)
+        return inputs
+
+    def _edit(self, own: Tensor, like: Tensor, track: Tensor) -> dict[str, Tensor]:
+        tracks = self.tracks
+
+        def of(name: str) -> Tensor:
+            return tracks[f"cross_attention.{name}"]
+
+        if "cross_attention.word_steps" not in tracks:  # no edit here, and a runner that wants all controls
+            zeros = self.rows["token_map"][:, 0] * 0
+            pixels = self.batch.runner.specs.map_size(*tracks["latents"].shape[-2:])
+            spatial = zeros.new_zeros(self.size, pixels[0] * pixels[1])
+            return {
+                "source_row": own,
+                "token_map": self.rows["token_map"],
+                "own_weight": zeros,
+                "spatial_weight": zeros,
+                "spatial_map": spatial,
+            }
+        held = tracks["step"].unsqueeze(1) < held_steps(of("word_steps"), tracks["steps"].unsqueeze(1))
+        weight = (1 - of("own_weight")) * (~held) * of("strength").unsqueeze(1)
+        return {
+            "source_row": own + torch.where(self.rows["is_conditional"], like, 0),
+            "token_map": self.rows["token_map"],
+            "own_weight": of("own_weight").index_select(0, track),
+            "spatial_weight": weight.index_select(0, track),
+            "spatial_map": of("spatial_map").index_select(0, track),
+        }
+
+    def _self_rows(self, own: Tensor, like: Tensor, track: Tensor) -> dict[str, Tensor]:
+        """[L, rows] each: the row that each layer takes queries, keys and values from."""
+        tables, tracks = {}, self.tracks
+        every = self.batch.runner.capabilities.all_controls
+        for name, part in SELF_FIELDS.items():
+            if not self.self_layers[name]:
+                if every:
+                    layers = len(self.batch.runner.specs.self_layers)
+                    tables[name] = own.expand(layers, -1).contiguous()
+                continue
+            interval, step = tracks[f"self_attention.{part}"], tracks["step"].unsqueeze(1)
+            takes = (interval[..., 0] <= step) & (step < interval[..., 1])  # [K, L]
+            acts = self.rows["is_conditional"]
+            if "self_attention.all_rows" in tracks:
+                acts = acts | tracks["self_attention.all_rows"].index_select(0, track)
+            taken = takes.index_select(0, track) & acts.unsqueeze(1)
+            tables[name] = (own.unsqueeze(1) + torch.where(taken, like.unsqueeze(1), 0)).T.contiguous()
+        return tables
+
+    def observe(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """New sums of maps and features, and with them tau, S and intervals of FWT and DPS; nothing is written yet."""
+        if not self.maps:
+            return {}
+        tracks = self.tracks
+        guidance_rows = tracks["guidance_rows"] - self.first_row
+        rows = guidance_rows.gather(1, tracks["conditional"].unsqueeze(1)).squeeze(1)
+        maps = outputs["cross_attention_maps"].index_select(0, rows).float()
+        features = outputs["visual_features"].index_select(0, rows).float()
+        seen = {
+            "map_sum": tracks["map_sum"] + maps,
+            "feature_sum": tracks["feature_sum"] + features,
+            "features": features,
+        }
+        return seen | (self._found(seen) if self.adaptive else {})
+
+    def _found(self, seen: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Eq. 5 to 7 and 9 over what has been seen, for tracks whose plans ask for it."""
+        tracks, count = self.tracks, (self.tracks["step"] + 1).float().reshape(-1, 1, 1)
+        part = {
+            name.removeprefix("adaptive."): value for name, value in tracks.items() if "adaptive." in name
+        }
+        words, spatial = observe(
+            seen["map_sum"] / count,
+            seen["feature_sum"] / count,
+            part,
+            self._source(),
+            self.map_size,
+            self._grow("adaptive"),
+        )
+        found = {
+            "cross_attention.word_steps": torch.where(
+                part["temporal"].unsqueeze(1), words.word_steps, tracks["cross_attention.word_steps"]
+            ),
+            "cross_attention.spatial_map": torch.where(
+                part["spatial"].unsqueeze(1), spatial, tracks["cross_attention.spatial_map"]
+            ),
+        }
+        stop = held_steps(words.default_steps, tracks["steps"]).long()
+        interval = torch.stack([torch.zeros_like(stop), stop], 1).unsqueeze(1)  # [K, 1, 2]
+        for name in ("self_attention.query", "self_attention.key"):
+            found[name] = torch.where(part["self_layers"].unsqueeze(2), interval, tracks[name])
+        return found
+
+    def update(self, noise_pred: Tensor, seen: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The arguments of `guided_step`, by name."""
+        tracks, now = self.tracks, self._now()
+        arguments: dict[str, Any] = {
+            "noise_pred": noise_pred,
+            "latents": tracks["latents"],
+            "guidance_rows": tracks["guidance_rows"] - self.first_row,
+            "guidance_weights": tracks["guidance_weights"],
+            "sample_weight": now["sample_weight"],
+            "output_weight": now["output_weight"],
+        }
+        if self.adds_noise:
+            arguments |= {"noise": tracks["noise"], "noise_weight": now["noise_weight"]}
+            if self.looks_back:
+                weighted = tracks["noise"] * now["noise_weight"].reshape(-1, 1, 1, 1)
+                arguments |= {
+                    "noise": weighted + tracks["history"],
+                    "noise_weight": torch.ones_like(now["noise_weight"]),
+                }
+        elif self.looks_back:
+            arguments |= {"noise": tracks["history"], "noise_weight": torch.ones_like(now["noise_weight"])}
+        if self.blends:
+            arguments["blend_mask"], arguments["blend_source"] = self._mask(seen["map_sum"])
+        return arguments
+
+    def history(self, noise_pred: Tensor) -> dict[str, Any] | None:
+        """The same of what this step leaves to the next; None where no solver looks back."""
+        if not self.looks_back:
+            return None
+        now = self._now()
+        return {
+            "noise_pred": noise_pred,
+            "latents": self.tracks["latents"],
+            "guidance_rows": self.tracks["guidance_rows"] - self.first_row,
+            "guidance_weights": self.tracks["guidance_weights"],
+            "sample_weight": now["history_sample_weight"],
+            "output_weight": now["history_output_weight"],
+        }
+
+    def advance(self, latents: Tensor, history: Tensor | None, seen: Mapping[str, Tensor]) -> None:
+        """Write what a step has made of these edits. Nothing was written before."""
+        tracks = self.tracks
+        broken = (tracks["broken_step"] < 0) & ~latents.isfinite().flatten(1).all(1)
+        tracks["broken_step"].copy_(torch.where(broken, tracks["step"], tracks["broken_step"]))
+        tracks["latents"].copy_(latents)
+        if history is not None:
+            tracks["history"].copy_(history)
+        for name, value in seen.items():
+            tracks[name].copy_(value)
+        tracks["step"].add_(1)
+
+    # -- what a step reads
+
+    @property
+    def map_size(self) -> tuple[int, int]:
+        return self.batch.runner.specs.map_size(*self.tracks["latents"].shape[-2:])
+
+    def _now(self) -> dict[str, Tensor]:
+        """The schedules' numbers at each track's own step, [K] each."""
+        columns, steps = self.tracks["columns"], self.tracks["steps"]
+        at = torch.minimum(self.tracks["step"], steps - 1).clamp_min(0).reshape(-1, 1, 1)
+        found = columns.gather(2, at.expand(-1, len(COLUMNS), 1)).squeeze(2).T.contiguous()
+        return dict(zip(COLUMNS, found.unbind(0), strict=True))
+
+    def _source(self) -> Tensor:
+        return (
+            torch.arange(len(self.tracks["source"]), device=self.tracks["source"].device)
+            + self.tracks["source"]
+        )
+
+    def _grow(self, part: str) -> int:
+        """The widest growth of this step's edits."""
+        if self.batch.whole:
+            return MAX_GROW
+        parts = [getattr(seat.plan, part) for seat in self.seats]
+        return max((int(one.grow.max()) for one in parts if one is not None), default=0)
+
+    def _mask(self, map_sum: Tensor) -> tuple[Tensor, Tensor]:
+        """[K, 1, h, w], 1 where a track keeps its own latents, and the track [K] that it has the others of."""
+        tracks, source = self.tracks, self._source()
+        part = {name.removeprefix("local_blend."): v for name, v in tracks.items() if "local_blend." in name}
+        acts = tracks["step"] >= held_steps(part["start"], tracks["steps"])
+        places = torch.maximum(
+            word_places(map_sum, part["token_weights"]),
+            word_places(map_sum.index_select(0, source), part["source_weights"]),
+        )
+        places = torch.where(part["known"].unsqueeze(1), part["places"], places)
+        heat = widened(places, self.map_size, part["grow"], self._grow("local_blend")).unflatten(
+            1, (1, *self.map_size)
+        )
+        heat = F.interpolate(heat, tuple(tracks["latents"].shape[-2:]), mode="nearest")
+        mask = (heat > part["threshold"].reshape(-1, 1, 1, 1)).to(places.dtype)
+        own = torch.arange(len(source), device=source.device)
+        return torch.where(acts.reshape(-1, 1, 1, 1), mask, 1.0), torch.where(acts, source, own)
+
+    def _self_layers(self) -> dict[str, tuple[int, ...]]:
+        """Per control, the layers in which some row takes from another: at this step, or for capture at any."""
+        found = {}
+        for name in SELF_NAMES:
+            layers = torch.zeros(len(self.batch.runner.specs.self_layers), dtype=torch.bool)
+            for seat in self.seats:
+                if name in seat.taken:
+                    start, stop = seat.taken[name].unbind(1)
+                    layers |= (
+                        (start < stop) if self.batch.whole else (start <= seat.step) & (seat.step < stop)
+                    )
+            found[name] = tuple(layers.nonzero().flatten().tolist())
+        return found
+
+
+def observe(
+    maps: Tensor,
+    features: Tensor,
+    knobs: Mapping[str, Tensor],
+    source: Tensor,
+    map_size: tuple[int, int],
+    max_grow: int = MAX_GROW,
+) -> tuple[Any, Tensor]:
+    """What FWT finds (`WordRelation`) and S [K, P] from averaged maps [K, P, N] and features [K, P, V].
+
+    knobs: the tensors of `Adaptive` by name. source: [K] int64, each track's source. With a factor above 1 S is cut off
+    at 1: a weight above that would carry the edit beyond the target's own maps.
+    """
+    relation = RelationKnobs(**{name: knobs[name] for name in RelationKnobs._fields})
+    words = word_relation(maps, features, knobs["key_tokens"], knobs["word_of_token"], relation)
+    factor = knobs["lambda_spatial"]
+    alike = spatial_similarity(features, words.key_embedding, torch.ones_like(factor), knobs["centre"])
+    both = torch.maximum(alike, alike.index_select(0, source))
+    spatial = (factor.unsqueeze(1) * torch.where(knobs["joined"].unsqueeze(1), both, alike)).clamp(max=1)
+    return words, widened(spatial, map_size, knobs["grow"], max_grow)
+
+
+def word_places(maps: Tensor, token_weights: Tensor) -> Tensor:
+    """[K, P] in 0..1, where chosen tokens are looked at, as a share of the peak; 0 for a track that has none.
+
+    maps [K, P, N]: averages, any positive factor; token_weights [K, N]. Of several tokens each by its own peak: of a
+    sum, which Prompt-to-Prompt's code takes, the one that is looked at most would blind the mask to the others.
+    """
+    chosen = maps * (token_weights != 0).to(maps.dtype).unsqueeze(1)  # [K, P, N]
+    return (chosen / chosen.amax(1, keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)).amax(2)
+
+
+def widened(places: Tensor, map_size: tuple[int, int], cells: Tensor, max_cells: int = MAX_GROW) -> Tensor:
+    """Every pixel takes the largest value within so many cells of it to all sides, [K, P] to [K, P].
+
+    cells: [K] int64, at most max_cells. map_size: height and width, whose product is P.
+    """
+    heat = places.unflatten(1, (1, *map_size))
+    for count in range(max_cells):
+        wider = F.max_pool2d(heat, 3, stride=1, padding=1)
+        heat = torch.where((cells > count).reshape(-1, 1, 1, 1), wider, heat)
+    return heat.flatten(1)
+
+
+def kind_of(plan: EditPlan) -> tuple[Any, ...]:
+    """Plans of one kind can share a call: channels, height and width of latents, tokens, what rows bring besides."""
+    extra = tuple(sorted((name, tuple(value.shape[2:])) for name, value in plan.conditioning.items()))
+    return (*plan.latents.shape[1:], plan.tokens, extra)
+
+
+def size_for(rows: int, sizes: Sequence[int] | None) -> int:
+    """Rows that a call of so many is filled up to; sizes: those that the runner takes, None: any."""
+    return rows if sizes is None else min((size for size in sizes if size >= rows), default=rows)
+
+
+def _columns(plan: EditPlan) -> Tensor:
+    """[K, columns, T]: the schedule of each track. A track whose latents are known takes them as its noise, alone."""
+    schedule = plan.schedule
+    nothing = torch.zeros_like(schedule.timesteps)
+    table = [getattr(schedule, name) for name in COLUMNS]
+    columns = torch.stack([nothing if column is None else column for column in table])
+    if not schedule.stochastic:
+        columns[COLUMNS.index("noise_weight")] = 0
+    columns = columns.expand(plan.tracks, -1, -1).clone()
+    if plan.source_latents is not None:
+        columns[0, 2:] = 0
+        columns[0, COLUMNS.index("noise_weight")] = 1
+    return columns
+
+
+def _taken(plan: EditPlan) -> dict[str, Tensor]:
+    """By self-attention control, [L, 2] on the host: first and last step of all tracks."""
+    taken = {}
+    part = plan.self_attention
+    for name, entry in SELF_FIELDS.items():
+        value = None if part is None else getattr(part, entry)
+        if value is not None:
+            value = value.cpu()
+            never = value[..., 0] >= value[..., 1]
+            start = torch.where(never, plan.steps, value[..., 0]).amin(0)
+            taken[name] = torch.stack([start, torch.where(never, 0, value[..., 1]).amax(0)], 1)
+    if plan.adaptive is not None:
+        layers = plan.adaptive.self_layers.cpu().any(0)
+        always = torch.stack([torch.zeros(len(layers)), torch.full((len(layers),), plan.steps)], 1).long()
+        for name in SELF_NAMES[:2]:
+            own = taken.get(name, torch.zeros_like(always))
+            taken[name] = torch.where(layers.unsqueeze(1), always, own)
+    return taken
+
+
+def _neutral(name: str) -> float | bool:
+    if name in FIELDS and "." in name:
+        value = FIELDS[name].neutral
+        assert value is not None
+        return value
+    return {"broken_step": -1, "is_conditional": False}.get(name, 0)
+
+
+def _dtype(neutral: float | bool | None) -> torch.dtype:
+    return {bool: torch.bool, int: torch.int64}.get(type(neutral), torch.float32)

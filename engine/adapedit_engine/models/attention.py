@@ -1,0 +1,170 @@
+"""Attention processors that read controls. They keep no state: everything they need comes with the call."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from adapedit_engine.models.controls import SELF_NAMES, Controls
+from adapedit_kernels import edited_attention_with_maps
+
+
+@dataclass(kw_only=True, eq=False)
+class Capture:
+    """What the layers of one call leave behind. Made anew for every call.
+
+    maps:     [B, P, N], the weighted sum over the layers so far.
+    features: [B, P, V].
+    """
+
+    maps: Tensor | None = None
+    features: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionCall:
+    """The one thing that travels through the UNet to its attention layers.
+
+    spatial_maps: by level (number of halvings of the latent side), [B, pixels of that level].
+    projected:    per cross-attention layer, keys and values [B, N, heads * head_dim]; None: project here.
+    self_layers:  by name of `SELF_NAMES`, the layers in which some row takes from another; None: they may in all.
+    """
+
+    controls: Controls = field(default_factory=Controls)
+    spatial_maps: Mapping[int, Tensor] = field(default_factory=dict)
+    projected: tuple[tuple[Tensor, Tensor], ...] | None = None
+    capture: Capture | None = None
+    self_layers: Mapping[str, tuple[int, ...]] | None = None
+
+    def rows(self, name: str, layer: int) -> Tensor | None:
+        """The rows [B] that a self-attention layer takes from; None where each takes from itself."""
+        table: Tensor | None = getattr(self.controls, name)
+        if table is None or (self.self_layers is not None and layer not in self.self_layers.get(name, ())):
+            return None
+        return table[layer]
+
+
+def split_heads(tensor: Tensor, heads: int) -> Tensor:
+    """[B, P, H * D] -> [B, H, P, D], a view."""
+    return tensor.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def project_text(attn: Any, encoder_hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values [B, N, H * D] of one cross-attention layer: they depend on the prompt alone."""
+    if attn.norm_cross is not None:
+        encoder_hidden_states = attn.norm_encoder_hidden_states(encoder_hidden_states)
+    return attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states)
+
+
+def _finish(attn: Any, mixed: Tensor) -> Tensor:
+    """[B, H, P, D] -> [B, P, channels]: join the heads, project, and the layer's own scaling."""
+    hidden_states = attn.to_out[1](attn.to_out[0](mixed.transpose(1, 2).flatten(2)))
+    return hidden_states if attn.rescale_output_factor == 1.0 else hidden_states / attn.rescale_output_factor
+
+
+def _taken(tensor: Tensor, rows: Tensor | None) -> Tensor:
+    return tensor if rows is None else tensor.index_select(0, rows)
+
+
+class SelfAttentionProcessor:
+    """Fused self-attention whose queries, keys and values may come from other rows of the batch.
+
+    Taking Q and K from the source row gives the target the source's attention probabilities
+    (Prompt-to-Prompt); taking K and V gives MasaCtrl. No probabilities are formed for either.
+    """
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        call: AttentionCall | None = None,
+    ) -> Tensor:
+        call = call or AttentionCall()
+        projections = zip(SELF_NAMES, (attn.to_q, attn.to_k, attn.to_v), strict=True)
+        query, key, value = (
+            split_heads(_taken(project(hidden_states), call.rows(name, self.index)), attn.heads)
+            for name, project in projections
+        )
+        return _finish(attn, F.scaled_dot_product_attention(query, key, value, scale=attn.scale))
+
+
+class CrossAttentionProcessor:
+    """Cross-attention whose maps may be mixed with another row's, and which can report its own maps.
+
+    index:            number among the cross-attention layers, in execution order.
+    level:            number of halvings of the latent side at this layer.
+    map_weight:       its share in the averaged maps; 0: it is not at the map resolution and adds nothing.
+    reports_features: this layer's input is the visual features.
+    """
+
+    def __init__(self, index: int, *, level: int, map_weight: float, reports_features: bool) -> None:
+        self.index = index
+        self.level = level
+        self.map_weight = map_weight
+        self.reports_features = reports_features
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        call: AttentionCall | None = None,
+    ) -> Tensor:
+        call = call or AttentionCall()
+        if call.projected is not None:
+            key, value = call.projected[self.index]
+        else:
+            assert encoder_hidden_states is not None
+            key, value = project_text(attn, encoder_hidden_states)
+        query = attn.to_q(hidden_states)
+        query, key, value = (split_heads(tensor, attn.heads) for tensor in (query, key, value))
+        capture = call.capture
+        wanted = capture is not None and self.map_weight > 0
+        # One implementation for every call, edited or not, maps wanted or not: fused attention for the plain
+        # ones would round differently, and the source of an edit would no longer be the plain generation.
+        mixed, maps = edited_attention_with_maps(
+            query,
+            key,
+            value,
+            scale=attn.scale,
+            maps=wanted,
+            map_sum=capture.maps if capture is not None and wanted else None,
+            map_weight=self.map_weight,
+            check_values=False,
+            **self._edit(call),
+        )
+        if capture is not None and wanted:
+            capture.maps = maps
+        if capture is not None and self.reports_features:
+            capture.features = hidden_states
+        return _finish(attn, mixed)
+
+    def _edit(self, call: AttentionCall) -> dict[str, Any]:
+        controls = call.controls
+        if not controls.edited:
+            return {"edited": False}
+        return {
+            "source_row": controls.source_row,
+            "token_map": controls.token_map,
+            "own_weight": controls.own_weight,
+            "spatial_weight": controls.spatial_weight,
+            "spatial_map": call.spatial_maps[self.level],
+        }
+
+
+# diffusers asks for the signature at every call of every layer; one that is noted down is not worked out again.
+for _processor in (SelfAttentionProcessor, CrossAttentionProcessor):
+    setattr(_processor.__call__, "__signature__", inspect.signature(_processor.__call__))  # noqa: B010

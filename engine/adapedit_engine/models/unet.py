@@ -1,0 +1,215 @@
+"""ControlledUNet: diffusers' own UNet, with controls as inputs and attention maps as outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adapedit_engine.models.attention import (
+    AttentionCall,
+    Capture,
+    CrossAttentionProcessor,
+    SelfAttentionProcessor,
+    project_text,
+)
+from adapedit_engine.models.controls import CONTROL_NAMES, ControlError, Controls
+from adapedit_engine.models.layers import ModelSpecs, features_layer, find_layers, resolve_map_level
+
+INPUT_NAMES = ("sample", "timestep", "encoder_hidden_states", *CONTROL_NAMES)
+OUTPUT_NAMES = ("noise_pred", "cross_attention_maps", "visual_features")
+
+
+class UNetOutput(NamedTuple):
+    """noise_pred [B, C, h, w]; cross_attention_maps [B, P, N] float32; visual_features [B, P, V].
+
+    The maps are each row's own, before any edit, averaged over heads and over the layers at the map
+    resolution. The last two are `None` when they were not asked for.
+    """
+
+    noise_pred: Tensor
+    cross_attention_maps: Tensor | None
+    visual_features: Tensor | None
+
+
+class ControlledUNet(nn.Module):
+    """A `UNet2DConditionModel` of the Stable Diffusion 1.x or 2.x family, driven by `Controls`.
+
+    The wrapped model's own processors are in place whenever none of `forward`, `attached` and
+    `controlled_attention` is running. A single call attaches by itself; around many calls, an export or a
+    compilation use `attached()`.
+
+    Two rules hold, bit for bit, on one batch shape: `noise_pred` does not depend on whether maps are asked
+    for, and a row that takes nothing from others does not depend on whether other rows do, nor on whether
+    that is said by `None` or by its own row number. So the source of an edit is the plain generation of its
+    prompt.
+
+    Differentiable: where gradients are wanted nothing is detached or done in place.
+    """
+
+    def __init__(self, unet: nn.Module, *, map_divisor: int | None = None) -> None:
+        """`map_divisor`: latent side over map side (SD: 2, the default where the UNet has that level).
+
+        Raises `UnsupportedModelError` for models outside the family and for divisors without cross-attention.
+        """
+        super().__init__()
+        self_layers, cross_layers = find_layers(unet)
+        map_level = resolve_map_level(cross_layers, map_divisor)
+        features = features_layer(cross_layers, map_level)
+        self.unet = unet
+        config: Any = unet.config
+        first: Any = unet.get_submodule(cross_layers[0].name)
+        self.specs = ModelSpecs(
+            in_channels=config.in_channels,
+            out_channels=config.out_channels,
+            text_channels=first.cross_attention_dim,
+            self_layers=self_layers,
+            cross_layers=cross_layers,
+            map_level=map_level,
+            feature_channels=cross_layers[features].channels,
+            halving_pad=config.get("downsample_padding", 1),
+        )
+        # Pairs of module and processor, kept off the module tree: the UNet's own tree stays as it is.
+        pairs: list[tuple[Any, Any]] = [
+            (unet.get_submodule(layer.name), SelfAttentionProcessor(i)) for i, layer in enumerate(self_layers)
+        ]
+        # Shares of an average, so that the layers' sum is the average and nothing is left to be divided.
+        share = 1 / sum(layer.level == map_level for layer in cross_layers)
+        for i, layer in enumerate(cross_layers):
+            processor = CrossAttentionProcessor(
+                i,
+                level=layer.level,
+                map_weight=share if layer.level == map_level else 0.0,
+                reports_features=i == features,
+            )
+            pairs.append((unet.get_submodule(layer.name), processor))
+        self._pairs = tuple(pairs)
+
+    @contextmanager
+    def attached(self) -> Iterator[ControlledUNet]:
+        """Set the control processors, and put back exactly the objects that were there. May be nested."""
+        before = [module.get_processor() for module, _ in self._pairs]
+        for module, processor in self._pairs:
+            _put_processor(module, processor)
+        try:
+            yield self
+        finally:
+            for (module, _), processor in zip(self._pairs, before, strict=True):
+                _put_processor(module, processor)
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        controls: Controls | None = None,
+        *,
+        projected: Sequence[tuple[Tensor, Tensor]] | None = None,
+        capture: bool = True,
+        self_layers: Mapping[str, tuple[int, ...]] | None = None,
+    ) -> UNetOutput:
+        """One prediction for B rows.
+
+        sample [B, C_in, h, w]; timestep [B], each row's own; encoder_hidden_states [B, N, D] or, in its
+        place, `projected`: what `project` made of it. self_layers: see `AttentionCall`.
+        Raises `ControlError` before any work where something does not fit.
+        """
+        controls = Controls() if controls is None else controls
+        if not torch.compiler.is_compiling():
+            self._validate(sample, timestep, encoder_hidden_states, controls, projected)
+        capturing = Capture() if capture else None
+        call = AttentionCall(
+            controls=controls,
+            spatial_maps=self._spatial_maps(controls, sample.shape[-2], sample.shape[-1]),
+            projected=None if projected is None else tuple(projected),
+            capture=capturing,
+            self_layers=self_layers,
+        )
+        module, processor = self._pairs[0]
+        with nullcontext() if module.processor is processor else self.attached():
+            noise_pred = self.unet(
+                sample,
+                timestep,
+                encoder_hidden_states=encoder_hidden_states,
+                cross_attention_kwargs={"call": call},
+                return_dict=False,
+            )[0]
+        if capturing is None:
+            return UNetOutput(noise_pred, None, None)
+        return UNetOutput(noise_pred, capturing.maps, capturing.features)
+
+    def project(self, encoder_hidden_states: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Keys and values [B, N, channels] of every cross-attention layer: needed once per prompt."""
+        modules = [self.unet.get_submodule(layer.name) for layer in self.specs.cross_layers]
+        return tuple(project_text(module, encoder_hidden_states) for module in modules)
+
+    def _spatial_maps(self, controls: Controls, height: int, width: int) -> dict[int, Tensor]:
+        """The spatial map at each level that has cross-attention, [B, pixels of that level]."""
+        if controls.spatial_map is None:
+            return {}
+        picture = controls.spatial_map.unflatten(1, self.specs.map_size(height, width)).unsqueeze(1)
+        resized = {}
+        for level in self.specs.levels:
+            size = self.specs.size_at(level, height, width)
+            if level == self.specs.map_level:
+                resized[level] = controls.spatial_map
+            else:
+                resized[level] = F.interpolate(picture, size, mode="bilinear", align_corners=False).flatten(1)
+        return resized
+
+    def _validate(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor | None,
+        controls: Controls,
+        projected: Sequence[tuple[Tensor, Tensor]] | None,
+    ) -> None:
+        specs = self.specs
+        if sample.ndim != 4 or sample.shape[1] != specs.in_channels:
+            raise _misfit("sample", sample, f"(rows, {specs.in_channels}, h, w)")
+        batch, _, height, width = sample.shape
+        if tuple(timestep.shape) != (batch,):
+            raise _misfit("timestep", timestep, f"({batch},): one per row")
+        if (encoder_hidden_states is None) == (projected is None):
+            raise ControlError("give either encoder_hidden_states or projected, which replaces it")
+        if (text := encoder_hidden_states) is not None:
+            if text.ndim != 3 or text.shape[0] != batch or text.shape[2] != specs.text_channels:
+                raise _misfit("encoder_hidden_states", text, f"({batch}, tokens, {specs.text_channels})")
+            if text.dtype != sample.dtype and not torch.is_autocast_enabled(sample.device.type):
+                raise ControlError(
+                    f"encoder_hidden_states is {text.dtype} and sample is {sample.dtype}: cast one"
+                )
+        pairs = projected or ()
+        if projected is not None and [len(key) for key, _ in pairs] != [batch] * len(specs.cross_layers):
+            wanted = f"{len(specs.cross_layers)} pairs of {batch} rows"
+            raise ControlError(f"projected does not fit this UNet: wanted {wanted}, as project() makes them")
+        map_height, map_width = specs.map_size(height, width)
+        controls.validate(
+            batch=batch,
+            tokens=(pairs[0][0] if text is None else text).shape[1],
+            pixels=map_height * map_width,
+            layers=len(specs.self_layers),
+        )
+
+
+def _misfit(name: str, tensor: Tensor, wanted: str) -> ControlError:
+    return ControlError(f"{name} has shape {tuple(tensor.shape)}, wanted {wanted}")
+
+
+@contextmanager
+def controlled_attention(unet: nn.Module, *, map_divisor: int | None = None) -> Iterator[ControlledUNet]:
+    """A `ControlledUNet` over `unet` for the length of a `with` block; then the old processors are back."""
+    with ControlledUNet(unet, map_divisor=map_divisor).attached() as controlled:
+        yield controlled
+
+
+def _put_processor(module: Any, processor: Any) -> None:
+    # A processor that is itself a module (LoRA, IP-Adapter) lives in the module tree, and plain assignment of
+    # a plain object over it is refused; Attention.set_processor would write a line to the log each time.
+    module._modules.pop("processor", None)
+    module.processor = processor

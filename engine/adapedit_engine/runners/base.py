@@ -1,0 +1,134 @@
+"""What a runner is, what it can do, and how one is opened by its name."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from adapedit_engine.models.layers import ModelSpecs
+from adapedit_kernels.errors import AdapEditError
+
+if TYPE_CHECKING:
+    from adapedit_engine.bundle import Bundle
+    from adapedit_engine.runners.graphs import BundleRunner
+
+CHECKPOINT_RUNNERS = ("pytorch", "pytorch-compiled")
+"""These run a checkpoint's own modules, not a bundle."""
+
+BUNDLE_RUNNERS = {
+    "onnxruntime": "onnxruntime",
+    "onnxruntime-cuda": "onnxruntime",
+    "onnxruntime-tensorrt": "onnxruntime",
+    "onnxruntime-tensorrt-rtx": "onnxruntime",
+    "tensorrt": "tensorrt",
+    "tensorrt-rtx": "tensorrt",
+    "tensorrt-lean": "tensorrt",
+}
+"""Runners of bundles, each with the file here that it is in."""
+
+
+class RunnerError(AdapEditError):
+    """A runner that can't run, was not opened, or was given inputs that it does not take."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capabilities:
+    """What a runner can do, and what it wants of a call.
+
+    rows:         numbers of rows, ascending, to the next of which a call is filled up; None: any.
+    all_controls: every control is wanted in every call, for the graph is fixed; self-attention gathers in all layers.
+    gradients:    the model's modules are at hand, and can be differentiated.
+    capture:      "step": calls may be captured in a CUDA graph of a whole step; "own": the runner makes graphs of its
+                  calls itself, and must not be captured from outside; "none": there are none.
+    """
+
+    rows: tuple[int, ...] | None = None
+    all_controls: bool = False
+    gradients: bool = False
+    capture: Literal["step", "own", "none"] = "none"
+
+
+class Runner(Protocol):
+    """A model behind names: tensors in, tensors out, on one device. Open it (`with runner:`) around its use.
+
+    Inputs are those of `adapedit_engine.models.unet.INPUT_NAMES`, with the prompt in the form that `condition` gives
+    it; outputs those of `OUTPUT_NAMES`. Everything but `infer` and `condition` is known before the runner is opened.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    @property
+    def specs(self) -> ModelSpecs: ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs are wanted and outputs lie."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of `sample` and of the prompt's tensors."""
+        ...
+
+    def __enter__(self) -> Runner: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+    def condition(self, encoder_hidden_states: Tensor) -> dict[str, Tensor]:
+        """The inputs that depend on the prompt alone, [rows, ...] each: keys and values of every layer."""
+        ...
+
+    def infer(
+        self,
+        inputs: Mapping[str, Tensor],
+        outputs: Sequence[str] | None = None,
+        *,
+        self_layers: Mapping[str, tuple[int, ...]] | None = None,
+    ) -> dict[str, Tensor]:
+        """One prediction.
+
+        outputs:     the names wanted, by default all; the others may not be computed.
+        self_layers: by name of `SELF_NAMES`, the self-attention layers in which some row takes from another; elsewhere
+                     nothing is gathered. None: all gather, as they do in any case where all controls are wanted.
+        """
+        ...
+
+
+def why_not(name: str) -> str | None:
+    """What keeps the bundle runner `name` from running here, and how to mend it; None where nothing does."""
+    reason: str | None = _file(name).why_not(name)
+    return reason
+
+
+def open_bundle_runner(bundle: Bundle, name: str = "onnxruntime") -> BundleRunner:
+    """The runner `name` over a bundle. Raises `RunnerError` where it is unknown or can't run here."""
+    if name in CHECKPOINT_RUNNERS:
+        raise RunnerError(
+            f"runner {name!r} runs checkpoints, and {bundle.folder} is a bundle; "
+            f"use one of: {', '.join(BUNDLE_RUNNERS)}"
+        )
+    if name not in BUNDLE_RUNNERS:
+        raise RunnerError(f"there is no runner {name!r}; use one of: {', '.join(BUNDLE_RUNNERS)}")
+    if (reason := why_not(name)) is not None:
+        raise RunnerError(f"runner {name!r} was asked for and can't run here: it {reason}")
+    runner: BundleRunner = _file(name).open_bundle(bundle, name)
+    return runner
+
+
+def _file(name: str) -> Any:
+    return importlib.import_module(f"adapedit_engine.runners.{BUNDLE_RUNNERS[name]}")
