@@ -23,7 +23,6 @@ from adapedit.result import EditResult, make_result
 from adapedit.sharing import Caches, share
 from adapedit_engine.cache import HostCopies, HostCopy, digest
 from adapedit_engine.plan import EditOutcome, EditPlan, merge, split
-from adapedit_engine.schedule import Schedule, scheduler_of
 from adapedit_kernels.errors import AdapEditError
 
 
@@ -234,9 +233,7 @@ def make_context(
     alignment = align(
         request.source_prompt, request.target_prompt, model.tokenizer, max_length=model.max_tokens
     )
-    schedule = Schedule.from_scheduler(
-        scheduler_of(request.solver, model.scheduler), request.num_inference_steps
-    )
+    schedule = model.schedule(request.num_inference_steps, request.solver)
     ids = torch.stack([model.unconditional_ids(), alignment.source_input_ids, alignment.target_input_ids])
     unconditional, source, target = (_encoded(row, model, caches) for row in ids)
     assert request.height is not None and request.width is not None and request.guidance_scale is not None

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from adapedit.cli.entry import run as run_command
+from adapedit.cli.main import run as run_command
 from adapedit.metrics.clip import load_clip
 from adapedit.metrics.lpips import load_lpips
 from tests.helpers.lpips_weights import published
@@ -153,7 +153,7 @@ def test_a_killed_process_is_gone_on_from(models: dict[str, str], tmp_path: Path
     poses = ("sitting", "jumping", "riding", "walking")
     lines = [{**LINES[0], "target_prompt": f"a red dog {pose} on the grass"} for pose in poses]
     arguments = command(models, written(tmp_path / "p", *lines), tmp_path / "out", "--batch", "1")
-    code = [sys.executable, "-c", "import sys; from adapedit.cli.entry import main; main(sys.argv[1:])"]
+    code = [sys.executable, "-c", "import sys; from adapedit.cli.main import main; main(sys.argv[1:])"]
     scores = tmp_path / "out" / "scores.jsonl"
     process = subprocess.Popen([*code, *arguments], stdout=subprocess.DEVNULL)
     while process.poll() is None and not (scores.exists() and len(scores.read_bytes().splitlines()) > 3):

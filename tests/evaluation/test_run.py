@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from adapedit.cli import evaluate as command
-from adapedit.cli.entry import run as run_command
+from adapedit.cli.main import run as run_command
 from adapedit.evaluation import run as runs
 from adapedit.evaluation.run import run_study, unet_rows
 from adapedit.evaluation.scores import judge_with

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from adapedit.checkpoint import BUILTIN
-from adapedit.cli.entry import run as run_command
+from adapedit.cli.main import run as run_command
 from adapedit.evaluation import run as runs
 from adapedit.evaluation.judge import Judge
 from adapedit.evaluation.report import METRICS

@@ -12,7 +12,7 @@ import pytest
 
 from adapedit import AdapEditError, AdapEditPipeline, EditRequest
 from adapedit.methods import AdapEdit, Plain, PromptToPrompt
-from adapedit.serving import EditServer
+from adapedit.server import EditServer
 from adapedit_engine.runners import Capabilities
 from adapedit_engine.runners.pytorch import PyTorchRunner
 from adapedit_engine.scheduler import DeadlineError
@@ -59,8 +59,7 @@ def test_streamed_edits_are_those_made_one_by_one(pipe: AdapEditPipeline):
         )
 
 
-def test_on_the_cpu_one_thread_computes(pipe: AdapEditPipeline, monkeypatch: pytest.MonkeyPatch):
-    """Pictures are decoded where the steps are run."""
+def test_pictures_are_decoded_beside_the_next_steps(pipe: AdapEditPipeline, monkeypatch: pytest.MonkeyPatch):
     decoding: set[str] = set()
     decode = type(pipe.model).decode
 
@@ -71,7 +70,7 @@ def test_on_the_cpu_one_thread_computes(pipe: AdapEditPipeline, monkeypatch: pyt
     monkeypatch.setattr("adapedit.model.EditModel.decode", decoded)
     with pipe.serve() as server:
         server.submit(request()).result()
-    assert decoding == {"adapedit-scheduler"}
+    assert decoding == {"adapedit-decode_0"}
 
 
 def test_leaving_the_block_waits_for_all(pipe: AdapEditPipeline):
@@ -151,7 +150,7 @@ def held(pipe: AdapEditPipeline, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(type(pipe.model.runner), "infer", waiting)
     with pipe.serve(max_rows=20) as server:
         server.submit(request(1, method=Plain(), seed=99))
-        while not server.stats.scheduler.most_rows:
+        while not server.stats.scheduler.max_rows:
             time.sleep(0.01)
         yield server, gate
         gate.set()
@@ -197,12 +196,13 @@ def test_a_deadline_that_passes_is_the_edits_own_error(held):
 
 def test_another_knob_of_the_same_edit_skips_the_first_pass(pipe: AdapEditPipeline):
     with pipe.serve() as server:
-        server.submit(request(0)).result(30)
+        server.submit(request(0, method=AdapEdit(two_pass=True))).result(30)
         first = server.stats.scheduler.rows
-        again = server.submit(request(0, method=AdapEdit(lambda_tau=0.5))).result(30)
+        again = server.submit(request(0, method=AdapEdit(two_pass=True, lambda_tau=0.5))).result(30)
         assert server.stats.scheduler.rows - first == 4 * STEPS
-        assert server.stats.observations.hits == 1
-        assert server.stats.embeddings.hits == 3 and server.stats.projections.hit_rate > 0.5
+        caches = server.stats.caches
+        assert caches["observations"].hits == 1
+        assert caches["prompts"].hits == 3 and caches["projections"].hit_rate > 0.5
     (alone,) = pipe.edit_batch([again.request])
     assert grey_levels(again.target_image, alone.target_image) <= 1
 
@@ -225,7 +225,7 @@ def test_memory_is_admitted_within_the_budget(pipe: AdapEditPipeline):
     with pipe.serve(budget_bytes=3 * 2**20) as server:
         futures = [server.submit(request(i)) for i in range(4)]
         assert all(future.result(60) for future in futures)
-    assert 0 < server.stats.scheduler.most_bytes <= 3 * 2**20
+    assert 0 < server.stats.scheduler.max_bytes <= 3 * 2**20
 
 
 def test_a_runner_that_prepares_every_shape_is_given_slots(pipe: AdapEditPipeline):
@@ -246,7 +246,7 @@ def test_a_runner_that_prepares_every_shape_is_given_slots(pipe: AdapEditPipelin
         items = {item.place: item for item in server.stream(requests())}
     assert seen <= {1, 2, 4, 8, 16}
     stats = server.stats.scheduler
-    assert stats.slot_rows >= stats.rows
+    assert stats.filled_rows >= stats.rows
     for place, each in enumerate(requests()):
         (alone,) = pipe.edit_batch([each])
         assert grey_levels(items[place].result.target_image, alone.target_image) <= 1
