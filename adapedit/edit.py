@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from adapedit.images import open_image
 from adapedit.inversion import Direct
 from adapedit.inversion.base import Wanted, inversion_passes
 from adapedit.methods.base import Context, Method
@@ -119,8 +118,7 @@ def finish(edited: Edited, model: EditModel, caches: Caches) -> EditResult:
     now = time.perf_counter()
     return make_result(
         request=edit.request,
-        model=model.name,
-        made_with=model.made_with,
+        model=model,
         context=edit.context,
         edited=outcome,
         found=edit.method.findings(edit.context, edited.seen, outcome),
@@ -301,7 +299,7 @@ def _instruction(request: EditRequest, model: EditModel, caches: Caches) -> Tens
 def _of_picture(context: Context, request: EditRequest, model: EditModel) -> Context:
     assert request.image is not None and request.height is not None and request.width is not None
     size = (request.width, request.height)
-    image = open_image(request.image.read()[1], size=size, fit=request.image.fit, name=request.image.file)
+    image = request.image.open(size)
     pixels = torch.from_numpy(np.array(image.picture)).permute(2, 0, 1)[None].float() / 255
     latents = model.encode(pixels)
     if not bool(latents.isfinite().all()):
