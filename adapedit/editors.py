@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapedit.checkpoint import ModelError, locate, read_part
@@ -12,9 +11,6 @@ from adapedit_engine.runners import Runner
 if TYPE_CHECKING:
     from adapedit.model import EditModel
 
-BUILTIN_EDITOR = Path(__file__).parent / "models" / "pix2pix"
-"""What "builtin" stands for: made for the built-in model, and of use to no other."""
-
 SCHEDULE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")
 """What two schedulers have to agree on for one to denoise what is meant for the other."""
 
@@ -22,7 +18,7 @@ SCHEDULE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "p
 def editing_runner(checkpoint: str | None, model: EditModel) -> Runner:
     """A runner of the checkpoint's UNet, which takes the source's latents as further input channels.
 
-    checkpoint: a folder or hub name in the layout of InstructPix2Pix, or "builtin". Of it the UNet is read, and the
+    checkpoint: a folder or hub name in the layout of InstructPix2Pix. Of it the UNet is read, and the
     noise schedule compared: tokenizer, text encoder and VAE, which InstructPix2Pix does not train, are the model's.
     Kept in `model.editors`. Raises `ModelError` in one line for a UNet that does not go with the model.
     """
@@ -37,7 +33,7 @@ def editing_runner(checkpoint: str | None, model: EditModel) -> Runner:
 
 
 def _load(checkpoint: str, model: EditModel) -> Runner:
-    place = locate(checkpoint, builtin=BUILTIN_EDITOR, components=("unet", "scheduler"))
+    place = locate(checkpoint, components=("unet", "scheduler"))
     from diffusers import DDIMScheduler, UNet2DConditionModel
 
     from adapedit_engine.runners.pytorch import PyTorchRunner

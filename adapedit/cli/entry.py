@@ -48,7 +48,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     try:
-        from adapedit.cli.evaluate import app  # takes long enough to be interrupted
+        from adapedit.cli.bundle import app  # takes long enough to be interrupted
 
         with warnings.catch_warnings():
             # Of libraries: of no use to somebody at a terminal. The edits' own are printed by the commands.

@@ -150,11 +150,10 @@ class InstructPix2Pix(_Settings):
 
     text_guidance:  s_T of the paper: more does more of what the instruction says.
     image_guidance: s_I: more stays nearer to the source.
-    instruction:    what to do. None: the target prompt, which is what the built-in model was trained on. Published
-                    checkpoints know commands instead ("make the dog sit down"): give one, and the target prompt is
-                    used for nothing but the alignment that is told with the result.
-    checkpoint:     folder or hub name of the UNet; "builtin": the one made for the built-in model. None: what the
-                    model names, which the built-in one alone does; with any other it has to be given.
+    instruction:    what to do. None: the target prompt. Published checkpoints know commands instead ("make the dog
+                    sit down"): give one, and the target prompt is used for nothing but the alignment that is told
+                    with the result.
+    checkpoint:     folder or hub name of the UNet; it has to be given, unless the model names one.
     """
 
     name: Literal["instruct-pix2pix"] = "instruct-pix2pix"

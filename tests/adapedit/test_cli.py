@@ -225,10 +225,10 @@ def test_warnings_are_lines_on_stderr(capfd):
 def test_ctrl_c_while_the_command_line_itself_is_loaded(capfd, monkeypatch):
     class Interrupting:
         def find_spec(self, name: str, *args: object) -> None:
-            if name == "adapedit.cli.evaluate":
+            if name == "adapedit.cli.bundle":
                 raise KeyboardInterrupt
 
-    monkeypatch.delitem(sys.modules, "adapedit.cli.evaluate", raising=False)
+    monkeypatch.delitem(sys.modules, "adapedit.cli.bundle", raising=False)
     monkeypatch.setattr(sys, "meta_path", [Interrupting(), *sys.meta_path])
     assert run([*EDIT]) == 130
     assert capfd.readouterr().err == "adapedit: interrupted\n"
