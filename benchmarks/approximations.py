@@ -19,11 +19,12 @@ import numpy as np
 import torch
 
 from adapedit import AdapEditPipeline, EditRequest
-from adapedit.evaluation.scores import judge_with
-from adapedit.evaluation.statistics import mean_interval, paired_comparison
-from adapedit.evaluation.suite import scene_suite
 from adapedit.methods.settings import AdapEdit
 from benchmarks import common
+from benchmarks.quality.judge import Judge
+from benchmarks.quality.statistics import mean_interval, paired_comparison
+from benchmarks.quality.suite import scene_suite
+from benchmarks.scenes.reader import load_reader
 
 BATCH = 4
 EXACT = "exact"
@@ -89,7 +90,7 @@ def main() -> None:
         if dtype:
             found[f"{dtype} weights"] = Found(pipe=in_dtype(options, dtype), fields={})
     cases = scene_suite(options.half, options.limit)
-    judge = judge_with(None)
+    judge = Judge(load_reader())
     for (
         one
     ) in found.values():  # what is done once, such as reading a schedule off its scheduler, is not measured

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from adapedit import AdapEditError
 from adapedit.sheets import Cell, sheet
@@ -92,8 +93,8 @@ def run_inversions(
 
 def _given_back(
     pipe: Any, cases: Sequence[Case], inversion: Mapping[str, Any] | None, setup: Setup
-) -> list[Any]:
-    """A picture for each drawing: through an inversion, or through the autoencoder alone."""
+) -> list[tuple[Image.Image, Image.Image]]:
+    """Each drawing as the model takes it, and what comes back: through an inversion, or the autoencoder alone."""
     # SDEdit without noise takes no step: its target is what the autoencoder makes of the source.
     variant = {"name": "sdedit", "strength": 0.0} if inversion is None else {"name": "plain"}
     requests = [
@@ -103,18 +104,20 @@ def _given_back(
         )
         for case in cases
     ]  # fmt: skip
-    results = edit(pipe, requests)
-    return [result.target_image if inversion is None else result.source_image for result in results]
+    return [
+        (result.image.picture, result.target_image if inversion is None else result.source_image)
+        for result in edit(pipe, requests)
+    ]
 
 
 def _scores(
     pipe: Any, cases: Sequence[Case], label: str, inversion: Mapping[str, Any] | None, setup: Setup
 ) -> list[InversionScore]:
     began = time.perf_counter()
-    pictures = _given_back(pipe, cases, inversion, setup)
+    pairs = _given_back(pipe, cases, inversion, setup)
     seconds, scores = time.perf_counter() - began, []
-    for case, picture in zip(cases, pictures, strict=True):
-        one, two = np.asarray(drawn(case.source)), np.asarray(picture)
+    for case, pair in zip(cases, pairs, strict=True):
+        one, two = (np.asarray(picture) for picture in pair)
         everywhere = np.ones(one.shape[:2], bool)
         score = InversionScore(
             case=case.name,
@@ -135,6 +138,6 @@ def _sheets(
     rows = []
     for place, case in enumerate(cases):
         cells = [Cell(drawn(case.source), "drawing")]
-        cells += [Cell(found[place], label) for label, found in pictures.items()]
+        cells += [Cell(found[place][1], label) for label, found in pictures.items()]
         rows.append((case.source_prompt, cells))
     return {"Drawings and what comes back": sheet(rows, columns=8, cell=144)}

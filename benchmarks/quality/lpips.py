@@ -55,7 +55,7 @@ class Lpips(nn.Module):
             else:
                 before, (channels, kernel, stride) = channels, map(int, word.split("/"))
                 padding = 2 if kernel == 11 else kernel // 2  # of a kernel of 11 with stride 4 it is 2
-                self.features += [nn.Conv2d(before, channels, kernel, stride, padding), nn.ReLU()]
+                self.features.extend([nn.Conv2d(before, channels, kernel, stride, padding), nn.ReLU()])
 
     def forward(self, one: Tensor, two: Tensor) -> Tensor:
         distance = one.new_zeros(len(one))
@@ -98,6 +98,11 @@ class LpipsMetric:
             )
         pictures = (np.asarray(picture.convert("RGB"))[None] for picture in (source, target))
         return {"lpips": float(self._model(*(to_pixels(picture).to(self._device) for picture in pictures)))}
+
+
+def load_lpips(path: str | Path, *, device: str | torch.device = "cpu") -> LpipsMetric:
+    """The metric by a safetensors file. Raises `MetricError`, one line."""
+    return LpipsMetric(read_lpips(Path(path).expanduser()), device=device)
 
 
 def read_lpips(path: Path) -> Lpips:

@@ -99,7 +99,7 @@ def _curve(curve: Mapping[str, Any]) -> Figure:
 def svg(figure: Figure) -> str:
     """A plot as text: the same for the same numbers, so that it can be kept in a repository."""
     text = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "adapedit"}):
+    with matplotlib.rc_context({"svg.hashsalt": "adapedit", "svg.fonttype": "none"}):
         figure.savefig(text, format="svg", metadata={"Date": None})
     found = text.getvalue()
     return found[found.index("<svg") :]

@@ -10,22 +10,24 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.quality.suite import Case, scene_suite
+from adapedit import EditRequest
 from adapedit.model import ModelFacts
-from adapedit.request import EditRequest
+from benchmarks.quality.suite import Case, scene_suite
 from benchmarks.scenes.world import random_scene
 from tests.benchmarks.quality.fake_reader import PerfectReader
 
 CASES = {case.seed: case for case in scene_suite()}
 
 
-def fake_unet() -> dict[str, Any]:
-    """What reports tell of a UNet and its scheduler."""
-    specs = SimpleNamespace(map_divisor=1)
-    return {
-        "runner": SimpleNamespace(dtype=torch.float32, specs=specs),
-        "scheduler": SimpleNamespace(config={"beta_start": 0.00085, "_diffusers_version": "0"}),
-    }
+def fake_model(**parts: Any) -> Any:
+    """What reports tell of a model."""
+    return SimpleNamespace(
+        facts=ModelFacts(),
+        device=torch.device("cpu"),
+        runner=SimpleNamespace(dtype=torch.float32),
+        scheduler=SimpleNamespace(config={"beta_start": 0.00085, "_diffusers_version": "0"}),
+        **parts,
+    )
 
 
 class DrawingEditor:
@@ -35,9 +37,7 @@ class DrawingEditor:
         self.reader = PerfectReader()
         self.requests: list[EditRequest] = []
         part = nn.Linear(2, 2)
-        self.model: Any = SimpleNamespace(
-            name="drawn", facts=ModelFacts(), text_encoder=part, vae=part, latent_size=16, **fake_unet()
-        )
+        self.model = fake_model(name="drawn", text_encoder=part, vae=part, latent_size=16)
 
     def edit_batch(self, requests: Sequence[EditRequest]) -> list[Any]:
         self.requests += requests
@@ -50,5 +50,7 @@ class DrawingEditor:
         if settings.name == "adapedit" and (not settings.dps or settings.lambda_s < 0.5):
             scene = case.source
         return SimpleNamespace(
-            source_image=self.reader.draw(case.source), target_image=self.reader.draw(scene)
+            request=request,
+            source_image=self.reader.draw(case.source),
+            target_image=self.reader.draw(scene),
         )

@@ -11,11 +11,8 @@ import numpy as np
 from PIL import Image
 from torch import nn
 
-from adapedit.model import ModelFacts
-from adapedit.request import EditRequest
-from adapedit import AdapEditError
-from tests.benchmarks.quality.fake_editor import fake_unet
-from tests.helpers.tokenizers import small_clip_tokenizer
+from adapedit import AdapEditError, EditRequest
+from tests.benchmarks.quality.fake_editor import fake_model
 
 SHIFTS = {"adapedit": 40, "sdedit": 10, "plain": 90}
 """Grey levels by which each method's edit is brighter than its source."""
@@ -24,22 +21,14 @@ SHIFTS = {"adapedit": 40, "sdedit": 10, "plain": 90}
 class PaintingEditor:
     """The source is a plain grey of its prompt's own, an edit a brighter one. `refused`: target prompts that fail."""
 
-    def __init__(self, *, known_words: tuple[str, ...] | None = None, refused: Sequence[str] = ()) -> None:
+    def __init__(self, *, refused: Sequence[str] = ()) -> None:
         self.requests: list[EditRequest] = []
         self.calls, self.stop_at, self.refused = 0, 0, refused
         part = nn.Linear(2, 2).requires_grad_(False)
+        part.config = SimpleNamespace(hidden_size=2)  # type: ignore[assignment]
         nn.init.constant_(part.weight, 0.5)
         nn.init.zeros_(part.bias)
-        self.model: Any = SimpleNamespace(
-            name="painted",
-            facts=ModelFacts(known_words=known_words),
-            text_encoder=part,
-            vae=part,
-            tokenizer=small_clip_tokenizer(max_length=20),
-            max_tokens=20,
-            latent_size=8,
-            **fake_unet(),
-        )
+        self.model = fake_model(name="painted", text_encoder=part, vae=part, latent_size=8)
 
     def edit_batch(self, requests: Sequence[EditRequest]) -> list[Any]:
         for request in requests:

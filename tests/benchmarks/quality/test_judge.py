@@ -6,11 +6,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.quality.judge import Judge, JudgeError, Verdict, masked_psnr, masked_ssim
-from benchmarks.quality.judge import fit_scene, preserved_region
+from benchmarks.quality.judge import (
+    Judge,
+    JudgeError,
+    Verdict,
+    fit_scene,
+    masked_psnr,
+    masked_ssim,
+    preserved_region,
+)
 from benchmarks.quality.suite import Case, scene_suite
-from benchmarks.scenes.reader import TRAINED, load_reader
 from benchmarks.scenes.drawing import render
+from benchmarks.scenes.reader import TRAINED, load_reader
 from benchmarks.scenes.world import random_scene
 from tests.benchmarks.quality.fake_reader import PerfectReader
 

@@ -1,129 +1,99 @@
-"""An evaluation from end to end with an editor that draws: resumed, reported, shown; and the command line around it."""
+"""Studies of an editor whose worth is known: resumed, reported, shown."""
 
 from __future__ import annotations
 
 import json
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from adapedit.cli import evaluate as command
-from adapedit.cli.entry import run as run_command
-from adapedit.evaluation import run as runs
-from benchmarks.quality.run import run_study, unet_rows
-from benchmarks.quality.scores import judge_with
-from benchmarks.quality.studies import WITH_BLEND, make_study
+from adapedit import AdapEditError
+from benchmarks.quality.judge import Judge
+from benchmarks.quality.report import scenes_report
+from benchmarks.quality.run import Setup, drawn, run_study, scores_of
+from benchmarks.quality.studies import Study, make_study
 from benchmarks.quality.suite import scene_suite
-from adapedit.pipeline import AdapEditPipeline
 from tests.benchmarks.quality.fake_editor import DrawingEditor
-from tests.helpers.tiny_model import save_tiny_model
 
 CASES = scene_suite(limit=7)
-FEW = ["adapedit", "masactrl", "plain"]
+FEW = make_study("scenes", ["adapedit", "prompt-to-prompt", "plain"])
 
 
-@pytest.fixture(autouse=True)
-def free_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing has no UNet."""
-    monkeypatch.setattr(runs, "unet_rows", lambda pipe, study, *rest: dict.fromkeys(study.variants, 4.0))
+def study_of(editor: DrawingEditor, study: Study, count: int, folder: Path, **options: Any) -> dict[str, Any]:
+    report = run_study(editor, study, CASES[:count], folder, setup=Setup(), reader=editor.reader, **options)
+    return {name: value for name, value in report.items() if name not in ("date", "machine", "command")}
+
+
+def scored(editor: DrawingEditor, study: Study, cases: Any = CASES, **setup: Any) -> list[Any]:
+    work = [(case, list(study.variants)) for case in cases]
+    return [*chain(*scores_of(editor, work, study.variants, Judge(editor.reader), Setup(**setup)))]
 
 
 def test_it_writes_scores_a_report_and_a_page_that_needs_nothing_else(tmp_path: Path) -> None:
-    editor, seen = DrawingEditor(), []
-    report = run_study(
-        editor,
-        make_study("scenes", FEW),
-        CASES,
-        tmp_path,
-        reader=editor.reader,
-        progress=lambda done, total: seen.append((done, total)),
-    )
+    seen: list[tuple[int, int]] = []
+    report = study_of(DrawingEditor(), FEW, 7, tmp_path, progress=lambda *counts: seen.append(counts))
     assert seen == [(12, 21), (21, 21)]
-    assert json.loads((tmp_path / "scenes.json").read_text()) == json.loads(json.dumps(report))
+    written = json.loads((tmp_path / "scenes.json").read_text())
+    assert json.loads(json.dumps(report)).items() <= written.items()
+    assert written["command"].startswith("python -m benchmarks.quality") and written["commit"]
     assert len((tmp_path / "scores.jsonl").read_text().splitlines()) == 22
     page = (tmp_path / "scenes.html").read_text()
-    for wanted in ("<svg", "data:image/jpeg;base64,", "Worst of adapedit", "masactrl", "Two words"):
+    for wanted in ("<svg", "data:image/jpeg;base64,", "Worst of adapedit", "prompt-to-prompt", "Two words"):
         assert wanted in page
-    assert "http" not in page and len(page) < 2_000_000
+    assert "<link" not in page and 'src="http' not in page and len(page) < 2_000_000
     assert not list(tmp_path.glob(".*.part"))
 
 
 def test_what_is_scored_is_not_run_again(tmp_path: Path) -> None:
-    editor = DrawingEditor()
-    first = run_study(editor, make_study("scenes", FEW[:2]), CASES[:5], tmp_path, reader=editor.reader)
+    editor, two = DrawingEditor(), make_study("scenes", ["adapedit", "prompt-to-prompt"])
+    first = study_of(editor, two, 5, tmp_path)
     editor.requests.clear()
-    whole = run_study(editor, make_study("scenes", FEW), CASES, tmp_path, reader=editor.reader)
-    sheets = len(FEW) * len(CASES)  # of seven cases every one is among the best, the median or the worst
+    whole = study_of(editor, FEW, 7, tmp_path)
+    sheets = 3 * 7  # of seven cases every one is among the best, the median or the worst
     assert len(editor.requests) == 5 + 2 * 3 + sheets
     editor.requests.clear()
-    assert run_study(editor, make_study("scenes", FEW), CASES, tmp_path, reader=editor.reader) == whole
+    assert study_of(editor, FEW, 7, tmp_path) == whole
     assert len(editor.requests) == sheets and first["cases"] == 5 and whole["cases"] == 7
-    # The study of the ablation has the whole method in common with it, under the same settings.
+    # The ablation has the whole method in common with it, under the same settings.
     editor.requests.clear()
-    run_study(editor, make_study("ablation"), CASES, tmp_path, reader=editor.reader)
-    # Without a model's own knobs, so is what looks at the target alone: seven variants, of which five are new.
-    assert len(editor.requests) == 5 * 7 + 7 * 7
+    ablation = make_study("ablation")
+    study_of(editor, ablation, 7, tmp_path)
+    assert len(editor.requests) == (len(ablation.variants) - 1) * 7 + len(ablation.variants) * 7
 
 
-def test_equal_settings_are_run_once(tmp_path: Path) -> None:
+def test_reports_say_what_edits_ran_with(tmp_path: Path) -> None:
+    found = study_of(
+        DrawingEditor(), make_study("scenes", ["sdedit"], {"sdedit": {"strength": 0.9}}), 1, tmp_path
+    )
+    assert found["settings"]["sdedit"]["strength"] == 0.9 and found["about"]["guidance_scale"] == 7.5
+
+
+def test_requests_are_those_of_the_setup() -> None:
     editor = DrawingEditor()
-    study = make_study("knobs")
-    report = run_study(editor, study, CASES[:1], tmp_path, reader=editor.reader)
-    different = {settings.model_dump_json() for settings in study.variants.values()}
-    assert len(editor.requests) == len(different) + len(study.variants) < 2 * len(study.variants)
-    assert set(report["groups"]["all"]["means"]) == set(study.variants)
-    assert [curve["knob"] for curve in report["curves"]] == ["lambda_tau", "lambda_s", "lambda_spatial"]
-
-
-def test_the_cost_of_methods_is_counted_in_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
-    pipe = AdapEditPipeline.from_pretrained(save_tiny_model(tmp_path / "tiny"))
-    case = next(case for case in CASES if case.kind == "pose" and len(case.source_prompt.split()) < 9)
-    costs = unet_rows(pipe, make_study("scenes", knobs={"sdedit": {"strength": 0.5}}), case, 4)
-    assert costs == {
-        "adapedit": 6,
-        "prompt-to-prompt": 4,
-        WITH_BLEND: 4,
-        "masactrl": 4,
-        "sdedit": 3,
-        "instruct-pix2pix": 5,
-        "plain": 4,
+    found = scored(
+        editor, make_study("scenes", ["adapedit"], {"adapedit": {"lambda_tau": 0.5}}), num_inference_steps=7
+    )
+    assert [score.case for score in found] == [case.name for case in CASES]
+    assert all(score.product > 0.98 and score.variant == "adapedit" for score in found)
+    asked = {
+        (request.num_inference_steps, request.method.lambda_tau, request.image) for request in editor.requests
     }
-    assert unet_rows(pipe, make_study("variants"), case, 4)["single pass"] == 4
+    assert asked == {(7, 0.5, None)} and all(score.truth_psnr is None for score in found)
+    with pytest.raises(AdapEditError, match="batch is 0"):
+        Setup(batch=0)
 
 
-def test_the_command_runs_a_study_and_says_what_came_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    editor = DrawingEditor()
-    monkeypatch.setattr(command, "_load", lambda *arguments: editor)
-    monkeypatch.setattr(runs, "judge_with", lambda reader: judge_with(editor.reader))
-    arguments = ["eval", "scenes", "--methods", "adapedit,plain", "--limit", "3", "--half", "test"]
-    arguments += ["--steps", "9", "--set", "adapedit.lambda_tau=0.5", "--out", str(tmp_path)]
-    assert run_command(arguments) == 0
-    assert "3 of 3 edits" in capsys.readouterr().out
-    report = json.loads((tmp_path / "scenes.json").read_text())
-    assert report["num_inference_steps"] == 9 and report["settings"]["adapedit"]["lambda_tau"] == 0.5
-    assert run_command([*arguments, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["usable"] == 3
-    before = (tmp_path / "scenes.json").read_bytes()
-    assert run_command([*arguments, "--kinds", "pose", "--name", "mine"]) == 0
-    assert json.loads((tmp_path / "mine.json").read_text())["study"] == "mine"
-    assert (tmp_path / "mine.html").exists() and (tmp_path / "scenes.json").read_bytes() == before
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--methods", "p2p"], "no method 'p2p'"),
-        (["--set", "lambda_tau=1"], "names no method; write it as --set METHOD.KNOB=VALUE"),
-        (["--set", "adapedit.lambda_t=1"], "adapedit has no knob 'lambda_t'"),
-        (["--limit", "0"], "limit"),
-    ],
-)
-def test_mistakes_are_one_line(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run_command(["eval", "scenes", *arguments]) == 2
-    said = capsys.readouterr().err
-    assert message in said and said.count("\n") == 1
+def test_drawn_sources_are_inverted_and_held_to_the_truth() -> None:
+    editor, study = DrawingEditor(), make_study("scenes", ["adapedit", "prompt-to-prompt"])
+    scores = scored(editor, study, CASES[:6], inversion="direct")
+    for asked in editor.requests:
+        assert asked.image is not None and asked.inversion.name == "direct"
+    true_edits = [s.truth_ssim for s in scores if s.variant == "adapedit"]
+    copies = [s.truth_ssim for s in scores if s.variant == "prompt-to-prompt"]
+    assert min(true_edits) > 0.99 and np.mean(copies) < np.mean(true_edits)
+    means = scenes_report(scores, study)["groups"]["all"]["means"]
+    assert means["adapedit"]["truth_psnr"]["value"] > means["prompt-to-prompt"]["truth_psnr"]["value"]
+    assert drawn(CASES[0].source).size == (128, 128)

@@ -7,10 +7,10 @@ from difflib import SequenceMatcher
 
 import pytest
 
-from benchmarks.quality.suite import CASES_PER_KIND, KINDS, STREAM, Case, digest, scene_suite
-from benchmarks.scenes.world import VOCABULARY
-from benchmarks.scenes.dataset import HELD_OUT_SEED, TRAIN_SEED
 from adapedit import AdapEditError
+from benchmarks.quality.suite import CASES_PER_KIND, KINDS, STREAM, Case, digest, scene_suite
+from benchmarks.scenes.dataset import HELD_OUT_SEED, TRAIN_SEED
+from benchmarks.scenes.world import VOCABULARY
 
 ALL = scene_suite()
 
