@@ -6,6 +6,7 @@ And what else people hand over, checked where it comes in.
 from __future__ import annotations
 
 import json
+import math
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -197,6 +198,13 @@ def check_count(name: str, value: Any, least: int = 1) -> None:
     """Raise unless `value` is a whole number from `least` on."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise AdapEditError(f"{name} is {value!r}, wanted a whole number from {least} on")
+
+
+def check_seconds(name: str, value: Any) -> None:
+    """Raise unless `value` is None or a number of seconds, which NaN is not."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
+    if value is not None and not number:
+        raise AdapEditError(f"{name} is {value!r}, wanted a number of seconds")
 
 
 def check_callback(callback: Any) -> None:

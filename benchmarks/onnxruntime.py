@@ -25,8 +25,7 @@ import numpy as np
 import torch
 
 from adapedit import AdapEditPipeline, EditRequest, EditResult
-from adapedit.bundle import checkpoint_of, unet_of
-from adapedit.model import EditModel, load_model
+from adapedit.model import EditModel, checkpoint_of, load_model, unet_of
 from adapedit_engine.runners.pytorch import PyTorchRunner
 from adapedit_export.export import export_bundle
 from adapedit_export.options import ExportOptions, Precision

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from adapedit_engine.unet import ControlledUNet
+from adapedit_engine.models.unet import ControlledUNet
 from benchmarks.scenes.dataset import GRID, OUT, Drawings, encode_scenes, held_out, scene_at
 from benchmarks.scenes.trainee import Trainee, fast_products
 from benchmarks.scenes.vae import LATENT_CHANNELS

@@ -10,7 +10,7 @@ import torch
 from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
 
 from adapedit.methods import make_settings
-from adapedit.methods.registry import make_method
+
 from adapedit.noising import noise_levels
 from adapedit.pipeline import AdapEditPipeline
 from adapedit.prepare import complete, make_context

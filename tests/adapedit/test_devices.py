@@ -11,10 +11,10 @@ import torch
 
 from adapedit.methods import adapedit as adapedit_method
 from adapedit.methods import make_settings
-from adapedit.methods.registry import make_method
+
 from adapedit.prepare import complete, make_context
 from adapedit_engine.adaptive import Adaptive, Found
-from adapedit_engine.loop import EditOutcome
+from adapedit_engine.plan import EditOutcome
 from tests.helpers.edits import SOURCE, STEPS, TARGET, request
 from tests.helpers.tiny_model import TOKENS
 

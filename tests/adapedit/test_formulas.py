@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from adapedit.methods.registry import make_method
+
 from adapedit.prepare import complete, make_context
-from adapedit_engine.loop import EditOutcome
+from adapedit_engine.plan import EditOutcome
 from adapedit_engine.rows import RowTables
 from adapedit_kernels import edited_attention
 from tests.helpers.edits import LONGER, SOURCE, STEPS, TARGET, grey_levels, request

@@ -37,7 +37,7 @@ from tests.helpers.tiny_model import save_tiny_model
 
 def lost(pipe: AdapEditPipeline, name: str) -> float:
     """Root mean square distance of the source's last latents to the picture's own."""
-    from adapedit_engine import denoise
+    from adapedit_engine.scheduler import denoise
 
     context = context_of(pipe, request(name))
     with pipe.model.runner as runner:

@@ -18,9 +18,10 @@ from diffusers import (
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from adapedit import AdapEditPipeline, EditRequest
-from adapedit.methods.registry import make_method
+
 from adapedit.prepare import complete, make_context
-from adapedit_engine import EditPlan, PlanError, denoise
+from adapedit_engine.plan import EditPlan, PlanError
+from adapedit_engine.scheduler import denoise
 from adapedit_kernels.errors import AdapEditError
 from tests.helpers.edits import SOURCE, STEPS, TARGET, grey_levels
 from tests.helpers.edits import request as of_prompts

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from adapedit import AdapEditError
-from adapedit.methods.registry import make_method
+
 from adapedit.prepare import complete, make_context
 from adapedit_engine.rows import RowTables
 from adapedit_kernels import edited_attention

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from adapedit import AdapEditPipeline, EditRequest
-from adapedit.methods import AdapEdit, PromptToPrompt
 from adapedit import edit as edit_module
 from adapedit import server as server_module
+from adapedit.methods import AdapEdit, PromptToPrompt
 from adapedit.server import EditServer, _parts
 from adapedit_engine.plan import merge
 from adapedit_engine.scheduler import DeadlineError

@@ -15,7 +15,19 @@ from adapedit_engine.runners.pytorch import PyTorchRunner
 from adapedit_engine.scheduler import denoise
 from adapedit_engine.step import step
 from tests.engine.every_plan import alike, plans
-from tests.engine.tiny import SIDE, STEPS, TOKENS, adaptive, blend, ddim, edit_plan, largest, noise, plan, tiny_unet
+from tests.engine.tiny import (
+    SIDE,
+    STEPS,
+    TOKENS,
+    adaptive,
+    blend,
+    ddim,
+    edit_plan,
+    largest,
+    noise,
+    plan,
+    tiny_unet,
+)
 
 PIXELS, SOURCES = 16, torch.tensor([0, 0, 1])
 

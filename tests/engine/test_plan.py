@@ -13,7 +13,19 @@ from adapedit_engine.runners.pytorch import PyTorchRunner
 from adapedit_engine.schedule import Schedule
 from adapedit_engine.scheduler import denoise
 from tests.engine.every_plan import TOLD, plans
-from tests.engine.tiny import SIDE, STEPS, TEXT, TOKENS, adaptive, blend, edit_plan, largest, noise, plan, tiny_unet
+from tests.engine.tiny import (
+    SIDE,
+    STEPS,
+    TEXT,
+    TOKENS,
+    adaptive,
+    blend,
+    edit_plan,
+    largest,
+    noise,
+    plan,
+    tiny_unet,
+)
 
 INTERVALS = torch.zeros(2, 7, 2, dtype=torch.int64)
 KNOWN = noise(STEPS, 4, SIDE, SIDE, seed=5)

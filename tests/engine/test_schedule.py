@@ -12,8 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapedit_engine import LocalBlend, PyTorchRunner, Schedule, ScheduleError, denoise
-from adapedit_engine.schedule import follow_pipelines, scheduler_of
+from adapedit_engine.plan import LocalBlend
+from adapedit_engine.runners.pytorch import PyTorchRunner
+from adapedit_engine.schedule import Schedule, ScheduleError, follow_pipelines, scheduler_of
+from adapedit_engine.scheduler import denoise
 from tests.engine.tiny import GUIDANCE, SIDE, TOKENS, edit_plan, largest, noise, plan, tiny_unet
 
 # numpy's, at every step of schedulers that keep their sigmas in arrays

@@ -23,7 +23,7 @@ from adapedit_engine.scheduler import (
 )
 from adapedit_kernels.errors import AdapEditError
 from tests.engine.every_plan import alike, plans
-from tests.engine.tiny import SIDE, STEPS, ddim, edit_plan, largest, noise, plan, tiny_unet
+from tests.engine.tiny import SIDE, STEPS, ddim, edit_plan, noise, plan, tiny_unet
 
 
 class Watching(PyTorchRunner):

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from adapedit_engine import Controls, GraphUNet, controlled_attention
+from adapedit_engine import GraphUNet
+from adapedit_engine.models.controls import Controls
+from adapedit_engine.models.unet import controlled_attention
 from adapedit_engine.runners.compiled import why_not
 from adapedit_kernels import edited_attention, edited_attention_with_maps, guided_step
 from adapedit_kernels.edited_attention import edited_attention_maps_operator, edited_attention_operator

@@ -9,17 +9,11 @@ import pytest
 import torch
 from torch.export import Dim
 
-from adapedit_engine import (
-    CONTROL_NAMES,
-    INPUT_NAMES,
-    OUTPUT_NAMES,
-    Controls,
-    PyTorchRunner,
-    controlled_attention,
-    denoise,
-)
+from adapedit_engine.models.controls import CONTROL_NAMES, Controls
+from adapedit_engine.models.unet import INPUT_NAMES, OUTPUT_NAMES, controlled_attention
 from adapedit_engine.runners import Capabilities
-from adapedit_engine.runners.pytorch import why_not_compiled
+from adapedit_engine.runners.pytorch import PyTorchRunner, why_not_compiled
+from adapedit_engine.scheduler import denoise
 from tests.engine.tiny import SIDE, TEXT, TOKENS, edit_plan, largest, noise, plan, self_share, tiny_unet
 from tests.helpers.graph_unet import GraphUNet
 

@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from adapedit_engine import OUTPUT_NAMES, ControlledUNet, PyTorchRunner, RunnerError, denoise
 from adapedit_engine.models.controls import SELF_NAMES
+from adapedit_engine.models.unet import OUTPUT_NAMES, ControlledUNet
 from adapedit_engine.runners import Capabilities
-from adapedit_engine.runners.pytorch import CompiledRunner
+from adapedit_engine.runners.base import RunnerError
+from adapedit_engine.runners.pytorch import CompiledRunner, PyTorchRunner
+from adapedit_engine.scheduler import denoise
 from tests.engine.tiny import (
     SIDE,
     TEXT,
