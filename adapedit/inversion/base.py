@@ -121,8 +121,6 @@ def trajectory(
 
     picture = picture_of(context)
     rows, weights = replace(context, guidance_scale=guidance_scale).guided([context.source])
-    if guidance_scale == 1:
-        rows, weights = rows[:, 1:], weights[:, 1:]
     plan = EditPlan(
         schedule=backwards(context.schedule),
         latents=picture,

@@ -16,7 +16,7 @@ class DDIM(Inversion, name="ddim"):
 
     The source is then denoised under guidance like any other, and does not come back whole.
 
-    guidance_scale: of the way back; 1, the conditional prediction alone, loses least (Mokady et al. 2023).
+    guidance_scale: of the way back; up to 1, the conditional prediction alone, it loses least (Mokady et al. 2023).
     """
 
     guidance_scale: Knob = 1.0

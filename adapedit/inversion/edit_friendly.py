@@ -64,7 +64,9 @@ class EditFriendly(Inversion, name="edit-friendly"):
         return Inverted(schedule=with_residuals(rest), latents=path[:1], noise=path[1:] - reached(steps))
 
     def _first(self, steps: int) -> int:
-        return min(round(self.skip * steps), steps - 1)
+        from adapedit_engine.plan import held_steps
+
+        return min(held_steps(self.skip, steps), steps - 1)
 
     def _schedule(self, context: Context, model: EditModel) -> Schedule:
         refuse_history(context.schedule)

@@ -128,7 +128,7 @@ class _Search:
             x, goal = (value.to(self._device, torch.float32, copy=True) for value in (latents, wanted))
             with torch.no_grad():
                 text = self._predict(step, x, self._source)
-            if step < self._until and self._guidance != 1:
+            if step < self._until and self._guidance > 1:
                 self._improve(step, x, goal, text)
             with torch.no_grad():
                 return self._next(step, x, self.empty, text)
@@ -156,7 +156,7 @@ class _Search:
 
     def _next(self, step: int, x: Tensor, empty: Tensor, text: Tensor) -> Tensor:
         predicted = text
-        if step < self._until and self._guidance != 1:
+        if step < self._until and self._guidance > 1:
             bare = self._predict(step, x, empty.to(self._dtype))
             predicted = (1 - self._guidance) * bare + self._guidance * text
         a, b = (float(table[step]) for table in (self._schedule.sample_weight, self._schedule.output_weight))

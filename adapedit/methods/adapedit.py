@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 from pydantic import Field, model_validator
 
 from adapedit.methods.base import Cells, Context, Findings, Knob, Method, Share, whole_error
-from adapedit.methods.words import Words, key_tokens, local_blend
+from adapedit.methods.words import Span, Words, ends, key_tokens, local_blend
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,7 +46,7 @@ class AdapEdit(Method, name="adapedit"):
                     (root mean square over channels) belong to the words' places that they touch, unless those are half
                     of the picture: a foot of the source's figure that no word looks at would stay. None: no cell does.
     fwt, dps, mask: switches for the ablations; without FWT every word has `cross_replace_steps`.
-    self_replace_steps: share for self-attention; None: what FWT gives to tokens without a word.
+    self_replace_steps: share for self-attention, or two: from and to; None: what FWT gives to tokens without a word.
     local_blend:    words outside whose places the source's latents are kept, as in Prompt-to-Prompt; true: those that
                     the edit is about and what they replace. Not in the paper.
     """
@@ -74,7 +74,7 @@ class AdapEdit(Method, name="adapedit"):
     dps: bool = True
     mask: bool = True
     cross_replace_steps: Share = 0.8
-    self_replace_steps: Share | None = None
+    self_replace_steps: Span | None = None
     local_blend: Words = ()
     blend_difference: Knob | None = None
     blend_threshold: Share = 0.3
@@ -103,8 +103,8 @@ class AdapEdit(Method, name="adapedit"):
 
         alignment = context.alignment.as_variant(self.variant)
         found = None if observed is None else self._found(context, observed)
-        word_steps, share = self._times(context, found)
-        rows = context.from_source(context.coarse_layers(), stop=share)
+        word_steps, span = self._times(context, found)
+        rows = context.from_source(context.coarse_layers(), *span)
         spatial = found.spatial_map[-1] if found is not None and self._spatial else None
         strength = [1.0, self.lambda_s if self.variant == "paper" else 1.0]
         return context.plan(
@@ -140,8 +140,8 @@ class AdapEdit(Method, name="adapedit"):
     def _spatial(self) -> bool:
         return self.dps and self.variant == "paper"
 
-    def _times(self, context: Context, found: _Found | None) -> tuple[Tensor, Any]:
-        """Word steps [N], and the share for self-attention, a number or a tensor of no axes."""
+    def _times(self, context: Context, found: _Found | None) -> tuple[Tensor, tuple[Any, Any]]:
+        """Word steps [N], and the shares from and to which self-attention is the source's."""
         import torch
 
         tokens = context.alignment.num_tokens
@@ -154,7 +154,7 @@ class AdapEdit(Method, name="adapedit"):
             # about, which are free whatever is seen. The layout is held as long as the other tokens are.
             word_steps = (~key_tokens(context.alignment)).to(torch.float32)
             share = 1 / len(context.schedule)
-        return word_steps, share if self.self_replace_steps is None else self.self_replace_steps
+        return word_steps, (0.0, share) if self.self_replace_steps is None else ends(self.self_replace_steps)
 
     def _found(self, context: Context, seen: EditOutcome) -> _Found:
         """What FWT and DPS find in a pass whose last track is the target's."""
@@ -162,11 +162,13 @@ class AdapEdit(Method, name="adapedit"):
 
         from adapedit_engine.batch import observe
 
-        assert seen.maps is not None and seen.features is not None
+        # Of a pass before the edit features of the last step, as the paper and its code: there the picture is done.
+        features = seen.last_features if self.two_pass else seen.features
+        assert seen.maps is not None and features is not None
         device, tracks = seen.maps.device, len(seen.maps)
         knobs = {name: knob.to(device) for name, knob in vars(self._adaptive(context, tracks)).items()}
         source = torch.zeros(tracks, dtype=torch.int64, device=device)
-        words, spatial = observe(seen.maps, seen.features, knobs, source, context.map_size)
+        words, spatial = observe(seen.maps, features, knobs, source, context.map_size)
         return _Found(words.word_steps, words.default_steps, words.relation, spatial)
 
     def _adaptive(self, context: Context, tracks: int) -> Adaptive:

@@ -146,13 +146,20 @@ class Context:
         return self.specs.map_size(*self.latents.shape[-2:])
 
     def guided(self, prompts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Rows of each prompt under classifier-free guidance: hidden states [K, G, N, D] and weights [K, G]."""
+        """Rows of each prompt under classifier-free guidance: hidden states [K, G, N, D] and weights [K, G].
+
+        G is 1, the conditional row alone, at a scale of 1 or less, which is no guidance, as in diffusers.
+        """
         import torch
 
         scale = self.guidance_scale
-        rows = torch.stack([torch.stack([self.unconditional, prompt]) for prompt in prompts])
-        weights = torch.tensor([1 - scale, scale], dtype=torch.float32, device="cpu")
-        return rows, weights.expand(len(prompts), 2).clone()
+        if scale > 1:
+            rows = torch.stack([torch.stack([self.unconditional, prompt]) for prompt in prompts])
+            weights = torch.tensor([1 - scale, scale], dtype=torch.float32, device="cpu")
+        else:
+            rows = torch.stack(list(prompts)).unsqueeze(1)
+            weights = torch.ones(1, dtype=torch.float32, device="cpu")
+        return rows, weights.expand(len(prompts), -1).clone()
 
     def plan(
         self,
@@ -188,7 +195,7 @@ class Context:
             local_blend=local_blend,
             adaptive=adaptive,
             noise=self.noise,
-            unconditional_steps=self.unconditional_steps,
+            unconditional_steps=self.unconditional_steps if rows.shape[1] > 1 else None,
             source_latents=self.source_latents if prompts[0] is self.source else None,
             collect=collect,
             guidance_until=self.guidance_until,

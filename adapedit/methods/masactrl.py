@@ -31,11 +31,6 @@ class MasaCtrl(Method, name="masactrl"):
 
         decoder = torch.tensor([layer.place == "up" for layer in context.specs.self_layers], device="cpu")
         passed = round(self.start_layer * int(decoder.sum()))
-        taken = context.from_source(decoder & (decoder.cumsum(0) > passed), self._start(context))
+        taken = context.from_source(decoder & (decoder.cumsum(0) > passed), self.start_step)
         every_row = torch.tensor([False, True], device="cpu")
         return context.plan(self_attention=SelfEdit(key=taken, value=taken, all_rows=every_row))
-
-    def _start(self, context: Context) -> float:
-        """The share, of whole steps."""
-        steps = len(context.schedule)
-        return round(self.start_step * steps) / steps

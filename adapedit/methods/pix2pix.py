@@ -19,7 +19,8 @@ class InstructPix2Pix(Method, name="instruct-pix2pix"):
 
     The instruction is denoised from the request's first latents, with the picture's clean latents as further channels
     (as the autoencoder gives them, not scaled). Three rows a step: neither text nor picture, the picture alone, both.
-    Their weights (1 - s_I, s_I - s_T, s_T) are the paper's Eq. 3.
+    Their weights (1 - s_I, s_I - s_T, s_T) are the paper's Eq. 3. With s_T of 1 or less, or s_I below 1, there is no
+    guidance, as in diffusers: the row with both alone.
 
     text_guidance:  s_T of the paper: more does more of what the instruction says.
     image_guidance: s_I: more stays nearer to the source.
@@ -42,26 +43,26 @@ class InstructPix2Pix(Method, name="instruct-pix2pix"):
         specs = context.specs
         if specs.in_channels != 2 * specs.out_channels:
             raise AdapEditError(
-                f"this model's UNet takes {specs.in_channels} channels, method 'instruct-pix2pix' wants "
-                f"{2 * specs.out_channels}: load a checkpoint of its own (timbrooks/instruct-pix2pix)"
+                f"this model's UNet takes {specs.in_channels} channels, instruct-pix2pix wants "
+                f"{2 * specs.out_channels}: load its own checkpoint (such as timbrooks/instruct-pix2pix) as the model"
             )
         if context.image_latents is None:
-            raise AdapEditError("method 'instruct-pix2pix' edits a picture that there is: give one as image")
+            raise AdapEditError("instruct-pix2pix edits a picture that exists: give it as image")
         picture = context.image_latents / context.latent_scale
         text = context.target if context.instruction is None else context.instruction
         s_text, s_image = self.text_guidance, self.image_guidance
-        return EditPlan(
+        weights = [1 - s_image, s_image - s_text, s_text]
+        plan = EditPlan(
             schedule=context.schedule,
             latents=context.latents,
             encoder_hidden_states=torch.stack([context.unconditional, context.unconditional, text])[None],
-            guidance_weights=torch.tensor(
-                [[1 - s_image, s_image - s_text, s_text]], dtype=torch.float32, device="cpu"
-            ),
+            guidance_weights=torch.tensor([weights], dtype=torch.float32, device="cpu"),
             conditioning={"channels": torch.stack([torch.zeros_like(picture), picture, picture], dim=1)},
             noise=context.noise,
             guidance_until=context.guidance_until,
             collect=True,
         )
+        return plan if s_text > 1 and s_image >= 1 else plan.without_guidance()
 
     def finish(self, context: Context, observed: EditOutcome | None, edited: EditOutcome) -> EditOutcome:
         import torch

@@ -16,10 +16,11 @@ class SDEdit(Method, name="sdedit"):
 
     First pass: the source prompt alone, which gives the source picture. Second pass: the target prompt alone, from
     the source's latents noised to where the last `strength` of the steps begins. The noise is the request's own first
-    latents, so strength 1 is plain generation of the target, and at strength 0 the target is the source. Of a real
+    latents; at strength 1 little of the source is left beside it, and at strength 0 the target is the source. Of a real
     picture the first pass ends at the picture.
 
-    strength: share of the steps that are run; more moves further from the source. The paper finds 0.3 to 0.6 best.
+    strength: share of the steps that are run, rounded down as in diffusers; more moves further from the source. The
+              paper finds 0.3 to 0.6 best.
     """
 
     inverts: ClassVar[bool] = False
@@ -37,8 +38,6 @@ class SDEdit(Method, name="sdedit"):
         if observed is None:
             # Not known yet; and what is not known is equal to nothing, so that no other edit shares this track.
             latents = torch.full_like(context.latents, torch.nan)
-        elif first == 0:
-            latents = context.latents
         else:
             signal, noise = context.schedule.levels[first].tolist()
             source = observed.latents[:1]
@@ -61,4 +60,4 @@ class SDEdit(Method, name="sdedit"):
 
     def _first_step(self, context: Context) -> int:
         steps = len(context.schedule)
-        return steps - round(self.strength * steps)
+        return steps - int(self.strength * steps)

@@ -446,7 +446,10 @@ class Call:
                 "spatial_weight": zeros,
                 "spatial_map": spatial,
             }
-        held = tracks["step"].unsqueeze(1) < held_steps(of("word_steps"), tracks["steps"].unsqueeze(1))
+        step, steps = tracks["step"].unsqueeze(1), tracks["steps"].unsqueeze(1)
+        held = step < held_steps(of("word_steps"), steps)
+        if "cross_attention.word_starts" in tracks:
+            held = held & (step >= held_steps(of("word_starts"), steps))
         weight = (1 - of("own_weight")) * (~held) * of("strength").unsqueeze(1)
         return {
             "source_row": own + torch.where(self.rows["is_conditional"], like, 0),

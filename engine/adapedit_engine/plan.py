@@ -45,7 +45,8 @@ class CrossEdit:
     """What tracks take from the cross-attention maps of their sources; see `Controls` for the equations.
 
     token_map: A, weights of source tokens in target tokens. own_weight: u, 1 for tokens without a counterpart.
-    word_steps: tau, share of the trajectory for which a token is held to the source's map.
+    word_steps: tau, share of the trajectory up to which a token is held to the source's map; word_starts: share from
+    which it is; None: from the first step on.
     strength: lambda_s. spatial_map: S; None: 1 everywhere.
     """
 
@@ -54,6 +55,7 @@ class CrossEdit:
     word_steps: Tensor = field(metadata=_axes("KN", 0.0))
     strength: Tensor = field(metadata=_axes("K", 1.0))
     spatial_map: Tensor | None = field(metadata=_axes("KP", 1.0), default=None)
+    word_starts: Tensor | None = field(metadata=_axes("KN", 0.0), default=None)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -9,9 +9,12 @@ import torch
 from PIL import Image
 
 from adapedit import AdapEditPipeline, EditRequest, EditResult
+from adapedit.edit import complete, make_context
 from adapedit.inversion import make_inversion_settings
-from adapedit.inversion.run import Wanted, invert
-from adapedit.prepare import complete, make_context
+from adapedit.inversion.base import Wanted, inversion_passes
+from adapedit.methods.base import Context
+from adapedit.sharing import Caches
+from adapedit_engine.scheduler import Scheduler
 
 SOURCE, TARGET = "a red dog standing on the grass", "a red dog sitting on the grass"
 STEPS, SIDE = 6, 16
@@ -56,13 +59,21 @@ def far(one: Image.Image, other: Image.Image) -> int:
     return int(np.abs(pixels(one) - pixels(other)).max())
 
 
-def context_of(pipe: AdapEditPipeline, asked: EditRequest) -> Any:
+def before(pipe: AdapEditPipeline, asked: EditRequest) -> Context:
+    """The context before the inversion."""
+    return make_context(complete(asked, pipe.model), pipe.model, Caches.of(pipe.model.runner))
+
+
+def context_of(pipe: AdapEditPipeline, asked: EditRequest) -> Context:
     """The context after the inversion."""
     done = complete(asked, pipe.model)
-    before = make_context(done, pipe.model)
-    wanted = Wanted(context=before, settings=done.inversion, seed=done.seed)
+    assert done.inversion is not None
+    wanted = Wanted(context=before(pipe, asked), inversion=done.inversion, seed=done.seed)
     with pipe.model.runner as runner:
-        return invert([wanted], pipe.model, runner)[0]
+        scheduler = Scheduler(runner)
+        ticket = scheduler.submit(inversion_passes([wanted], pipe.model))
+        scheduler.drain()
+    return ticket.future.result()[0]
 
 
 def decoded(pipe: AdapEditPipeline, latents: torch.Tensor) -> np.ndarray:

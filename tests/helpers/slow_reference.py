@@ -107,7 +107,7 @@ def edited_map(
             blended = lambda_s * (weight * own + (1 - weight) * remapped) + (1 - lambda_s) * remapped
             if inserted[token]:
                 row.append(own)
-            elif step < word_steps[token] * steps:
+            elif step < math.floor(word_steps[token] * steps + 1e-4):
                 row.append(remapped)
             else:
                 row.append(blended)
