@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from adapedit_engine import GraphUNet
 from adapedit_engine.models.controls import Controls
 from adapedit_engine.models.unet import controlled_attention
-from adapedit_engine.runners.compiled import why_not
+from adapedit_engine.runners.pytorch import why_not_compiled as why_not
 from adapedit_kernels import edited_attention, edited_attention_with_maps, guided_step
 from adapedit_kernels.edited_attention import edited_attention_maps_operator, edited_attention_operator
 from adapedit_kernels.guided_step import guided_step_operator
 from adapedit_kernels.spatial_similarity import spatial_similarity_operator
 from adapedit_kernels.word_relation import word_relation_operator
+from tests.helpers.graph_unet import GraphUNet
 from tests.engine.tiny import SIDE, TEXT, TOKENS, largest, noise, tiny_unet
 from tests.kernels.inputs import AttentionShape, attention_inputs, mixed_knobs, relation_inputs, step_inputs
 
