@@ -66,7 +66,6 @@ def an_outcome() -> EditOutcome:
         word_steps=torch.rand(2, 6),
         spatial_map=None,
         steps=3,
-        seconds=1.0,
     )
 
 
