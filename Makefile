@@ -40,7 +40,7 @@ gpu: $(INSTALLED)
 	$(BIN)/python -m benchmarks.gpu
 
 train: $(INSTALLED)
-	$(BIN)/python -m adapedit.training
+	$(BIN)/python -m benchmarks.scenes train
 
 # The console script is the last thing that pip writes: where it stands the environment is whole and is left alone,
 # where it does not the environment is made or finished. To make it anew: rm -rf .venv

@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from adapedit.images import open_image
 from adapedit.inversion import Direct
 from adapedit.inversion.base import Wanted, inversion_passes
 from adapedit.methods.base import Context, Method
@@ -24,7 +23,6 @@ from adapedit.result import EditResult, make_result
 from adapedit.sharing import Caches, share
 from adapedit_engine.cache import HostCopies, HostCopy, digest
 from adapedit_engine.plan import EditOutcome, EditPlan, merge, split
-from adapedit_engine.schedule import Schedule, scheduler_of
 from adapedit_kernels.errors import AdapEditError
 
 
@@ -120,8 +118,7 @@ def finish(edited: Edited, model: EditModel, caches: Caches) -> EditResult:
     now = time.perf_counter()
     return make_result(
         request=edit.request,
-        model=model.name,
-        made_with=model.made_with,
+        model=model,
         context=edit.context,
         edited=outcome,
         found=edit.method.findings(edit.context, edited.seen, outcome),
@@ -236,9 +233,7 @@ def make_context(
     alignment = align(
         request.source_prompt, request.target_prompt, model.tokenizer, max_length=model.max_tokens
     )
-    schedule = Schedule.from_scheduler(
-        scheduler_of(request.solver, model.scheduler), request.num_inference_steps
-    )
+    schedule = model.schedule(request.num_inference_steps, request.solver)
     ids = torch.stack([model.unconditional_ids(), alignment.source_input_ids, alignment.target_input_ids])
     unconditional, source, target = (_encoded(row, model, caches) for row in ids)
     assert request.height is not None and request.width is not None and request.guidance_scale is not None
@@ -304,7 +299,7 @@ def _instruction(request: EditRequest, model: EditModel, caches: Caches) -> Tens
 def _of_picture(context: Context, request: EditRequest, model: EditModel) -> Context:
     assert request.image is not None and request.height is not None and request.width is not None
     size = (request.width, request.height)
-    image = open_image(request.image.read()[1], size=size, fit=request.image.fit, name=request.image.file)
+    image = request.image.open(size)
     pixels = torch.from_numpy(np.array(image.picture)).permute(2, 0, 1)[None].float() / 255
     latents = model.encode(pixels)
     if not bool(latents.isfinite().all()):

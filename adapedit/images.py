@@ -23,6 +23,7 @@ Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 MOST_PIXELS = 8192 * 8192
 """Of a picture; more is refused by its header alone, before anything is decoded."""
+LIMIT = "67 million pixels (8192 x 8192)"
 MOST_BYTES = 256 * 2**20
 LEAST_SIDE = 8
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -190,7 +191,7 @@ def _refusing(name: str) -> Iterator[None]:
     except ImageError as error:
         raise ImageError(f"{name} {error}") from error
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{name} is too large: at most {_limit()} are decoded") from error
+        raise ImageError(f"{name} is too large: at most {LIMIT} are decoded") from error
     except UnidentifiedImageError as error:
         raise ImageError(f"{name} is no picture that can be read; give a PNG, JPEG or WebP") from error
     except Exception as error:
@@ -209,7 +210,7 @@ def _decoded(content: bytes, name: str) -> tuple[Image.Image, list[str]]:
         with Image.open(io.BytesIO(content), formats=known) as opened:
             width, height = opened.size
             if width * height > MOST_PIXELS:
-                raise ImageError(f"has {width} x {height} pixels: at most {_limit()} are decoded")
+                raise ImageError(f"has {width} x {height} pixels: at most {LIMIT} are decoded")
             opened.load()
             picture, notes = _upright(opened)
             frames = int(getattr(opened, "n_frames", 1))
@@ -240,15 +241,12 @@ def _rgb(picture: Image.Image, notes: list[str]) -> Image.Image:
     """In sRGB on white. Pillow's own conversion cuts 16 bits off, lays on black and knows no profile."""
     from PIL import Image
 
-    mode, transparent, alpha = picture.mode, picture.info.get("transparency"), None
+    mode, alpha = picture.mode, None
     if mode == "F":
         raise ImageError("has floating-point values, whose range is not known; save it with 8 or 16 bits")
     if mode.startswith("I"):
         notes.append("16 bits reduced to 8")
-        colours = _eight_bits(picture)
-        if isinstance(transparent, int):
-            # Before anything is reduced: neighbours of the transparent value become the same 8 bits.
-            alpha = _where_not(picture, transparent)
+        colours, alpha = _eight_bits(picture, picture.info.get("transparency"))
     elif picture.has_transparency_data:
         # Premultiplied modes have a way to their own plain one alone.
         layer = picture.convert({"RGBa": "RGBA", "La": "LA"}.get(mode, mode)).convert("RGBA")
@@ -296,22 +294,19 @@ def _in_srgb(picture: Image.Image, embedded: bytes | None, notes: list[str]) -> 
     return plain
 
 
-def _where_not(picture: Image.Image, value: int) -> Image.Image:
-    """Alpha of a grey picture in which one value is transparent."""
-    import numpy as np
-    from PIL import Image
-
-    return Image.fromarray(np.where(np.asarray(picture) == value, 0, 255).astype(np.uint8))
-
-
-def _eight_bits(picture: Image.Image) -> Image.Image:
+def _eight_bits(picture: Image.Image, transparent: Any) -> tuple[Image.Image, Image.Image | None]:
+    """A grey picture of 16 bits in 8, and alpha where one of its values is transparent."""
     import numpy as np
     from PIL import Image
 
     values = np.asarray(picture).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
         raise ImageError("has 32-bit values; save it with 8 or 16 bits")
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    grey = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    if not isinstance(transparent, int):
+        return grey, None
+    # Before anything is reduced: neighbours of the transparent value become the same 8 bits.
+    return grey, Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))
 
 
 def _from_array(value: Any) -> Image.Image:
@@ -343,8 +338,3 @@ def _from_array(value: Any) -> Image.Image:
 
 def _digest(picture: Image.Image) -> str:
     return hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()
-
-
-def _limit() -> str:
-    side = int(MOST_PIXELS**0.5)
-    return f"{MOST_PIXELS / 1e6:.0f} million pixels ({side} x {side})"

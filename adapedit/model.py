@@ -34,7 +34,7 @@ from adapedit_engine.runners.base import (
 )
 from adapedit_engine.runners.graphs import BundleRunner
 from adapedit_engine.runners.pytorch import CompiledRunner, PyTorchRunner
-from adapedit_engine.schedule import Schedule
+from adapedit_engine.schedule import Schedule, scheduler_of
 from adapedit_kernels.errors import AdapEditError
 
 if TYPE_CHECKING:
@@ -158,6 +158,11 @@ class EditModel:
             "scheduler": type(self.scheduler).__name__,
             **_versions(),
         }
+
+    def schedule(self, num_inference_steps: int, solver: str = "model", **step_options: Any) -> Schedule:
+        """The scheduler's, or a solver's on its noise levels, see `Schedule.from_scheduler`."""
+        chosen = scheduler_of(solver, self.scheduler)
+        return Schedule.from_scheduler(chosen, num_inference_steps, **step_options)
 
     def with_scheduler(self, scheduler: Any) -> EditModel:
         """The same with another diffusers scheduler. Raises `ScheduleError` for one that can't be used."""

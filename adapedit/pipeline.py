@@ -14,11 +14,11 @@ from adapedit.edit import Edit, finish, passes, prepare
 from adapedit.images import Fit, ImageInput
 from adapedit.methods import make_settings
 from adapedit.model import EditModel, load_any
-from adapedit.request import EditRequest, check_request, check_requests
+from adapedit.request import EditRequest, check_callback, check_count, check_request, check_requests
 from adapedit.result import EditResult
 from adapedit.sharing import Caches, share
 from adapedit_engine.cache import HostCopies
-from adapedit_engine.scheduler import Scheduler, Ticket
+from adapedit_engine.scheduler import AdmissionError, Scheduler, Ticket
 from adapedit_kernels.errors import AdapEditError
 
 if TYPE_CHECKING:
@@ -137,13 +137,13 @@ class AdapEditPipeline:
         self,
         requests: Sequence[EditRequest],
         *,
-        max_rows: int = MAX_ROWS,
+        max_rows: int | None = MAX_ROWS,
         share_sources: bool = True,
         callback: Progress | None = None,
     ) -> list[EditResult]:
         """Unrelated edits together: other prompts, methods, knobs and numbers of steps share a batch.
 
-        max_rows:      rows of one call of the model at most (an edit takes four); edits wait for room.
+        max_rows:      rows of one call of the model at most (an edit takes four); edits wait for room. None: no limit.
         share_sources: run a source that several edits have in common once: 2 (1 + K) rows for K edits of it.
                        Pictures are the same within a grey level.
         callback(done, total): called after every step, in steps of all edits; raising in it cancels.
@@ -158,20 +158,22 @@ class AdapEditPipeline:
         self,
         requests: list[EditRequest],
         *,
-        max_rows: int = MAX_ROWS,
+        max_rows: int | None = MAX_ROWS,
         share_sources: bool = True,
         callback: Progress | None = None,
         generator: torch.Generator | None = None,
     ) -> list[EditResult]:
-        if callback is not None and not callable(callback):
-            raise AdapEditError(f"callback is {callback!r}, wanted a function callback(done, total)")
+        check_callback(callback)
+        if max_rows is not None:
+            check_count("max_rows", max_rows)
         caches = Caches.of(self.model.runner)
-        edits = self._prepared(requests, caches, generator)
+        edits = self._prepared(requests, caches, max_rows, generator)
         drafts = [edit.draft for edit in edits]
         groups = share(drafts, max_rows=max_rows) if share_sources else [(i,) for i in range(len(edits))]
         results: dict[int, EditResult] = {}
         with self.model.runner as runner:
-            scheduler = Scheduler(runner, max_rows=max_rows, condition=caches.projections.condition)
+            rows = max_rows or sum(max(edit.draft.rows, (edit.observe or edit.draft).rows) for edit in edits)
+            scheduler = Scheduler(runner, max_rows=max(rows, 1), condition=caches.projections.condition)
             copies = HostCopies(self.model.device)
             jobs: dict[Ticket, tuple[int, ...]] = {}
             for group in groups:
@@ -194,13 +196,20 @@ class AdapEditPipeline:
         return [results[i] for i in range(len(edits))]
 
     def _prepared(
-        self, requests: list[EditRequest], caches: Caches, generator: torch.Generator | None
+        self,
+        requests: list[EditRequest],
+        caches: Caches,
+        max_rows: int | None,
+        generator: torch.Generator | None,
     ) -> list[Edit]:
-        edits = []
+        edits: list[Edit] = []
         for place, request in enumerate(requests):
             try:
                 check_request(request)
                 edits.append(prepare(request, self.model, caches, generator))
+                rows = edits[-1].draft.rows
+                if max_rows is not None and rows > max_rows:
+                    raise AdmissionError(f"an edit takes {rows} rows, max_rows is {max_rows}: raise it")
             except AdapEditError as error:
                 if len(requests) == 1:
                     raise

@@ -202,8 +202,8 @@ def check_count(name: str, value: Any, least: int = 1) -> None:
 
 def check_seconds(name: str, value: Any) -> None:
     """Raise unless `value` is None or a number of seconds, which NaN is not."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if value is not None and (not number or math.isnan(value)):
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
+    if value is not None and not number:
         raise AdapEditError(f"{name} is {value!r}, wanted a number of seconds")
 
 
@@ -211,15 +211,3 @@ def check_callback(callback: Any) -> None:
     """Raise unless `callback` is None or can be called."""
     if callback is not None and not callable(callback):
         raise AdapEditError(f"callback is {callback!r}, wanted a function callback(done, total)")
-
-
-def check_seeding(seed: Any, generator: Any) -> None:
-    """Raise unless at most one of both is given, and `generator` is one of PyTorch."""
-    if generator is None:
-        return
-    if seed is not None:
-        raise AdapEditError("got both seed and generator; give one of them")
-    import torch
-
-    if not isinstance(generator, torch.Generator):
-        raise AdapEditError(f"generator is {generator!r}, wanted a torch.Generator; of a number make a seed")

@@ -12,8 +12,8 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from adapedit.model import EditModel
 from adapedit.edit import complete
+from adapedit.model import EditModel
 from adapedit.request import EditRequest, same_request
 from adapedit.result import EditResult
 from adapedit.server import EditServer, Finished

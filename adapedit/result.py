@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from adapedit.methods.base import Context, Findings
+    from adapedit.model import EditModel
     from adapedit.prompts.alignment import Alignment, Word
     from adapedit.sheets import Heading
     from adapedit_engine.plan import EditOutcome
@@ -66,7 +67,7 @@ class EditResult:
     spatial_map:  [mh, mw] float32, S; None for methods without one.
     made_with:    runner, device, dtype, scheduler and versions, see `EditModel.made_with`.
     timings:      seconds, of the whole batch that the edit shared.
-    warnings:     what the method found suspicious.
+    warnings:     what looks like a slip in the prompts, and what the method found suspicious.
     image:        the real picture that was edited, as the model took it; `source_image` is then its reconstruction.
     reconstruction_psnr: of `source_image` against it, decibels; at most 60.
     """
@@ -185,8 +186,7 @@ class EditResult:
 def make_result(
     *,
     request: EditRequest,
-    model: str,
-    made_with: Mapping[str, str],
+    model: EditModel,
     context: Context,
     edited: EditOutcome,
     found: Findings,
@@ -195,15 +195,19 @@ def make_result(
     seconds: Mapping[str, float],
 ) -> EditResult:
     """Put together what the engine, the method and the decoder gave; `edited` has the source's track first."""
+    from adapedit.prompts.alignment import prompt_warnings
+
     assert edited.maps is not None
+    # A weight or an instruction changes the picture though the prompts are equal.
+    more = getattr(request.method, "equalizer", ()) or getattr(request.method, "instruction", None)
 
     def grid(values: Tensor) -> NDArray[np.float32]:
         return values.float().cpu().reshape(*context.map_size, *values.shape[1:]).numpy()
 
     return EditResult(
         request=request,
-        model=model,
-        made_with=dict(made_with),
+        model=model.name,
+        made_with=dict(model.made_with),
         source_image=source_image,
         target_image=target_image,
         alignment=context.alignment,
@@ -212,7 +216,7 @@ def make_result(
         target_maps=grid(edited.maps[1]),
         spatial_map=None if found.spatial_map is None else grid(found.spatial_map),
         timings=dict(seconds),
-        warnings=found.warnings,
+        warnings=(*prompt_warnings(context.alignment, changes_more=bool(more)), *found.warnings),
         image=context.image,
         reconstruction_psnr=None if context.image is None else psnr(context.image.picture, source_image),
     )

@@ -15,7 +15,14 @@ from typing import Any
 
 from adapedit.edit import Edit, Edited, finish, passes, prepare
 from adapedit.model import EditModel
-from adapedit.request import EditRequest, check_count, check_request, check_requests
+from adapedit.request import (
+    EditRequest,
+    check_callback,
+    check_count,
+    check_request,
+    check_requests,
+    check_seconds,
+)
 from adapedit.result import EditResult
 from adapedit.sharing import CACHE_BYTES, Caches, share
 from adapedit_engine.cache import CacheStats, HostCopies
@@ -121,19 +128,10 @@ class EditServer:
         if os.getpid() != self._process:
             raise AdapEditError(f"this server runs in process {self._process}: make a new one in each fork")
         check_request(request)
-        number = (
-            isinstance(deadline, (int, float)) and not isinstance(deadline, bool) and deadline == deadline
-        )
-        if deadline is not None and not number:
-            raise AdapEditError(f"deadline is {deadline!r}, wanted a number of seconds")
+        check_seconds("deadline", deadline)
         until = None if deadline is None else time.monotonic() + deadline
-        with self._preparing:
-            edit = prepare(request, self.model, self.caches)
-        if edit.draft.rows > self._max_rows:
-            rows = edit.draft.rows
-            raise AdmissionError(f"an edit takes {rows} rows, max_rows is {self._max_rows}: raise it")
-        placed = self._room.acquire(blocking=not _in_server_thread())
-        return self._queue(_Waiting(edit=edit, deadline=until), placed)
+        one = self._prepare(request, until)
+        return self._queue(one, placed=self._room.acquire(blocking=not _in_server_thread()))
 
     def stream(
         self,
@@ -150,8 +148,7 @@ class EditServer:
         ahead = max(2, self._max_rows // 2) if ahead is None else ahead
         check_requests(requests)
         check_count("ahead", ahead)
-        if callback is not None and not callable(callback):
-            raise AdapEditError(f"callback is {callback!r}, wanted a function callback(done, taken)")
+        check_callback(callback)
         return self._streamed(requests, ahead, callback)
 
     @property
@@ -185,6 +182,14 @@ class EditServer:
                 last.callback(one.future.cancel)
         if self._failure is not None and kind is None:
             raise self._failure
+
+    def _prepare(self, request: EditRequest, deadline: float | None) -> _Waiting:
+        with self._preparing:
+            edit = prepare(request, self.model, self.caches)
+        if edit.draft.rows > self._max_rows:
+            rows = edit.draft.rows
+            raise AdmissionError(f"an edit takes {rows} rows, max_rows is {self._max_rows}: raise it")
+        return _Waiting(edit=edit, deadline=deadline)
 
     def _queue(self, one: _Waiting, placed: bool) -> Future[EditResult]:
         """Hand over an edit. placed: it takes one of the `max_pending` places, until its end."""

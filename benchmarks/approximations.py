@@ -19,18 +19,26 @@ import numpy as np
 import torch
 
 from adapedit import AdapEditPipeline, EditRequest
-from adapedit.evaluation.scores import judge_with
-from adapedit.evaluation.statistics import mean_interval, paired_comparison
-from adapedit.evaluation.suite import scene_suite
+from adapedit.methods.settings import AdapEdit
 from benchmarks import common
+from benchmarks.quality.judge import Judge
+from benchmarks.quality.statistics import mean_interval, paired_comparison
+from benchmarks.quality.suite import scene_suite
+from benchmarks.scenes.reader import load_reader
 
 BATCH = 4
 EXACT = "exact"
+SINGLE = {"method": AdapEdit(single_pass=True)}
 
 SWEEP: dict[str, dict[str, Any]] = {
     **{f"guidance_until={u}": {"guidance_until": u} for u in (0.8, 0.6, 0.4)},
+    **{f"cross_attention_until={u}": {"cross_attention_until": u} for u in (0.8, 0.6, 0.4)},
+    "both until 0.6": {"guidance_until": 0.6, "cross_attention_until": 0.6},
+    "both until 0.4": {"guidance_until": 0.4, "cross_attention_until": 0.4},
+    **{f"feature_interval={k}": {"feature_interval": k} for k in (2, 3, 5)},
     **{f"{n} steps": {"num_inference_steps": n} for n in (25, 20, 10)},
     **{f"{n} steps, solver=dpm++": {"num_inference_steps": n, "solver": "dpm++"} for n in (25, 20, 10)},
+    "single_pass": SINGLE,
 }
 """Each alone, at several values."""
 
@@ -38,11 +46,22 @@ SUGGESTED: dict[str, dict[str, Any]] = {
     name: SWEEP[name]
     for name in (
         "guidance_until=0.6",
+        "cross_attention_until=0.6",
+        "both until 0.6",
+        "feature_interval=3",
         "20 steps",
         "20 steps, solver=dpm++",
+        "single_pass",
     )
+} | {
+    "single_pass, feature_interval=3": {**SINGLE, "feature_interval": 3},
+    "20 steps, solver=dpm++, feature_interval=2": {
+        "num_inference_steps": 20,
+        "solver": "dpm++",
+        "feature_interval": 2,
+    },
 }
-"""Each at one value."""
+"""Each at one value, and those together that save most."""
 
 
 @dataclass(kw_only=True)
@@ -71,7 +90,7 @@ def main() -> None:
         if dtype:
             found[f"{dtype} weights"] = Found(pipe=in_dtype(options, dtype), fields={})
     cases = scene_suite(options.half, options.limit)
-    judge = judge_with(None)
+    judge = Judge(load_reader())
     for (
         one
     ) in found.values():  # what is done once, such as reading a schedule off its scheduler, is not measured

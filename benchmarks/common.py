@@ -235,6 +235,12 @@ def write(name: str, options: argparse.Namespace, data: Mapping[str, Any], whole
     return path
 
 
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
 def file_name(name: str, device: str, quick: bool) -> str:
     """`<name>.json`; `.cuda` before the ending for runs on a GPU, which do not replace the CPU's, and `.quick`."""
     return f"{name}{'.cuda' if device.startswith('cuda') else ''}{'.quick' if quick else ''}.json"

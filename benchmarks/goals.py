@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from benchmarks.render_evaluation import table
+from benchmarks.common import table
 
 Data = Mapping[str, Any]
 Read = Callable[[str, str], Data | None]

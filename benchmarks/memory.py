@@ -16,7 +16,7 @@ import resource
 from pathlib import Path
 from typing import Any
 
-from adapedit.serving import EditServer
+from adapedit.server import EditServer
 from adapedit_engine.scheduler import AdmissionError
 from benchmarks import common
 

@@ -25,13 +25,12 @@ import numpy as np
 import torch
 
 from adapedit import AdapEditPipeline, EditRequest, EditResult
-from adapedit.bundle import checkpoint_of, unet_of
-from adapedit.evaluation.suite import scene_suite
-from adapedit.model import EditModel, load_model
+from adapedit.model import EditModel, checkpoint_of, load_model, unet_of
 from adapedit_engine.runners.pytorch import PyTorchRunner
 from adapedit_export.export import export_bundle
 from adapedit_export.options import ExportOptions, Precision
 from benchmarks.common import environment
+from benchmarks.quality.suite import scene_suite
 
 GOAL = 1.5
 

@@ -12,8 +12,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from adapedit.methods import PromptToPrompt
-from adapedit_engine import EditPlan, denoise
-from adapedit_engine.scheduler import CachedRunner
+from adapedit_engine.plan import EditPlan
+from adapedit_engine.scheduler import CachedRunner, denoise
 from benchmarks import common, parity
 from benchmarks.baselines.eager import Controller, controlled
 from benchmarks.baselines.plain import as_loaded, plain_loop

@@ -1,7 +1,6 @@
 """Tables and plots for the README from what the benchmarks wrote: `python -m benchmarks.render`.
 
-Writes `results/README.md` and an SVG beside it for each plot. Rows of quick runs are left out unless `--quick`. What
-`adapedit eval` wrote is looked for in `results/evaluation`; `--evaluation DIR` copies it there first.
+Writes `results/README.md` and an SVG beside it for each plot. Rows of quick runs are left out unless `--quick`.
 """
 
 from __future__ import annotations
@@ -12,9 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import RESULTS, file_name
+from benchmarks.common import RESULTS, file_name, table
 from benchmarks.goals import goals
-from benchmarks.render_evaluation import table, take, write_page
 from benchmarks.render_serving import SERVING
 
 
@@ -22,13 +20,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--quick", action="store_true", help="render quick runs")
-    parser.add_argument(
-        "--evaluation", type=Path, help="a folder of `adapedit eval`: its reports are copied first"
-    )
     options = parser.parse_args()
-    if options.evaluation is not None:
-        take(options.evaluation, options.results / "evaluation")
-    write_page(options.results / "evaluation")
     parts = ["# Measured\n", *goals(lambda name, device: read(options, name, device)), ""]
     for name, section in SECTIONS.items():
         for device, title in (("cpu", name.capitalize()), ("cuda", f"{name.capitalize()}, on a GPU")):

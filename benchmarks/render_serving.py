@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import table
 from benchmarks.plot import Series, chart
-from benchmarks.render_evaluation import table
 
 Data = Mapping[str, Any]
 LATENCY = ("mean", "p50", "p95", "p99")

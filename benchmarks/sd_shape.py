@@ -111,8 +111,7 @@ def check(folder: Path) -> dict[str, Any]:
     """How near ONNX Runtime comes to PyTorch in float32, in one call of the UNet with four rows."""
     from adapedit_engine.bundle import Bundle
     from adapedit_engine.runners import open_bundle_runner
-    from adapedit_export.check import check_runner
-    from adapedit_export.reference import Reference
+    from adapedit_export.parity import Reference, check_runner
 
     bundle = Bundle.open(folder)
     findings = check_runner(open_bundle_runner(bundle), Reference.load(folder), graphs=("unet",))
@@ -129,8 +128,7 @@ def plan(shape: str, precision: str, folder: Path, capability: str) -> dict[str,
     """Build the UNet's plan for four rows."""
     from adapedit_engine.bundle import Bundle
     from adapedit_engine.runners.tensorrt import load
-    from adapedit_export.tensorrt.build import BuildOptions, build_plans
-    from adapedit_export.tensorrt.workloads import Workload
+    from adapedit_export.tensorrt import BuildOptions, Workload, build_plans
 
     bundle = Bundle.open(folder, verify=False)
     options = BuildOptions(

@@ -16,7 +16,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from adapedit_engine.scheduler import SLOT_SIZES, Passes, Scheduler, slot_for
+from adapedit_engine.scheduler import Passes, Scheduler, slot_for
 from benchmarks import common
 from benchmarks.static_batching import Passes as Paper
 from benchmarks.static_batching import burst_times, on_paper
@@ -44,7 +44,7 @@ def main() -> None:
     devices: dict[str, tuple[Cost, Sequence[int] | None, int, int]] = {
         "SD v1.4, stated": (
             lambda rows: options.call_seconds + options.row_seconds * rows,
-            SLOT_SIZES,
+            (1, 2, 4, 8, 16, 32),
             options.max_rows,
             options.steps,
         )

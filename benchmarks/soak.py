@@ -55,7 +55,7 @@ def soak(
     check_every: of the survivors, every n-th is made again undisturbed.
     errors:      chance of a call of the runner to raise.
     """
-    from adapedit.serving import EditServer
+    from adapedit.server import EditServer
 
     random_ = random.Random(seed)
     runner = FaultyRunner(pipe.model.runner, errors=errors, out_of_memory=0.0005, seed=seed)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from adapedit.checked import row_steps
-from adapedit_engine import Controls
+from adapedit_engine.models.controls import Controls
 from benchmarks import common, overhead, parity
 from benchmarks.baselines.edits import ROWS
 from benchmarks.serving_ways import KINDS, OTHERS, SUSTAINED, arriving, at_once, static, static_ways

@@ -145,12 +145,12 @@ def check(
     _refuse_missing(folder)
     from adapedit.cli import show
     from adapedit_engine.bundle import Bundle
-    from adapedit_engine.runners.base import BUNDLE_RUNNERS, open_bundle_runner
+    from adapedit_engine.runners.base import BUNDLE_RUNNERS, open_bundle_runner, why_not
     from adapedit_export.parity import Reference, check_runner
 
     bundle = Bundle.open(folder)
     reference = Reference.load(bundle.folder)
-    reasons = {name: None if runner else kind.why_not() for name, kind in BUNDLE_RUNNERS.items()}
+    reasons = {name: None if runner else why_not(name) for name in BUNDLE_RUNNERS}
     names = runner or [name for name, reason in reasons.items() if reason is None]
     findings: list[Any] = []
     with show.status("checking") as say:

@@ -150,7 +150,7 @@ def compare(
     from adapedit.methods import METHODS
 
     # InstructPix2Pix has a checkpoint of its own, which runs nothing else.
-    every = [name for name in reversed(METHODS) if name != "instruct-pix2pix"]
+    every = sorted(set(METHODS) - {"instruct-pix2pix"}, key=lambda name: (name != "plain", name == "adapedit", name))
     chosen = [name.strip() for name in methods.split(",")] if methods else every
     made = knobs.make_each(chosen, knobs.parse(set_))
     more = knobs.picture(image, fit, inversion, inversion_set) | knobs.approximations(approximate)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,14 @@ def knob_name(text: str) -> str:
 
 
 def knob_value(text: str) -> Any:
-    """The value: None for `none`, else the text, of which the settings know what they want."""
-    return None if text.lower() in ("none", "null") else text
+    """The value: None for `none`, a number, true or false where it is one, else the text."""
+    if text.lower() in ("none", "true", "false"):
+        text = {"none": "null"}.get(text.lower(), text.lower())
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return text if isinstance(value, (str, list, dict)) else value
 
 
 def parse(assignments: Sequence[str] | None) -> dict[str, Any]:
@@ -76,13 +83,11 @@ def make(method: str, knobs: Mapping[str, Any]) -> Any:
             continue
         if "WordValue" in kind and ":" in value:
             pairs = [part.rpartition(":") for part in value.split(",")]
-            ready[name] = {word.strip(): number for word, _, number in pairs}
+            ready[name] = [{"word": word.strip(), "value": knob_value(number)} for word, _, number in pairs]
         elif "WordValue" in kind and "float" not in kind:
             raise AdapEditError(f"{name} is {value!r}; write it as WORD:VALUE, such as {name}=dog:0.5")
         elif "WordValue" in kind:
             continue
-        elif value.lower() in ("true", "false"):
-            ready[name] = value.lower() == "true"
         else:
             ready[name] = [part for part in value.replace(",", " ").split() if part]
     return make_settings(method, **ready)
@@ -113,8 +118,9 @@ def varied(
     """One request for each value of a knob of the method, of an approximation, or of seed, steps or guidance."""
     name = knob_name(knob)
     if not 1 <= len(values) <= MAX_VALUES:
+        got = f"has {len(values)} values" if values else "is empty"
         raise AdapEditError(
-            f"--values has {len(values)} values, wanted 1 to {MAX_VALUES} with commas between them, such as 0.2,0.5,1.0"
+            f"--values {got}; give 1 to {MAX_VALUES} with commas between them, such as 0.2,0.5,1.0"
         )
     requests = []
     for value in values:

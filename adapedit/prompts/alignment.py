@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Alignment", "Variant", "Word", "align", "prompt_warnings"]
 
-_FLOAT, _INT, _BOOL = ({"dtype": kind, "device": "cpu"} for kind in (torch.float32, torch.int64, torch.bool))
-
 _WEIGHT = re.compile(
     r"\(([^():]*[^():\d\s])\s*:\s*(?P<number>\d*\.?\d+)\)"  # (cat:1.3)
     r"|\(\(([^()]+)\)\)"  # ((cat))
@@ -127,7 +125,7 @@ class Alignment:
 
     def token_mask(self, words: Iterable[Word]) -> Tensor:
         """[N] bool, True at the tokens of ``words`` (all of one prompt)."""
-        mask = torch.zeros(self.num_tokens, **_BOOL)
+        mask = torch.zeros(self.num_tokens, dtype=torch.bool, device="cpu")
         for word in words:
             mask[list(word.tokens)] = True
         return mask
@@ -190,8 +188,9 @@ def align(
     target_words = _words(target, source, [(new, old) for old, new in pairs], "inserted")
 
     tokens = len(target.input_ids)
-    own_weight, key_tokens = torch.zeros(tokens, **_FLOAT), torch.zeros(tokens, **_BOOL)
-    word_of_token = torch.full((tokens,), -1, **_INT)
+    own_weight = torch.zeros(tokens, dtype=torch.float32, device="cpu")
+    key_tokens = torch.zeros(tokens, dtype=torch.bool, device="cpu")
+    word_of_token = torch.full((tokens,), -1, dtype=torch.int64, device="cpu")
     for word in target_words:
         places = list(word.tokens)
         own_weight[places] = float(word.kind == "inserted")
@@ -202,8 +201,8 @@ def align(
         target_prompt=target_prompt,
         source_words=source_words,
         target_words=target_words,
-        source_input_ids=torch.tensor(source.input_ids, **_INT),
-        target_input_ids=torch.tensor(target.input_ids, **_INT),
+        source_input_ids=torch.tensor(source.input_ids, dtype=torch.int64, device="cpu"),
+        target_input_ids=torch.tensor(target.input_ids, dtype=torch.int64, device="cpu"),
         token_map=_token_map(source, target, pairs),
         own_weight=own_weight,
         key_tokens=key_tokens,
@@ -259,7 +258,7 @@ def _anchor(step: int, prompt: TokenizedPrompt, pairs: Sequence[Pair]) -> int | 
 def _token_map(source: TokenizedPrompt, target: TokenizedPrompt, pairs: Sequence[Pair]) -> Tensor:
     """[N, N] float32: weight of source token i in target token j. Columns of inserted words are 0."""
     tokens = len(source.input_ids)
-    result = torch.zeros(tokens, tokens, **_FLOAT)
+    result = torch.zeros(tokens, tokens, dtype=torch.float32, device="cpu")
     result[0, 0] = 1.0
     for old, new in pairs:
         if old is not None:

@@ -1,29 +1,41 @@
-"""Bundles: a folder with graphs, tokenizer, scheduler and a manifest that every file is held to."""
+"""Bundles: a folder with graphs, tokenizer, scheduler, a manifest that every file is held to, and TensorRT plans."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
 
 from adapedit_engine.manifest import (
     FORMAT,
+    GRAPHS,
     MANIFEST_FILE,
     BundleError,
     FileSpec,
     GraphSpec,
     Manifest,
+    PlanKey,
+    PlanRecord,
+    Shapes,
+    Tensors,
     TensorSpec,
     VaeSpec,
+    difference,
+    reading,
 )
 
 PLANS_FOLDER = "plans"
-GRAPHS = ("text_encoder", "text_projection", "unet", "vae_decoder", "vae_encoder")
+DTYPES = {"FLOAT": "float32", "FLOAT16": "float16", "HALF": "float16", "INT64": "int64"}
+"""Names of ONNX, ONNX Runtime and TensorRT to the manifest's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +54,6 @@ class Bundle:
         """
         folder = Path(folder)
         manifest = Manifest.read(folder)
-        missing = [name for name in GRAPHS if name not in manifest.graphs]
-        if missing:
-            raise BundleError(f"{folder} has no graph {missing[0]!r}: export the model again")
-        for name, graph in manifest.graphs.items():
-            if graph.file not in manifest.files:
-                raise BundleError(f"{folder}: the manifest does not list {graph.file} of graph {name!r}")
         for name, spec in manifest.files.items():
             check_file(folder, name, spec, verify=verify)
         return cls(folder=folder, manifest=manifest)
@@ -74,8 +80,6 @@ class Bundle:
 def check_file(folder: Path, name: str, spec: FileSpec, *, verify: bool = True) -> None:
     """Raise `BundleError` unless the file is there with the size and, with `verify`, the SHA-256 of `spec`."""
     path = folder / name
-    if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise BundleError(f"{folder}: the manifest names {name!r}, outside the bundle: don't use this bundle")
     if not path.is_file():
         raise BundleError(f"{folder}: {name} is missing; copy the bundle again or export the model again")
     size = path.stat().st_size
@@ -88,6 +92,34 @@ def check_file(folder: Path, name: str, spec: FileSpec, *, verify: bool = True) 
         raise BundleError(
             f"{folder}: {name} was changed: its SHA-256 is not the manifest's; copy the bundle again"
         )
+
+
+def check_graph(
+    where: str, spec: GraphSpec, found: Mapping[str, Tensors], *, mend: str = "export the model again"
+) -> None:
+    """Raise `BundleError` unless a loaded graph has the inputs and outputs that the manifest says.
+
+    found: of "inputs" and "outputs"; dtypes as the library names them, open sides by name or as -1. The exporter may
+    tell sides of outputs which are open to TensorRT.
+    """
+    for kind, tensors in found.items():
+        wanted = {tensor.name: (tensor.dtype, tensor.shape) for tensor in getattr(spec, kind)}
+        seen = {name: (_dtype(dtype), shape) for name, (dtype, shape) in tensors.items()}
+        what = difference(wanted, seen, open_sides=kind == "outputs")
+        if what is not None:
+            raise BundleError(f"{where} has other {kind} than the manifest says: {what}; {mend}")
+
+
+def _dtype(name: str) -> str:
+    name = name.removeprefix("tensor(").removesuffix(")").upper()
+    return DTYPES.get(name, name)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file with the mode that the umask gives; safetensors' own function always gives 0600."""
+    # Clones: safetensors refuses tensors that share memory.
+    whole = {n: t.detach().cpu().clone(memory_format=torch.contiguous_format) for n, t in tensors.items()}
+    path.write_bytes(save(whole, metadata))
 
 
 def sha256_of(path: Path) -> str:
@@ -130,12 +162,12 @@ def new_folder(out: str | Path, *, replace: bool = False) -> Iterator[Path]:
     refuse_output(out, replace=replace)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        part = out.parent / f".{out.name}.{uuid4().hex[:8]}"
+        part.mkdir()
     except OSError as error:
         raise BundleError(f"can't write to {out} ({error.strerror}); choose another folder") from error
     try:
         yield part
-        part.chmod(0o755)
         if out.exists():
             old = out.with_name(f".{part.name}.old")
             os.replace(out, old)
@@ -151,6 +183,60 @@ def new_folder(out: str | Path, *, replace: bool = False) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
+def write_record(folder: Path, record: PlanRecord) -> None:
+    """Write the record beside its plan, which has to be there already."""
+    (folder / f"{record.key.name}.json").write_text(record.to_json())
+
+
+def read_records(bundle: Bundle) -> list[PlanRecord]:
+    """All plans of a bundle, stale ones too. Raises `BundleError` for a record that can't be read."""
+    records = []
+    for path in sorted((bundle.folder / PLANS_FOLDER).glob("*.json")):
+        record = PlanRecord.read(path)
+        if record.key.name != path.stem:
+            raise BundleError(f"{path} describes another plan ({record.key.name}); remove it and build again")
+        records.append(record)
+    return records
+
+
+def is_stale(bundle: Bundle, record: PlanRecord) -> bool:
+    """Whether the plan was built from another graph or other weights than the bundle has now."""
+    graph = record.key.graph
+    return graph not in bundle.manifest.graphs or record.key.onnx_sha256 != bundle.graph_hash(graph)
+
+
+def find_plan(
+    bundle: Bundle, graph: str, *, family: str, version: str, compute_capability: str
+) -> PlanRecord:
+    """The plan of a graph for this library and GPU. Raises `BundleError` that says what there is instead."""
+    records = [record for record in read_records(bundle) if record.key.graph == graph]
+    fitting = [
+        record
+        for record in records
+        if not is_stale(bundle, record)
+        and (record.key.family, record.key.version) == (family, version)
+        and record.key.compute_capability == compute_capability
+    ]
+    if fitting:
+        return fitting[0]
+    there = "; ".join(
+        f"{record.key.family} {record.key.version} for {record.key.compute_capability}"
+        + (" (stale: the graph has changed)" if is_stale(bundle, record) else "")
+        for record in records
+    )
+    raise BundleError(
+        f"{bundle.folder} has no plan of {graph} for {family} {version} and compute capability "
+        f"{compute_capability} (there: {there or 'none'}); build it: adapedit build {bundle.folder}"
+    )
+
+
+def read_plan(bundle: Bundle, record: PlanRecord) -> bytes:
+    """The plan's bytes. Raises `BundleError` where they are missing, cut short or changed."""
+    folder = bundle.folder / PLANS_FOLDER
+    check_file(folder, record.file_name, record.file)
+    return (folder / record.file_name).read_bytes()
+
+
 __all__ = [
     "FORMAT",
     "GRAPHS",
@@ -160,11 +246,23 @@ __all__ = [
     "FileSpec",
     "GraphSpec",
     "Manifest",
+    "PlanKey",
+    "PlanRecord",
+    "Shapes",
     "TensorSpec",
+    "Tensors",
     "VaeSpec",
     "check_file",
+    "check_graph",
     "describe_files",
+    "find_plan",
+    "is_stale",
     "new_folder",
+    "read_plan",
+    "read_records",
+    "reading",
     "refuse_output",
     "sha256_of",
+    "write_record",
+    "write_tensors",
 ]

@@ -1,108 +1,233 @@
-"""The manifest: what a bundle holds and promises, as plain data that is read and written as JSON."""
+"""What the JSON files of a bundle say, as plain data within bounds: the manifest, and records of TensorRT plans.
+
+Everything of a bundle that others may have written is checked here, before anything is built from it.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, field
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
+from pydantic_core import from_json
 
+from adapedit_engine.models.controls import SELF_NAMES
 from adapedit_engine.models.layers import ModelSpecs
 from adapedit_kernels.errors import AdapEditError
 
-FORMAT = 1
+FORMAT: Literal[2] = 2
 MANIFEST_FILE = "manifest.json"
+GRAPHS = ("text_encoder", "text_projection", "unet", "vae_decoder", "vae_encoder")
+ROWS = "rows"
+"""The side that is known at run time."""
+
+MAX_BYTES, MAX_LAYERS, MAX_LEVEL, MAX_SIDE = 1 << 24, 1000, 8, 1 << 20
+STRICT = ConfigDict(strict=True, extra="forbid")
+
+Name = Annotated[str, Field(min_length=1, max_length=1000)]
+Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
+Number = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0, le=1 << 50)]
+Shape = Annotated[tuple[Side | Literal["rows"], ...], Field(min_length=1, max_length=8)]
+Sizes = Annotated[tuple[Side, ...], Field(min_length=1, max_length=8)]
+Shapes = tuple[Sizes, Sizes, Sizes]
+"""Smallest, best and largest."""
+TensorKind = tuple[str, tuple[int | str, ...]]
+"""Dtype and sides."""
+Tensors = Mapping[str, TensorKind]
 
 
 class BundleError(AdapEditError):
     """A bundle that is not there, incomplete, changed, or of a format that this version does not read."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@contextmanager
+def reading(path: Path, mend: str = "export the model again") -> Iterator[None]:
+    """A block in which a file is read: what a library raises there is one `BundleError` that names the file."""
+    try:
+        yield
+    except AdapEditError:
+        raise
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = "".join(f"{part}: " for part in [".".join(map(str, first["loc"]))] if part)
+        raise BundleError(f"{path}: {where}{first['msg'].removeprefix('Value error, ')}; {mend}") from error
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or "no reason was given"
+        raise BundleError(f"{path} can't be read ({type(error).__name__}: {reason}); {mend}") from error
+
+
+def _relative(name: str) -> str:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
+        raise ValueError(f"names {name!r}, outside the bundle")
+    return name
+
+
+def _bounded(specs: ModelSpecs) -> ModelSpecs:
+    layers = specs.self_layers + specs.cross_layers
+    widths = {name: getattr(specs, name) for name in ("in_channels", "out_channels", "text_channels")}
+    widths |= {"feature_channels": specs.feature_channels} | {layer.name: layer.channels for layer in layers}
+    bounds = [(name, width, 1, MAX_SIDE) for name, width in widths.items()]
+    bounds += [(f"level of {layer.name}", layer.level, 0, MAX_LEVEL) for layer in layers]
+    bounds += [("map_level", specs.map_level, 0, MAX_LEVEL), ("halving_pad", specs.halving_pad, 0, 1)]
+    bounds += [("number of self_layers", len(specs.self_layers), 1, MAX_LAYERS)]
+    bounds += [("number of cross_layers", len(specs.cross_layers), 1, MAX_LAYERS)]
+    for name, value, low, high in bounds:
+        if not low <= value <= high:
+            raise ValueError(f"{name} is {value}, wanted {low} to {high}")
+    if specs.map_level not in specs.levels:
+        raise ValueError(f"map_level is {specs.map_level}, cross-attention is at the levels {specs.levels}")
+    return specs
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class TensorSpec:
-    """A graph's input or output. A side is a number, or the name of a size that is known at run time."""
+    """A graph's input or output. A side is a number, or "rows", which is known at run time."""
 
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
+    name: Name
+    dtype: Literal["float32", "float16", "int64"]
+    shape: Shape
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class GraphSpec:
     """One ONNX file of the bundle with its tensors in the order of the file."""
 
-    file: str
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    opset: int
-    nodes: int
+    file: Name
+    inputs: Annotated[tuple[TensorSpec, ...], Field(max_length=100)]
+    outputs: Annotated[tuple[TensorSpec, ...], Field(max_length=100)]
+    opset: Annotated[int, Field(ge=1, le=100)]
+    nodes: Annotated[int, Field(ge=0, le=1 << 24)]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class FileSpec:
     """Size in bytes and SHA-256 of a file of the bundle."""
 
-    bytes: int
-    sha256: str
+    bytes: Count
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class VaeSpec:
     """latents = encoded pixels * scaling_factor; `factor` pixels to one latent cell, per side."""
 
-    factor: int
-    scaling_factor: float
+    factor: Annotated[int, Field(ge=1, le=256)]
+    scaling_factor: Annotated[float, Field(gt=0, le=1e6)]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Parity:
     """Difference from PyTorch in float32: largest, mean, and as norm of the error over norm of the value."""
 
-    largest: float
-    mean: float
-    ratio: float
+    largest: Number
+    mean: Number
+    ratio: Number
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Manifest:
     """The contract of a bundle.
 
     model:       name that the checkpoint was loaded by.
-    precision:   "float32", "float16" or "mixed".
     specs:       of the UNet, as the loop needs them.
     tokens:      N.
     height, width: of the latents.
     rows:        rows of a UNet call where the batch is fixed, else None.
-    graphs:      by name: unet, text_projection, text_encoder, vae_decoder, vae_encoder.
+    graphs:      by name, those of `GRAPHS`.
     files:       every file but the manifest and the plans, which are described by files of their own.
     versions:    of what the bundle was made with.
     parity:      what ONNX Runtime gave after the export, by stage (a graph on random inputs, or "edit") and output.
     """
 
-    format: int = FORMAT
-    model: str
-    precision: str
-    specs: ModelSpecs
-    tokens: int
-    height: int
-    width: int
-    rows: int | None
+    format: Literal[2] = FORMAT
+    model: Name
+    precision: Literal["float32", "float16", "mixed"]
+    specs: Annotated[ModelSpecs, AfterValidator(_bounded)]
+    tokens: Annotated[int, Field(ge=2, le=4096)]
+    height: Annotated[int, Field(ge=1, le=4096)]
+    width: Annotated[int, Field(ge=1, le=4096)]
+    rows: Annotated[int, Field(ge=1, le=1024)] | None
     vae: VaeSpec
-    scheduler: str
-    graphs: dict[str, GraphSpec]
-    files: dict[str, FileSpec]
-    versions: dict[str, str]
-    parity: dict[str, dict[str, Parity]] = field(default_factory=dict)
+    scheduler: Annotated[str, Field(pattern="^[A-Za-z][A-Za-z0-9]{0,99}$")]
+    graphs: dict[Name, GraphSpec]
+    files: Annotated[dict[Annotated[Name, AfterValidator(_relative)], FileSpec], Field(max_length=10_000)]
+    versions: Annotated[dict[Name, Name], Field(max_length=100)]
+    parity: dict[Name, dict[Name, Parity]] = field(default_factory=dict)
 
     @property
     def map_size(self) -> tuple[int, int]:
         """Height and width of the maps."""
         return self.specs.map_size(self.height, self.width)
 
+    @model_validator(mode="after")
+    def _check_graphs(self) -> Manifest:
+        for name in (*GRAPHS, *self.graphs):
+            if name not in self.graphs or name not in GRAPHS:
+                raise ValueError(f"has {', '.join(self.graphs) or 'no graphs'}, wanted {', '.join(GRAPHS)}")
+        for name, kinds in self._calls().items():
+            graph = self.graphs[name]
+            if graph.file != f"{name}.onnx":
+                raise ValueError(f"graphs.{name}.file is {graph.file!r}, wanted '{name}.onnx'")
+            if graph.file not in self.files:
+                raise ValueError(f"files does not list {graph.file}")
+            for kind, wanted in kinds.items():
+                found = {t.name: (t.dtype, t.shape) for t in getattr(graph, kind)}
+                what = difference(wanted, found)
+                if what is not None:
+                    raise ValueError(f"graphs.{name}.{kind}: {what}")
+        return self
+
+    def _calls(self) -> dict[str, dict[str, Tensors]]:
+        """What "inputs" and "outputs" each graph has to have, for all else that the manifest says."""
+        specs, tokens, rows = self.specs, self.tokens, self.rows or ROWS
+        number = "float16" if self.precision == "float16" else "float32"
+        size, map_pixels = (self.height, self.width), self.map_size[0] * self.map_size[1]
+        latents: TensorKind = (number, (ROWS, specs.out_channels, *size))
+        pixels: TensorKind = (number, (ROWS, 3, *(side * self.vae.factor for side in size)))
+        hidden: TensorKind = (number, (ROWS, tokens, specs.text_channels))
+        # Keys and values of all layers, of a width that the two graphs which have them agree upon.
+        width = [t.shape[-1] for t in self.graphs["text_projection"].outputs][:1]
+        projected = (tokens, *width)
+        inputs: Tensors = {
+            "sample": (number, (rows, specs.in_channels, *size)),
+            "timestep": ("float32", (rows,)),
+            "projected_text": (number, (rows, *projected)),
+            "source_row": ("int64", (rows,)),
+            "token_map": ("float32", (rows, tokens, tokens)),
+            "own_weight": ("float32", (rows, tokens)),
+            "spatial_weight": ("float32", (rows, tokens)),
+            "spatial_map": ("float32", (rows, map_pixels)),
+            **dict.fromkeys(SELF_NAMES, ("int64", (len(specs.self_layers), rows))),
+        }
+        outputs: Tensors = {
+            "noise_pred": (number, (rows, specs.out_channels, *size)),
+            "cross_attention_maps": ("float32", (rows, map_pixels, tokens)),
+            "visual_features": (number, (rows, map_pixels, specs.feature_channels)),
+        }
+        return {
+            "unet": {"inputs": inputs, "outputs": outputs},
+            "text_encoder": {
+                "inputs": {"input_ids": ("int64", (ROWS, tokens))},
+                "outputs": {"hidden_states": hidden},
+            },
+            "text_projection": {
+                "inputs": {"encoder_hidden_states": hidden},
+                "outputs": {"projected_text": (number, (ROWS, *projected))},
+            },
+            "vae_decoder": {"inputs": {"latents": latents}, "outputs": {"pixels": pixels}},
+            "vae_encoder": {"inputs": {"pixels": pixels}, "outputs": {"latents": latents}},
+        }
+
     def to_json(self) -> str:
-        return json.dumps(_ADAPTER.dump_python(self, mode="json"), indent=1) + "\n"
+        return _written(TypeAdapter(Manifest), self)
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -111,23 +236,108 @@ class Manifest:
         if not path.is_file():
             what = "is no bundle (no manifest.json)" if folder.is_dir() else "does not exist"
             raise BundleError(f"{folder} {what}; make one with: adapedit export MODEL --out {folder}")
-        try:
-            values: Any = json.loads(path.read_bytes())
-        except ValueError as error:
-            raise BundleError(f"{path} can't be read ({error}); export the model again") from error
-        found = values.get("format") if isinstance(values, dict) else None
-        if isinstance(found, int) and found > FORMAT:
-            raise BundleError(
-                f"{folder} has bundle format {found}, this version reads up to {FORMAT}: upgrade adapedit"
-            )
-        if found != FORMAT:
-            raise BundleError(f"{path} has format {found!r}, wanted {FORMAT}: export the model again")
-        try:
-            return _ADAPTER.validate_python(values)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise BundleError(f"{path}: {where}: {first['msg']}; export the model again") from error
+        with reading(path):
+            data = read_bytes(path)
+            values: Any = from_json(data)
+            found = values.get("format") if isinstance(values, dict) else None
+            if found != FORMAT:
+                newer = isinstance(found, int) and found > FORMAT
+                mend = "upgrade adapedit" if newer else "export the model again"
+                raise BundleError(
+                    f"{folder} has bundle format {found!r}, this version reads {FORMAT}: {mend}"
+                )
+            return TypeAdapter(Manifest).validate_json(data)
 
 
-_ADAPTER = TypeAdapter(Manifest)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class PlanKey:
+    """What a plan depends on.
+
+    onnx_sha256:        of the graph with its weights.
+    family, version:    of TensorRT: "tensorrt" or "tensorrt-rtx", and its version.
+    compute_capability: of the GPUs that it is for, such as "8.9".
+    workload:           name of the set of profiles.
+    profiles:           per profile, input name -> smallest, best and largest shape.
+    refit:              whether its weights can be exchanged.
+    """
+
+    graph: Literal[GRAPHS]  # type: ignore[valid-type]
+    onnx_sha256: Name
+    family: Name
+    version: Name
+    compute_capability: Annotated[str, Field(pattern=r"^\d{1,3}\.\d$")]
+    workload: Name
+    profiles: Annotated[tuple[dict[Name, Shapes], ...], Field(min_length=1, max_length=16)]
+    refit: bool = False
+
+    @property
+    def name(self) -> str:
+        """File name without ending: the graph, and a digest of everything above."""
+        text = json.dumps(asdict(self), sort_keys=True)
+        return f"{self.graph}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+    def profile_of(self, shapes: dict[str, tuple[int, ...]]) -> int | None:
+        """The first profile that takes inputs of these shapes; None: none does."""
+        for index, profile in enumerate(self.profiles):
+            if all(_inside(shapes[name], low, high) for name, (low, _, high) in profile.items()):
+                return index
+        return None
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class PlanRecord:
+    """A plan on disk. layers, activation_bytes (of the largest profile) and build_seconds are for reports."""
+
+    key: PlanKey
+    file: FileSpec
+    layers: Count
+    activation_bytes: Count
+    build_seconds: Number
+
+    @property
+    def file_name(self) -> str:
+        return f"{self.key.name}.plan"
+
+    def to_json(self) -> str:
+        return _written(TypeAdapter(PlanRecord), self)
+
+    @classmethod
+    def read(cls, path: Path) -> PlanRecord:
+        """The record at `path`. Raises `BundleError` in one line."""
+        with reading(path, "remove it and build again"):
+            return TypeAdapter(PlanRecord).validate_json(read_bytes(path))
+
+
+def _inside(shape: tuple[int, ...], low: tuple[int, ...], high: tuple[int, ...]) -> bool:
+    return len(shape) == len(low) and all(a <= s <= b for s, a, b in zip(shape, low, high, strict=True))
+
+
+def difference(wanted: Tensors, found: Tensors, *, open_sides: bool = False) -> str | None:
+    """Where tensors are others than those wanted, in words; None: nowhere.
+
+    A side of -1 stands for "rows", and with `open_sides` for any other, too.
+    """
+    for name in (*wanted, *found):
+        if name not in found or name not in wanted:
+            what = "is missing" if name in wanted else "is one too many"
+            return f"{name} {what}, wanted {', '.join(wanted)}"
+    for name, (dtype, sides) in wanted.items():
+        got, shape = found[name]
+        fits = len(shape) == len(sides) and all(
+            side == there or (there == -1 and (side == ROWS or open_sides))
+            for side, there in zip(sides, shape, strict=True)
+        )
+        if got != dtype or not fits:
+            return f"{name} is {got} {tuple(shape)}, wanted {dtype} {tuple(sides)}"
+    return None
+
+
+def read_bytes(path: Path) -> bytes:
+    """A JSON file's bytes. Raises `BundleError` for one that is too large to be what it should."""
+    if path.stat().st_size > MAX_BYTES:
+        raise BundleError(f"{path} is larger than {MAX_BYTES >> 20} MB: it is none of a bundle")
+    return path.read_bytes()
+
+
+def _written(kind: TypeAdapter[Any], value: Any) -> str:
+    return json.dumps(kind.dump_python(value, mode="json"), indent=1, allow_nan=False) + "\n"

@@ -153,7 +153,7 @@ class EditPlan:
     self_attention: SelfEdit | None = None
     local_blend: LocalBlend | None = None
     adaptive: Adaptive | None = None
-    noise: Tensor | None = field(metadata=_axes("T..."), default=None)
+    noise: Tensor | None = field(metadata=_axes("..."), default=None)
     unconditional_steps: Tensor | None = field(metadata=_axes("TND"), default=None)
     source_latents: Tensor | None = field(metadata=_axes("TChw"), default=None)
     conditioning: Mapping[str, Tensor] = field(default_factory=dict)

@@ -195,12 +195,13 @@ class Scheduler:
     def step(self) -> list[Ticket]:
         """Admit what fits, run every edit in flight by one step, and return the jobs that ended."""
         ended = self._drop_cancelled()
+        for batch, _ in self._batches.values():
+            for seat in [seat for seat in batch.seats if seat.stops_guidance]:
+                self._run_of(seat).seat = batch.stop_guidance(seat)
         ended += self._admit()
         if self._call_rows.larger is not None and self._within_budget(self._call_rows.larger):
             self._call_rows.grow()
         for batch, captured in list(self._batches.values()):
-            for seat in [seat for seat in batch.seats if seat.stops_guidance]:
-                self._run_of(seat).seat = batch.stop_guidance(seat)
             for seats in self._calls(batch):
                 self._run(batch, captured, seats)
         for job in [job for job in self._jobs.values() if job.pauses]:
@@ -298,7 +299,9 @@ class Scheduler:
     def _begin(self, run: _Run) -> None:
         run.job.begun = True
         try:
-            run.seat = self._batch(run.kind).join(run.plan)
+            batch = self._batch(run.kind)
+            seat = batch.join(run.plan)
+            run.seat = batch.stop_guidance(seat) if seat.stops_guidance else seat
         except Exception as error:
             run.job.error = error
             return

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from adapedit_engine.models.controls import CONTROL_NAMES, SELF_NAMES, Controls
+from adapedit_engine.manifest import ROWS
+from adapedit_engine.models.controls import SELF_NAMES, Controls
 from adapedit_engine.models.unet import OUTPUT_NAMES, ControlledUNet
 
 MAX_ROWS = 63  # from 64 on diffusers' upsampling takes another path, which is traced as a limit
@@ -114,11 +116,9 @@ class VaeEncoder(nn.Module):
         self.scale = float(vae.config.scaling_factor)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        moments = (
-            self.vae.quant_conv(self.vae.encoder(pixels * 2 - 1))
-            if self.vae.quant_conv is not None
-            else (self.vae.encoder(pixels * 2 - 1))
-        )
+        moments = self.vae.encoder(pixels * 2 - 1)
+        if self.vae.quant_conv is not None:
+            moments = self.vae.quant_conv(moments)
         return moments.chunk(2, dim=1)[0] * self.scale
 
 
@@ -131,56 +131,73 @@ def text_widths(controlled: ControlledUNet) -> list[int]:
     return widths
 
 
-def unet_graph(
-    controlled: ControlledUNet, *, tokens: int, height: int, width: int, rows: int | None, dtype: torch.dtype
-) -> Traceable:
-    """The UNet for latents of `height` x `width`; rows None leaves the batch open."""
-    specs, batch = controlled.specs, rows or 4
-    map_height, map_width = specs.map_size(height, width)
-    controls = Controls.identity(
-        batch=batch, tokens=tokens, pixels=map_height * map_width, layers=len(specs.self_layers)
-    )
-    inputs = {
-        "sample": torch.zeros(batch, specs.in_channels, height, width, dtype=dtype),
-        "timestep": torch.zeros(batch),
-        "projected_text": torch.zeros(batch, tokens, sum(text_widths(controlled)), dtype=dtype),
-        # Clones: inputs that share memory would be traced as one input.
-        **{name: tensor.clone() for name, tensor in controls.as_dict().items()},
-    }
-    assert tuple(inputs)[3:] == CONTROL_NAMES
-    sides = {name: {1 if name in SELF_NAMES else 0: "rows"} for name in inputs} if rows is None else {}
-    return Traceable(module=UNetGraph(controlled), inputs=inputs, open_sides=sides, outputs=OUTPUT_NAMES)
+@dataclass(frozen=True, kw_only=True)
+class Modules:
+    """A checkpoint's modules, and the sizes that they are traced with.
 
+    tokens: N. height, width: of the latents. rows: of a UNet call; None leaves them open.
+    """
 
-def small_graphs(
-    controlled: ControlledUNet,
-    text_encoder: Any,
-    vae: Any,
-    *,
-    tokens: int,
-    height: int,
-    width: int,
-    factor: int,
-    dtype: torch.dtype,
-    vae_dtype: torch.dtype,
-) -> dict[str, Traceable]:
-    """Everything but the UNet, each with an open batch. height, width: of the latents."""
-    specs = controlled.specs
-    hidden = torch.zeros(2, tokens, specs.text_channels, dtype=dtype)
-    latents = torch.zeros(2, vae.config.latent_channels, height, width, dtype=vae_dtype)
-    pixels = torch.zeros(2, 3, height * factor, width * factor, dtype=vae_dtype)
-    ids = torch.zeros(2, tokens, dtype=torch.int64)
+    controlled: ControlledUNet
+    text_encoder: Any
+    vae: Any
+    tokens: int
+    height: int
+    width: int
+    rows: int | None
 
-    def traceable(module: nn.Module, name: str, example: Tensor, output: str) -> Traceable:
+    @property
+    def vae_factor(self) -> int:
+        """Pixels to one latent cell, per side."""
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
+    def half(self, graph: str) -> Modules:
+        """The same with what `graph` runs in float16, as a copy: the checkpoint stays what it was."""
+        if graph in ("unet", "text_projection"):
+            unet: Any = copy.deepcopy(self.controlled.unet).half()
+            return replace(
+                self, controlled=ControlledUNet(unet, map_divisor=self.controlled.specs.map_divisor)
+            )
+        name = "text_encoder" if graph == "text_encoder" else "vae"
+        return replace(self, **{name: copy.deepcopy(getattr(self, name)).half()})
+
+    def traceable(self, graph: str, dtype: torch.dtype = torch.float32) -> Traceable:
+        """One graph of a bundle; dtype: of its floating-point inputs, as of its module."""
+        if graph == "unet":
+            return self._unet(dtype)
+        size, specs = (self.height, self.width), self.controlled.specs
+        picture = (3, *(side * self.vae_factor for side in size))
+        latents = (self.vae.config.latent_channels, *size)
+        hidden = (self.tokens, specs.text_channels)
+        module, name, shape, output = {
+            "text_encoder": (TextEncoder, "input_ids", (self.tokens,), "hidden_states"),
+            "text_projection": (TextProjection, "encoder_hidden_states", hidden, "projected_text"),
+            "vae_decoder": (VaeDecoder, "latents", latents, "pixels"),
+            "vae_encoder": (VaeEncoder, "pixels", picture, "latents"),
+        }[graph]
+        part = {"text_encoder": self.text_encoder, "text_projection": self.controlled}.get(graph, self.vae)
         return Traceable(
-            module=module, inputs={name: example}, open_sides={name: {0: "rows"}}, outputs=(output,)
+            module=module(part),
+            inputs={name: torch.zeros(2, *shape, dtype=torch.int64 if name == "input_ids" else dtype)},
+            open_sides={name: {0: ROWS}},
+            outputs=(output,),
         )
 
-    return {
-        "text_encoder": traceable(TextEncoder(text_encoder), "input_ids", ids, "hidden_states"),
-        "text_projection": traceable(
-            TextProjection(controlled), "encoder_hidden_states", hidden, "projected_text"
-        ),
-        "vae_decoder": traceable(VaeDecoder(vae), "latents", latents, "pixels"),
-        "vae_encoder": traceable(VaeEncoder(vae), "pixels", pixels, "latents"),
-    }
+    def _unet(self, dtype: torch.dtype) -> Traceable:
+        specs, batch = self.controlled.specs, self.rows or 4
+        map_height, map_width = specs.map_size(self.height, self.width)
+        controls = Controls.identity(
+            batch=batch, tokens=self.tokens, pixels=map_height * map_width, layers=len(specs.self_layers)
+        )
+        widths = sum(text_widths(self.controlled))
+        inputs = {
+            "sample": torch.zeros(batch, specs.in_channels, self.height, self.width, dtype=dtype),
+            "timestep": torch.zeros(batch),
+            "projected_text": torch.zeros(batch, self.tokens, widths, dtype=dtype),
+            # Clones: inputs that share memory would be traced as one input.
+            **{name: tensor.clone() for name, tensor in controls.as_dict().items()},
+        }
+        sides = {name: {1 if name in SELF_NAMES else 0: ROWS} for name in inputs} if self.rows is None else {}
+        return Traceable(
+            module=UNetGraph(self.controlled), inputs=inputs, open_sides=sides, outputs=OUTPUT_NAMES
+        )

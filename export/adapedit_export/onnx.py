@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from adapedit_engine.manifest import GraphSpec, TensorSpec
+from adapedit_engine.bundle import DTYPES
+from adapedit_engine.manifest import ROWS, GraphSpec, TensorSpec
 from adapedit_export.graphs import MAX_ROWS, Traceable
 from adapedit_export.options import ExportError
 
@@ -22,7 +23,7 @@ def trace(traceable: Traceable, opset: int) -> Any:
 
     Raises `ExportError` where an input is not used, or a side that shall stay open became a number.
     """
-    rows = torch.export.Dim("rows", min=1, max=MAX_ROWS)
+    rows = torch.export.Dim(ROWS, min=1, max=MAX_ROWS)
     shapes = {
         name: dict.fromkeys(traceable.open_sides[name], rows) if name in traceable.open_sides else None
         for name in traceable.inputs
@@ -93,12 +94,9 @@ def save(model: Any, folder: Path, name: str) -> GraphSpec:
 
 
 def _spec(value: Any) -> TensorSpec:
-    dtypes = {"FLOAT": "float32", "FLOAT16": "float16", "INT64": "int64"}
-    return TensorSpec(
-        name=value.name,
-        dtype=dtypes[value.dtype.name],
-        shape=tuple(side if isinstance(side, int) else str(side) for side in value.shape),
-    )
+    shape: Any = tuple(side if isinstance(side, int) else str(side) for side in value.shape)
+    dtype: Any = DTYPES[value.dtype.name]
+    return TensorSpec(name=value.name, dtype=dtype, shape=shape)
 
 
 def _check_inputs(model: Any, traceable: Traceable) -> None:
@@ -111,7 +109,7 @@ def _check_inputs(model: Any, traceable: Traceable) -> None:
                     f"{value.name!r} was traced with {value.shape[dim]} {side}, which shall stay open"
                 )
     for value in model.graph.outputs:
-        if traceable.open_sides and str(value.shape[0]) != "rows":
+        if traceable.open_sides and str(value.shape[0]) != ROWS:
             raise ExportError(
                 f"output {value.name!r} was traced with {value.shape[0]} rows, which shall stay open"
             )

@@ -7,10 +7,9 @@ import pytest
 from safetensors import safe_open
 
 from adapedit import AdapEditError, AdapEditPipeline
-from adapedit.checkpoint import BUILTIN
-from adapedit.model import load_vocabulary
-from adapedit.scenes.captions import VOCABULARY
-from adapedit.training.publish import LIMIT
+from adapedit.model import BUILTIN, load_vocabulary
+from benchmarks.scenes.publish import LIMIT
+from benchmarks.scenes.world import VOCABULARY
 from tests.helpers.edits import SOURCE, TARGET, grey_levels, request
 
 STEPS = 12

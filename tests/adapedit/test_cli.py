@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from adapedit import AdapEditPipeline
-from adapedit.cli.entry import main, run
+from adapedit.cli.main import main, run
 from adapedit.methods import METHODS
 from adapedit.model import EditModel
 from adapedit.result import EditResult
@@ -43,7 +43,7 @@ def test_edit_writes_four_files_and_says_where(capsys):
 
 
 def test_flags_and_set_are_knobs(capsys):
-    flags = "--lambda-tau 0.5 --lambda-s 0.9 --lambda-spatial 0.8 --alpha-tau 0.2 --single-pass --no-dps --no-mask"
+    flags = "--lambda-tau 0.5 --lambda-s 0.9 --lambda-spatial 0.8 --alpha-tau 0.2 --two-pass --no-dps --no-mask"
     assert (
         run([*EDIT, *flags.split(), "--seed", "3", "--guidance", "2", "--set", "centre=false", "--json"]) == 0
     )
@@ -54,7 +54,7 @@ def test_flags_and_set_are_knobs(capsys):
         "lambda_s": 0.9,
         "lambda_spatial": 0.8,
         "alpha_tau": 0.2,
-        "single_pass": True,
+        "two_pass": True,
     }
     wanted |= {"dps": False, "mask": False, "fwt": True, "centre": False}
     assert request["method"] == {**request["method"], **wanted}
@@ -89,11 +89,11 @@ def test_sweep_puts_one_knob_on_one_sheet(capsys):
         run(["sweep", SOURCE, TARGET, "--steps", "2", "--knob", "--lambda-tau", "--values", "0.2, 0.5,1"])
         == 0
     )
-    assert names("out") == ["sweep.json", "sweep.png"]
-    written = json.loads(Path("out/sweep.json").read_text())
+    assert names("out/sweep") == ["sweep.json", "sweep.png"]
+    written = json.loads(Path("out/sweep/sweep.json").read_text())
     assert written["knob"] == "lambda_tau" and written["values"] == ["0.2", "0.5", "1"]
     assert [edit["request"]["method"]["lambda_tau"] for edit in written["edits"]] == [0.2, 0.5, 1.0]
-    assert Image.open("out/sweep.png").width > 4 * 192
+    assert Image.open("out/sweep/sweep.png").width > 4 * 192
 
 
 @pytest.mark.parametrize(("knob", "field"), [("seed", "seed"), ("steps", "num_inference_steps")])
@@ -106,10 +106,10 @@ def test_compare_runs_every_method_or_those_named(capsys):
     assert run(["compare", SOURCE, TARGET, "--steps", "2", "--set", "adapedit.lambda_tau=0.3", "--json"]) == 0
     written = json.loads(capsys.readouterr().out)
     # InstructPix2Pix wants a model of its own.
-    assert written["methods"] == [name for name in [*METHODS][::-1] if name != "instruct-pix2pix"]
+    assert written["methods"][0] == "plain" and set(written["methods"]) == {*METHODS} - {"instruct-pix2pix"}
     assert written["methods"][-1] == "adapedit"
     assert written["edits"][-1]["request"]["method"]["lambda_tau"] == 0.3
-    assert names("out") == ["compare.json", "compare.png"]
+    assert names("out/compare") == ["compare.json", "compare.png"]
     some = ["--methods", "plain,prompt-to-prompt", "--set", "self_replace_steps=0.1"]
     assert run(["compare", SOURCE, TARGET, "--steps", "2", *some, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["edits"][1]["request"]["method"]["self_replace_steps"] == 0.1
@@ -225,10 +225,11 @@ def test_warnings_are_lines_on_stderr(capfd):
 def test_ctrl_c_while_the_command_line_itself_is_loaded(capfd, monkeypatch):
     class Interrupting:
         def find_spec(self, name: str, *args: object) -> None:
-            if name == "adapedit.cli.evaluate":
+            if name == "adapedit.cli.bundles":
                 raise KeyboardInterrupt
 
-    monkeypatch.delitem(sys.modules, "adapedit.cli.evaluate", raising=False)
+    monkeypatch.delitem(sys.modules, "adapedit.cli.bundles", raising=False)
+    monkeypatch.delattr("adapedit.cli.bundles", raising=False)
     monkeypatch.setattr(sys, "meta_path", [Interrupting(), *sys.meta_path])
     assert run([*EDIT]) == 130
     assert capfd.readouterr().err == "adapedit: interrupted\n"
@@ -266,7 +267,7 @@ def test_help_has_examples(command, capsys):
 def test_help_and_version_load_nothing_heavy():
     script = (
         "import sys, adapedit, adapedit.cli\n"
-        "from adapedit.cli.entry import run\n"
+        "from adapedit.cli.main import run\n"
         "assert run(['edit', '--help']) == 0 and run(['--version']) == 0\n"
         "heavy = {'torch', 'numpy', 'diffusers', 'transformers', 'PIL'} & set(sys.modules)\n"
         "assert not heavy, heavy"

@@ -10,17 +10,17 @@ import pytest
 import torch
 from PIL import Image
 
-from adapedit.bundle import is_bundle, load_any_vocabulary
-from adapedit.checkpoint import expanded
 from adapedit.cli import knobs
-from adapedit.cli.entry import INTERRUPTED, USER_ERROR, run
+from adapedit.cli.main import INTERRUPTED, USER_ERROR, run
+from adapedit.edit import complete, make_context
 from adapedit.images import ImageInput
 from adapedit.methods import make_settings
 from adapedit.methods.adapedit import collapse_warnings
-from adapedit.prepare import complete, make_context
+from adapedit.model import expanded, is_bundle, load_vocabulary
 from adapedit.request import EditRequest
+from adapedit.request_file import read_lines
 from adapedit.result import OutputError, OutputFolder
-from adapedit.serving.batch import read_lines
+from adapedit.sharing import Caches
 from adapedit_engine.manifest import MANIFEST_FILE
 from adapedit_kernels.errors import AdapEditError
 from tests.helpers.edits import SOURCE, TARGET, grey_levels, request
@@ -56,7 +56,7 @@ def test_what_the_system_refuses_is_named(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device", "out/failures.jsonl")
 
-    monkeypatch.setattr("adapedit.cli.session.run_edits", full)
+    monkeypatch.setattr("adapedit.cli.show.run_edits", full)
     assert run(["edit", SOURCE, TARGET]) == USER_ERROR
     assert "out/failures.jsonl: No space left on device" in one_line(capfd)
 
@@ -70,7 +70,7 @@ def test_an_interruption_that_a_library_swallows(
         except KeyboardInterrupt:
             raise ImportError("cannot load module more than once per process") from None
 
-    monkeypatch.setattr("adapedit.cli.session.run_edits", importing)
+    monkeypatch.setattr("adapedit.cli.show.run_edits", importing)
     before = signal.getsignal(signal.SIGINT)
     assert run(["edit", SOURCE, TARGET]) == INTERRUPTED
     assert one_line(capfd) == "adapedit: interrupted\n" and signal.getsignal(signal.SIGINT) is before
@@ -142,21 +142,10 @@ def test_a_bundle_s_words(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest
     (folder / MANIFEST_FILE).write_text("{}")
     (folder / "tokenizer").symlink_to(tiny_folder / "tokenizer")
     opened = SimpleNamespace(folder=folder, manifest=SimpleNamespace(tokens=24))
-    monkeypatch.setattr("adapedit.bundle.Bundle.open", lambda where, verify: opened)
-    found = load_any_vocabulary(folder)
+    monkeypatch.setattr("adapedit.model.Bundle.open", lambda where, verify: opened)
+    found = load_vocabulary(folder)
     assert found.max_tokens == 24 and found.tokenizer("a red dog")["input_ids"]
-    assert load_any_vocabulary(tiny_folder).name == str(tiny_folder)
-
-
-def test_options_that_would_be_ignored_are_refused(
-    tiny_folder: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    for arguments in (["--methods", "plain"], ["--set", "plain.x=1"], ["--sources", "rendered"]):
-        assert run(["eval", "inversion", *arguments]) == USER_ERROR
-        assert f"{arguments[0]} is of edits" in one_line(capfd)
-    Path("pairs.jsonl").write_text(json.dumps({"source_prompt": SOURCE, "target_prompt": TARGET}) + "\n")
-    assert run(["eval", "pairs", "--pairs", "pairs.jsonl", "--sources", "rendered"]) == USER_ERROR
-    assert "--sources rendered is of the scene suite" in one_line(capfd)
+    assert load_vocabulary(tiny_folder).name == str(tiny_folder)
 
 
 def test_a_sweep_says_which_edit_it_warns_of_and_no_seed_that_is_not_all_edits(
@@ -197,7 +186,7 @@ def test_ids_of_other_kinds(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("by", "advice"), [({"normalise": "softmax"}, "; try normalise='sum'"), ({}, None)])
 def test_a_warning_advises_what_is_not_so_yet(pipe, by: dict[str, str], advice: str | None) -> None:
     settings = {"normalise": "sum", "threshold_mode": "relative", "centre": True, **by}
-    context = make_context(complete(request(), pipe.model), pipe.model)
+    context = make_context(complete(request(), pipe.model), pipe.model, Caches.of(pipe.model.runner))
     flat = torch.full((context.alignment.num_tokens,), 0.5)
     (warning,) = collapse_warnings(context.alignment, flat, None, settings)
     assert warning.endswith(advice or "same steps")

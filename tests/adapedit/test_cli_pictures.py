@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adapedit.cli.entry import run
+from adapedit.cli.main import run
 
 SOURCE, TARGET = "a red dog standing on the grass", "a red dog sitting on the grass"
 

@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from adapedit import AdapEditPipeline, EditResult
 from adapedit.methods import AdapEdit, PromptToPrompt
-from adapedit.methods.registry import make_method
+
 from adapedit.prepare import complete, make_context
 from benchmarks import common, trace
 from tests.helpers.edits import request

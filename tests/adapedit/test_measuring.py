@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from torch.profiler import ProfilerActivity, profile
 
-from adapedit_engine import PyTorchRunner
+from adapedit_engine.runners.pytorch import PyTorchRunner
 from benchmarks import approximations, trace
 from tests.engine.tiny import edit_plan, tiny_unet
 

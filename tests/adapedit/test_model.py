@@ -75,9 +75,22 @@ def test_a_scheduler_of_ones_own(tiny_folder):
     pipe = AdapEditPipeline.from_pretrained(tiny_folder, scheduler=EulerAncestralDiscreteScheduler())
     result = pipe(SOURCE, SOURCE, num_inference_steps=3)
     assert grey_levels(result.source_image, result.target_image) == 0
-    pipe = AdapEditPipeline.from_pretrained(tiny_folder, scheduler=PNDMScheduler())
+    assert result.made_with["scheduler"] == "EulerAncestralDiscreteScheduler"
     with pytest.raises(AdapEditError, match="PNDMScheduler .*these work: DDIM"):
-        pipe(SOURCE, TARGET, num_inference_steps=3)
+        AdapEditPipeline.from_pretrained(tiny_folder, scheduler=PNDMScheduler())
+    with pytest.raises(AdapEditError, match="PNDMScheduler .*these work: DDIM"):
+        pipe.scheduler = PNDMScheduler()
+
+
+def test_assigning_a_scheduler_takes_effect(tiny_folder):
+    from diffusers import EulerDiscreteScheduler
+
+    pipe = AdapEditPipeline.from_pretrained(tiny_folder)
+    pipe.scheduler = scheduler = EulerDiscreteScheduler()
+    assert pipe.scheduler is scheduler
+    given = AdapEditPipeline.from_pretrained(tiny_folder, scheduler=EulerDiscreteScheduler())
+    one, other = (p(SOURCE, TARGET, num_inference_steps=3) for p in (pipe, given))
+    assert grey_levels(one.target_image, other.target_image) == 0
 
 
 def test_what_a_tokenizer_kept_of_its_last_use_ends_with_loading(copy):
@@ -109,7 +122,7 @@ def test_a_hub_that_is_out_of_reach_is_said_at_once(monkeypatch):
         raise OSError("no route")
 
     monkeypatch.setattr("socket.create_connection", unreachable)
-    monkeypatch.setattr("adapedit.checkpoint.getproxies", dict)
+    monkeypatch.setattr("adapedit.model.getproxies", dict)
     refused("some-owner/some-model", "no folder 'some-owner/some-model', and the hub .* can't be reached")
 
 
@@ -152,7 +165,53 @@ def test_pickled_weights_are_never_read(copy):
 
 def test_broken_configurations(copy):
     (copy / "unet" / "config.json").write_text("{")
-    refused(copy, "the unet of model .* can't be loaded: ")
+    refused(copy, r"unet/config.json can't be read as JSON .*copy the model again")
+
+
+def changed(folder: Path, part: str, **values: object) -> None:
+    path = folder / part / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "message"),
+    [
+        ("vae", {"layers_per_block": 1_000_000}, "vae .* has layers_per_block 1000000, wanted at most 64"),
+        ("unet", {"in_channels": 9}, "unet .* has in_channels 9, wanted 4, or 8 for InstructPix2Pix"),
+        ("vae", {"latent_channels": 16}, "unet .* has out_channels 4, wanted the VAE's 16 latent channels"),
+        ("vae", {"scaling_factor": None}, "vae .* has scaling_factor None, wanted a positive number"),
+        ("vae", {"_class_name": "AutoencoderTiny"}, "vae .* has _class_name 'AutoencoderTiny', wanted Auto"),
+        ("unet", {"sample_size": "x"}, "unet .* has sample_size 'x', wanted a whole number"),
+        ("unet", {"cross_attention_dim": 7}, "unet .* has cross_attention_dim 7, wanted the text encoder's"),
+    ],
+)
+def test_what_can_not_be_edited_is_refused_before_weights_are_read(copy, monkeypatch, part, values, message):
+    monkeypatch.setattr("adapedit.model.read_part", lambda *args, **options: pytest.fail("it was read"))
+    changed(copy, part, **values)
+    refused(copy, message)
+
+
+def test_a_size_of_two_sides_is_the_smaller(copy):
+    changed(copy, "unet", sample_size=[8, 16])
+    assert AdapEditPipeline.from_pretrained(copy).model.latent_size == 8
+
+
+def test_weights_that_have_no_place_are_said(copy):
+    path = copy / WEIGHTS
+    weights = load_file(path)
+    save_file({**weights, "up.lora_A.weight": torch.ones(1)}, path, {"format": "pt"})
+    refused(copy, "unet of model .* has 1 weights that it has no place for, up.lora_A.weight .*merge it")
+
+
+@pytest.mark.parametrize("family", ["StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline"])
+def test_other_families_are_refused_by_name(copy, family):
+    (copy / "model_index.json").write_text(json.dumps({"_class_name": family}))
+    refused(copy, f"is a checkpoint of .*{family}.*not supported yet")
+
+
+def test_a_variant_alone_is_said(copy):
+    (copy / WEIGHTS).rename(copy / WEIGHTS.replace(".safetensors", ".fp16.safetensors"))
+    refused(copy, "diffusion_pytorch_model.fp16.safetensors alone, a variant")
 
 
 @pytest.mark.parametrize("device", ["nonsense", "cuda:99"])

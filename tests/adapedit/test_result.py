@@ -32,7 +32,7 @@ def names(folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def result(pipe):
-    return pipe.edit_batch([request(steps=2)])[0]
+    return pipe.edit_batch([request(steps=3)])[0]
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_the_description_has_what_was_found(result, tmp_path):
         "DDIMScheduler",
     )
     assert made_with["torch"] == version("torch")
-    assert set(description["timings"]) == {"text", "observe", "edit", "decode", "total"}
+    assert set(description["timings"]) == {"edit", "decode", "total"}
 
 
 def test_saving_again_replaces_what_an_edit_wrote_and_nothing_else(result, tmp_path):
@@ -217,7 +217,7 @@ def test_what_is_no_number_is_never_written(result, tmp_path):
 def test_an_edit_of_a_sent_picture_can_be_repeated_from_its_folder(pipe, tmp_path):
     buffer = io.BytesIO()
     Image.effect_noise((40, 24), 60).convert("RGB").save(buffer, "JPEG")
-    sent = {**request(steps=2).model_dump(mode="json"), "image": {"file": "../dog.jpg", "fit": "pad"}}
+    sent = {**request(steps=3).model_dump(mode="json"), "image": {"file": "../dog.jpg", "fit": "pad"}}
     asked = EditRequest.from_wire(sent, {"../dog.jpg": buffer.getvalue()})
     (result,) = pipe.edit_batch([asked])
     result.save(tmp_path / "out")
@@ -229,3 +229,24 @@ def test_an_edit_of_a_sent_picture_can_be_repeated_from_its_folder(pipe, tmp_pat
     assert same_request(stored, result.request)
     again = EditRequest.read(tmp_path / "out")
     assert grey_levels(pipe.edit_batch([again])[0].target_image, result.target_image) == 0
+
+
+@pytest.mark.parametrize(
+    ("target", "method", "said"),
+    [
+        (SOURCE, {"name": "adapedit"}, ["the two prompts say the same: there is nothing to change"]),
+        (SOURCE, {"name": "prompt-to-prompt", "equalizer": [{"word": "red", "value": 2}]}, []),
+        (
+            "a (blue:1.3) dog standing on the grass",
+            {"name": "plain"},
+            ["'(blue:1.3)' in the target prompt is read"],
+        ),
+        (LONGER, {"name": "plain"}, []),
+    ],
+)
+def test_slips_in_the_prompts_are_among_the_warnings(pipe, target, method, said, recwarn):
+    asked = EditRequest.make(source_prompt=SOURCE, target_prompt=target, num_inference_steps=3, method=method)
+    (result,) = pipe.edit_batch([asked])
+    slips = [message for message in result.warnings if "prompt" in message]
+    assert len(slips) == len(said) and all(part in found for part, found in zip(said, slips, strict=True))
+    assert len([one for one in recwarn if any(slip in str(one.message) for slip in slips)]) == len(said)

@@ -9,9 +9,7 @@ import pytest
 
 from adapedit import AdapEditPipeline, EditRequest
 from adapedit.methods import Plain
-from adapedit.serving import EditServer
-from adapedit.serving import server as server_module
-from adapedit.serving.painting import painting_executor
+from adapedit.server import EditServer
 
 
 def request(seed: int = 0, **fields) -> EditRequest:
@@ -19,12 +17,8 @@ def request(seed: int = 0, **fields) -> EditRequest:
     return EditRequest(**{**known, "method": Plain(), "seed": seed, **fields})
 
 
-@pytest.mark.parametrize("on_cpu", [True, False], ids=["worker", "painter"])
-def test_an_edit_that_a_callback_submits_waits_for_no_room(
-    pipe: AdapEditPipeline, monkeypatch: pytest.MonkeyPatch, on_cpu: bool
-):
+def test_an_edit_that_a_callback_submits_waits_for_no_room(pipe: AdapEditPipeline):
     """The thread that it would wait in is the one that makes room."""
-    monkeypatch.setattr(server_module, "painting_executor", lambda _: painting_executor(on_cpu))
     taken, full, followers = threading.Event(), threading.Event(), []
 
     def follow(_) -> None:
@@ -75,17 +69,13 @@ def test_a_callback_that_exits_leaves_no_edit_uncancelled(pipe: AdapEditPipeline
     assert server._worker is not None and not server._worker.is_alive()
 
 
-@pytest.mark.parametrize("on_cpu", [True, False], ids=["worker", "painter"])
 @pytest.mark.parametrize("error", [SystemExit(3), asyncio.CancelledError()], ids=["exit", "cancelled"])
-def test_a_callback_that_raises_takes_no_other_edit_with_it(
-    pipe: AdapEditPipeline, monkeypatch: pytest.MonkeyPatch, error: BaseException, on_cpu: bool
-):
+def test_a_callback_that_raises_takes_no_other_edit_with_it(pipe: AdapEditPipeline, error: BaseException):
     """Neither of its own job, nor of others."""
 
     def leave(_) -> None:
         raise error
 
-    monkeypatch.setattr(server_module, "painting_executor", lambda _: painting_executor(on_cpu))
     with pipe.serve() as server:
         targets = ["a blue dog", "a small dog", "a red cat"]
         edits = [server._prepare(request(target_prompt=target), None) for target in targets]

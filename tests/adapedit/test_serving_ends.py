@@ -10,7 +10,7 @@ import pytest
 
 from adapedit import AdapEditError, AdapEditPipeline, EditRequest
 from adapedit.methods import Plain
-from adapedit.serving import EditServer
+from adapedit.server import EditServer
 
 
 def request(seed: int = 0, **fields) -> EditRequest:

@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 
 from adapedit import AdapEditPipeline, EditRequest
+from adapedit import edit as edit_module
+from adapedit import server as server_module
 from adapedit.methods import AdapEdit, PromptToPrompt
-from adapedit.serving import EditServer
-from adapedit.serving import edits as edits_module
-from adapedit.serving import server as server_module
-from adapedit.serving.inbox import parted
-from adapedit.sharing import merge
+from adapedit.server import EditServer, _parts
+from adapedit_engine.plan import merge
 from adapedit_engine.scheduler import DeadlineError
 from tests.helpers.edits import grey_levels
 
@@ -50,7 +49,8 @@ def test_a_deadline_that_passes_is_no_neighbours(
 ):
     """Wherever the edits are when it does."""
     if where == "in the scheduler":
-        monkeypatch.setattr(server_module, "late", lambda edits: {})
+        found, passed = server_module._late, [{}]  # the first look finds nobody late
+        monkeypatch.setattr(server_module, "_late", lambda edits: passed.pop() if passed else found(edits))
     now = time.monotonic()
     with pipe.serve(max_rows=20) as server:
         gone, *others = group(server, [now - 1, None, now + 600, None])
@@ -62,7 +62,7 @@ def test_a_deadline_that_passes_is_no_neighbours(
 
 def test_a_first_pass_that_edits_have_in_common_is_run_once(pipe: AdapEditPipeline):
     """Three knobs of one edit: both prompts are looked at once."""
-    knobs = [AdapEdit(lambda_tau=value, observed_prompts="both") for value in (0.2, 0.5, 1.0)]
+    knobs = [AdapEdit(two_pass=True, lambda_tau=value, observed_prompts="both") for value in (0.2, 0.5, 1.0)]
     with pipe.serve() as server:
         futures = found_together(server, [request(method=method) for method in knobs], [None] * 3)
         results = [future.result(30) for future in futures]
@@ -75,10 +75,10 @@ def test_a_first_pass_that_edits_have_in_common_is_run_once(pipe: AdapEditPipeli
 def test_what_has_no_room_in_the_budget_together_runs_apart(pipe: AdapEditPipeline):
     with pipe.serve(budget_bytes=2**40) as server:
         server.submit(request()).result(30)
-        budget = int(1.5 * server.stats.scheduler.most_bytes)
+        budget = int(1.5 * server.stats.scheduler.max_bytes)
     with pipe.serve(budget_bytes=budget) as server:
         assert all(future.result(30) for future in group(server))
-        assert server.stats.scheduler.most_bytes <= budget
+        assert server.stats.scheduler.max_bytes <= budget
 
 
 def test_a_job_that_fails_is_tried_in_halves(pipe: AdapEditPipeline, monkeypatch: pytest.MonkeyPatch):
@@ -87,7 +87,7 @@ def test_a_job_that_fails_is_tried_in_halves(pipe: AdapEditPipeline, monkeypatch
             raise RuntimeError("too much at once")
         return merge(plans)
 
-    monkeypatch.setattr(edits_module, "merge", failing)
+    monkeypatch.setattr(edit_module, "merge", failing)
     with pipe.serve(max_rows=20) as server:
         assert all(future.result(30) for future in group(server))
         assert server.stats.scheduler.rows == 2 * 2 * 6
@@ -96,5 +96,5 @@ def test_a_job_that_fails_is_tried_in_halves(pipe: AdapEditPipeline, monkeypatch
 def test_an_error_of_each_is_tried_no_further(pipe: AdapEditPipeline):
     with pipe.serve() as server:
         edits = [server._prepare(request(target), time.monotonic() - 1) for target in TARGETS]
-    assert parted(edits[:1], RuntimeError()) == [] == parted(edits, DeadlineError.by(1.0))
-    assert parted(edits[:3], RuntimeError()) == [edits[:1], edits[1:3]]
+    assert _parts(edits[:1], RuntimeError()) == [] == _parts(edits, DeadlineError.by(1.0))
+    assert _parts(edits[:3], RuntimeError()) == [edits[:1], edits[1:3]]

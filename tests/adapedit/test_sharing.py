@@ -21,15 +21,12 @@ EDITS = (
     request(SOURCE, LONGER, spatial_grow=1),
     request(SOURCE, LONGER, observed_prompts="both", local_blend=True, blend_threshold=0.8),
     request(SOURCE, TARGET, observed_prompts="both", local_blend=True, blend_threshold=0.8),
-    request(
-        SOURCE, TARGET, observed_prompts="both", local_blend=True, blend_by="spatial-map", lambda_spatial=0.6
-    ),
-    request(SOURCE, TARGET, observed_prompts="both", local_blend=True, blend_by="words", blend_threshold=0.6),
-    request(
-        SOURCE, TARGET, observed_prompts="both", local_blend=True, blend_by="words", blend_difference=0.1
-    ),
-    request(SOURCE, LONGER, observed_prompts="both", lambda_tau=0.4, spatial_grow=1),
+    request(SOURCE, TARGET, observed_prompts="both", local_blend=True, blend_threshold=0.6),
+    request(two_pass=True, observed_prompts="both", local_blend=True, blend_threshold=0.6),
+    request(two_pass=True, observed_prompts="both", local_blend=True, blend_difference=0.1),
+    request(SOURCE, LONGER, two_pass=True, observed_prompts="both", lambda_tau=0.4, spatial_grow=1),
     request(SOURCE, LONGER, observed_prompts="both"),
+    request(two_pass=True),
 )
 
 
@@ -66,7 +63,7 @@ def test_edits_of_one_source_equal_separate_edits(pipe, max_rows):
 
 
 def test_rows_are_two_for_each_of_source_and_targets(pipe, rows):
-    edits = [request(lambda_tau=value) for value in (0.2, 0.5, 1.0)]
+    edits = [request(two_pass=True, lambda_tau=value) for value in (0.2, 0.5, 1.0)]
     pipe.edit_batch(edits)
     # One pass over the target that all have in common, then the source with three targets.
     assert rows == [2] * STEPS + [8] * STEPS
@@ -77,8 +74,8 @@ def test_rows_are_two_for_each_of_source_and_targets(pipe, rows):
 
 def test_a_first_pass_that_edits_have_in_common_is_run_once(pipe, rows):
     """Over both prompts, too: three knobs of one edit look at the same two pictures."""
-    edits = [request(lambda_tau=value, observed_prompts="both") for value in (0.2, 0.5, 1.0)]
-    others = [request(SOURCE, LONGER, observed_prompts="both")]
+    edits = [request(two_pass=True, lambda_tau=value, observed_prompts="both") for value in (0.2, 0.5, 1.0)]
+    others = [request(SOURCE, LONGER, two_pass=True, observed_prompts="both")]
     pipe.edit_batch(edits + others)
     # The source with two targets; then the source with four.
     assert rows == [6] * STEPS + [10] * STEPS
@@ -100,8 +97,7 @@ def test_edits_whose_maps_are_widened_by_other_cells_share_their_source(pipe, ro
         request(seed=1, fwt=False, dps=False),
         request(steps=STEPS + 1, fwt=False, dps=False),
         request("a red dog", TARGET, fwt=False, dps=False),
-        request(),
-        request(method="prompt-to-prompt", local_blend=("dog",)),
+        request(guidance_until=0.5),
     ],
 )
 def test_what_differs_in_more_than_the_target_is_not_shared(pipe, rows, other):

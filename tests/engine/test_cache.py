@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from adapedit_engine import EditOutcome, PyTorchRunner
 from adapedit_engine.cache import ByteCache, HostCopies, ProjectionCache, digest, tensor_bytes
+from adapedit_engine.plan import EditOutcome
+from adapedit_engine.runners.pytorch import PyTorchRunner
 from tests.engine.tiny import TEXT, TOKENS, noise, tiny_unet
 
 
@@ -65,7 +66,6 @@ def an_outcome() -> EditOutcome:
         word_steps=torch.rand(2, 6),
         spatial_map=None,
         steps=3,
-        seconds=1.0,
     )
 
 

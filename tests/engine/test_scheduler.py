@@ -1,278 +1,405 @@
-"""Scheduling on a device of paper: order, limits, deadlines, cancellation, errors that stay where they arose."""
+"""Scheduling: order, limits, deadlines, cancellation, errors that stay where they arose, memory that runs out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 
 import pytest
+import torch
 
-from adapedit_engine.padding import in_slots
+from adapedit_engine.memory import GOOD_CALLS, CallRows, CallTable, plan_bytes
+from adapedit_engine.plan import EditPlan
+from adapedit_engine.runners.base import Capabilities
+from adapedit_engine.runners.pytorch import PyTorchRunner
 from adapedit_engine.scheduler import (
-    SLOT_SIZES,
     AdmissionError,
     DeadlineError,
     Passes,
     Scheduler,
-    Ticket,
-    slot_for,
+    denoise,
+    without_traceback,
 )
-from benchmarks.virtual_device import VirtualClock, VirtualExecutor, VirtualPlan, VirtualState
+from adapedit_kernels.errors import AdapEditError
+from tests.engine.every_plan import alike, plans
+from tests.engine.tiny import SIDE, STEPS, ddim, edit_plan, noise, plan, tiny_unet
 
 
-class Recording(VirtualExecutor):
+class Watching(PyTorchRunner):
     """Keeps the rows of each call, and fails where it is told to."""
 
-    def __init__(
-        self, fails: Callable[[Sequence[VirtualState]], Exception | None] = lambda states: None, **kw
-    ):
-        super().__init__(VirtualClock(), lambda rows: 1.0, **kw)
-        self.fails = fails
-        self.calls: list[list[int]] = []
+    def __init__(self, **options) -> None:
+        super().__init__(tiny_unet(), map_divisor=1, **options)
+        self.rows: list[int] = []
+        self.fails: Callable[[int], Exception | None] = lambda rows: None
 
-    def tick(self, states):
-        error = self.fails(states)
+    def infer(self, inputs, outputs=None, *, self_layers=None):
+        rows = len(inputs["timestep"])
+        error = self.fails(rows)
         if error is not None:
             raise error
-        self.calls.append([state.plan.rows for state in states])
-        return super().tick(states)
+        self.rows.append(rows)
+        return super().infer(inputs, outputs, self_layers=self_layers)
 
 
-def job(*passes: tuple[int, int], result: object = "done", **plan: int) -> Passes:
-    """A job of passes of (rows, steps), one after the other."""
-    for rows, steps in passes:
-        (outcome,) = yield [VirtualPlan(rows=rows, steps=steps, **plan)]
-        assert outcome.step_index == steps
+@pytest.fixture
+def runner() -> Iterator[Watching]:
+    with Watching() as opened:
+        yield opened
+
+
+def edit(rows: int = 4, steps: int = 2, seed: int = 0, side: int = SIDE) -> EditPlan:
+    """A plan of so many rows and steps."""
+    tracks = rows // 2
+    start = noise(1, 4, side, side, seed=seed).repeat(tracks, 1, 1, 1)
+    return plan(*range(tracks), schedule=ddim(steps), latents=start)
+
+
+def job(*passes: EditPlan | Sequence[EditPlan], result: object = "done") -> Passes:
+    """Passes one after the other; several plans in a pass are side by side."""
+    for each in passes:
+        wanted = [each] if isinstance(each, EditPlan) else list(each)
+        outcomes = yield wanted
+        assert [outcome.steps for outcome in outcomes] == [one.steps for one in wanted]
     return result
 
 
-def scheduler(executor: VirtualExecutor | None = None, **options) -> Scheduler:
-    executor = executor or Recording()
-    return Scheduler(executor, clock=executor.clock, **options)
+def one_pass(wanted: EditPlan) -> Passes:
+    (outcome,) = yield [wanted]
+    return outcome
 
 
-def calls(of: Scheduler) -> list[list[int]]:
-    assert isinstance(of.executor, Recording)
-    return of.executor.calls
-
-
-def test_edits_join_and_leave_between_steps():
-    s = scheduler(max_rows=8)
-    first = s.submit(job((2, 1), (4, 2)))
-    s.step()
-    second = s.submit(job((2, 1), (4, 2)))
-    s.drain()
+def test_edits_join_and_leave_between_steps(runner):
+    scheduler = Scheduler(runner, max_rows=8)
+    first = scheduler.submit(job(edit(steps=3)))
+    scheduler.step()
+    second = scheduler.submit(job(edit(steps=1)))
+    scheduler.drain()
+    assert runner.rows == [4, 8, 4]
     assert first.future.result() == second.future.result() == "done"
-    # The first's edit pass runs beside the second's first pass: nobody waits for a batch to end.
-    assert calls(s) == [[2], [4, 2], [4, 4], [4]]
+    assert scheduler.idle and scheduler.stats.finished == 2 and scheduler.stats.max_rows == 8
 
 
-def test_rows_that_fill_no_slot_take_two_calls_where_that_is_cheaper():
-    executor = Recording(slot_sizes=(1, 2, 4, 8, 16, 32))
-    s = scheduler(executor, max_rows=32)
-    tickets = [s.submit(job((rows, 2))) for rows in (4, 2, 4)]
-    s.drain()
-    # 8 and 2 rows, not 16 with 6 of them padding.
-    assert calls(s) == [[4, 4], [2]] * 2
-    assert s.stats.slot_rows == s.stats.rows == 20
-    assert all(ticket.future.result() == "done" for ticket in tickets)
+def test_static_batching_waits_for_the_batch(runner):
+    scheduler = Scheduler(runner, max_rows=8, join_running=False)
+    scheduler.submit(job(edit(steps=3)))
+    scheduler.step()
+    scheduler.submit(job(edit(steps=1)))
+    scheduler.drain()
+    assert runner.rows == [4, 4, 4, 4]
 
 
-@pytest.mark.parametrize(
-    ("rows", "expected"),
-    [
-        ([4, 4, 2], [[0, 1], [2]]),
-        ([4, 2, 4], [[0, 2], [1]]),
-        ([6, 8], [[0, 1]]),  # 8 and 8 rows would be as many as 16, in two calls
-        ([6], [[0]]),  # an edit's own rows are never separated
-        ([16, 4, 2], [[0], [1, 2]]),
-        ([8, 8, 4, 4], [[0, 1], [2, 3]]),
-        ([], []),
-    ],
-)
-def test_calls_that_fill_slots(rows, expected):
-    assert in_slots(rows, lambda wanted: slot_for(wanted, SLOT_SIZES)) == expected
-    assert in_slots(rows, lambda wanted: wanted) == ([list(range(len(rows)))] if rows else [])
+def test_plans_of_one_job_run_side_by_side_and_come_back_in_order(runner):
+    scheduler = Scheduler(runner)
+    ticket = scheduler.submit(job([edit(2, 3), edit(4, 1)], edit(4, 2)))
+    scheduler.drain()
+    assert runner.rows == [6, 2, 2, 4, 4]
+    assert ticket.future.result() == "done" and ticket.steps_done == 6
 
 
-def test_static_batching_waits_for_the_batch():
-    s = scheduler(max_rows=8, join_running=False)
-    s.submit(job((4, 2)))
-    s.step()
-    s.submit(job((4, 1)))
-    s.drain()
-    assert calls(s) == [[4], [4], [4]]
-
-
-def test_plans_of_one_job_run_side_by_side_and_come_back_in_order():
-    def several() -> Passes:
-        plans = [VirtualPlan(rows=2, steps=steps) for steps in (3, 1, 2)]
-        outcomes = yield plans
-        return [outcome.plan.steps for outcome in outcomes]
-
-    s = scheduler()
-    ticket = s.submit(several())
-    s.drain()
-    assert ticket.future.result() == [3, 1, 2]
-    assert calls(s) == [[2, 2, 2], [2, 2], [2]]
-
-
-def test_a_job_that_pauses_holds_up_nobody_and_goes_on_at_the_next_step():
-    def searching(pauses: int) -> Passes:
-        yield [VirtualPlan(rows=2, steps=1)]
-        for _ in range(pauses):
+def test_a_job_that_pauses_holds_up_nobody_and_goes_on_at_the_next_step(runner):
+    def pausing() -> Passes:
+        for _ in range(3):
             assert (yield []) == []
-        return "found"
+        yield [edit(2, 1)]
+        return "rested"
 
-    s = scheduler()
-    search, other, given_up = s.submit(searching(3)), s.submit(job((2, 4))), s.submit(searching(2000))
-    done = []
-    for _ in range(4):
-        s.step()
-        done.append(search.future.done())
-    assert done == [False, False, False, True] and other.future.result() == "done"
-    assert calls(s) == [[2, 2, 2], [2], [2], [2]]
-    # It may be cancelled in a pause, and is no longer one that a deadline refuses.
-    assert not s.waiting and given_up.future.cancel()
-    s.step()
-    assert s.idle
+    scheduler = Scheduler(runner)
+    scheduler.submit(job(edit(4, 5)))
+    ticket = scheduler.submit(pausing())
+    scheduler.drain()
+    assert runner.rows == [4, 4, 4, 6, 4]
+    assert ticket.future.result() == "rested" and ticket.steps_done == 4
 
 
-def test_rows_never_exceed_the_limit_and_nobody_starves():
-    s = scheduler(max_rows=8)
-    tickets = [s.submit(job((rows, 2))) for rows in (6, 8, 2, 2, 4)]
-    order = [ticket.number for ticket in s.drain()]
-    assert all(sum(call) <= 8 for call in calls(s))
-    # The small ones behind the 8 could have gone beside the 6; letting them pass could starve the 8.
-    assert order == [0, 1, 2, 3, 4]
-    assert all(ticket.future.done() for ticket in tickets)
-    assert s.stats.most_rows == 8
+def test_rows_never_exceed_the_limit_and_nobody_starves(runner):
+    scheduler = Scheduler(runner, max_rows=6)
+    tickets = [scheduler.submit(job(edit(rows, 2))) for rows in (4, 6, 2, 4, 2)]
+    ended = [ticket.number for ticket in scheduler.drain()]
+    assert max(runner.rows) <= 6 and all(ticket.future.done() for ticket in tickets)
+    # What waits for room lets nobody pass.
+    assert ended[:2] == [0, 1]
 
 
-def test_plans_of_different_kinds_do_not_share_calls():
-    s = scheduler()
-    s.submit(job((2, 1), kind=1))
-    s.submit(job((4, 1), kind=2))
-    s.submit(job((2, 1), kind=1))
-    s.drain()
-    assert calls(s) == [[2, 2], [4]]
+def test_plans_of_different_sizes_do_not_share_calls(runner):
+    scheduler = Scheduler(runner)
+    for side in (SIDE, SIDE, 2 * SIDE):
+        scheduler.submit(job(edit(2, 1, side=side)))
+    scheduler.drain()
+    assert sorted(runner.rows) == [2, 4]
 
 
-def test_earlier_deadlines_go_first_and_late_jobs_fail_alone():
-    s = scheduler(max_rows=4)
-    s.submit(job((4, 3), result="running"))
-    s.step()
-    relaxed, hurried, hopeless = (s.submit(job((4, 1)), deadline=deadline) for deadline in (None, 10.0, 1.5))
-    order = s.drain()
-    assert order[1:] == [hopeless, hurried, relaxed]
-    with pytest.raises(DeadlineError, match="deadline passed 0.5 s before"):
-        hopeless.future.result()
+def test_earlier_deadlines_go_first_and_late_jobs_fail_alone(runner):
+    now = [0.0]
+    scheduler = Scheduler(runner, max_rows=4, clock=lambda: now[0])
+    blocker = scheduler.submit(job(edit(4, 2)))
+    scheduler.step()
+    patient, urgent = scheduler.submit(job(edit(4, 1))), scheduler.submit(job(edit(4, 1)), deadline=5.0)
+    late = scheduler.submit(job(edit(4, 1)), deadline=0.5)
+    now[0] = 1.0
+    ended = scheduler.drain()
+    assert [t.number for t in ended if t is not late] == [blocker.number, urgent.number, patient.number]
+    with pytest.raises(DeadlineError, match="the deadline passed 0.5 s before there was room"):
+        late.future.result()
 
 
-def test_a_job_that_could_never_run_is_refused_and_says_how_to_mend_it():
-    s = scheduler(max_rows=4, budget_bytes=2**20)
-    wide, heavy, fine = s.submit(job((6, 1))), s.submit(job((4, 1), bytes=2**21)), s.submit(job((4, 1)))
-    s.drain()
-    with pytest.raises(AdmissionError, match="takes 6 rows, max_rows is 4: raise it"):
-        wide.future.result()
-    with pytest.raises(AdmissionError, match=r"needs 2.0 MiB alone, the budget is 1.0 MiB: raise it"):
-        heavy.future.result()
-    assert fine.future.result() == "done"
+def test_a_job_that_could_never_run_is_refused_and_says_how_to_mend_it(runner):
+    scheduler = Scheduler(runner, max_rows=4, budget_bytes=1000)
+    large, dear = scheduler.submit(job(edit(6))), scheduler.submit(job(edit(4)))
+    scheduler.drain()
+    with pytest.raises(AdmissionError, match="the edit takes 6 rows, max_rows is 4: raise it"):
+        large.future.result()
+    with pytest.raises(AdmissionError, match="MiB alone, the budget is 0.0 MiB: raise it, or ask for a smaller"):
+        dear.future.result()
 
 
-def test_memory_is_never_more_than_the_budget():
-    executor = Recording(call_bytes=lambda rows: 10 * rows)
-    s = scheduler(executor, budget_bytes=300)
-    tickets = [s.submit(job((4, 2), bytes=100)) for _ in range(5)]
-    s.drain()
-    assert calls(s) == [[4, 4], [4, 4], [4, 4], [4, 4], [4], [4]]
-    assert s.stats.most_bytes == 280 <= 300
-    assert all(ticket.future.result() == "done" for ticket in tickets)
+def test_memory_is_never_more_than_the_budget(runner):
+    budget = 2 * plan_bytes(edit(), runner) + 900
+    scheduler = Scheduler(runner, budget_bytes=budget, call_bytes=lambda rows, size: 100 * rows)
+    for _ in range(5):
+        scheduler.submit(job(edit()))
+    scheduler.drain()
+    assert max(runner.rows) == 8 and scheduler.stats.max_bytes <= budget
 
 
-def test_cancelling_frees_the_rows_before_the_next_call():
-    s = scheduler(max_rows=8)
-    running, staying, waiting = s.submit(job((4, 9))), s.submit(job((4, 2))), s.submit(job((4, 1)))
-    s.step()
+def test_a_picture_whose_calls_are_larger_than_the_budget_is_refused(runner):
+    def call_bytes(rows: int, size: tuple[int, int]) -> int:
+        return 10_000 * rows * size[0] * size[1]
+
+    large = edit(2, side=4 * SIDE)
+    # Its buffers fit, and beside them the call of the model's own size would.
+    budget = plan_bytes(large, runner) + call_bytes(2, (SIDE, SIDE))
+    scheduler = Scheduler(runner, budget_bytes=budget, call_bytes=call_bytes)
+    fits, too_large = scheduler.submit(job(edit(2))), scheduler.submit(job(large))
+    scheduler.drain()
+    assert fits.future.result() == "done"
+    with pytest.raises(AdmissionError, match="ask for a smaller picture"):
+        too_large.future.result()
+
+
+def test_cancelling_frees_the_rows_before_the_next_call(runner):
+    scheduler = Scheduler(runner, max_rows=8)
+    closed: list[str] = []
+
+    def closing() -> Passes:
+        try:
+            yield [edit(4, 50)]
+        finally:
+            closed.append("closed")
+
+    running, other = scheduler.submit(closing()), scheduler.submit(job(edit(4, 3)))
+    waiting = scheduler.submit(job(edit(8, 1)))
+    scheduler.step()
     assert running.future.cancel() and waiting.future.cancel()
-    assert {ticket.number for ticket in s.step()} == {0, 1, 2}
-    assert calls(s) == [[4, 4], [4]]
-    assert s.idle and s.stats.cancelled == 2
+    scheduler.drain()
+    assert runner.rows == [8, 4, 4] and closed == ["closed"]
+    assert other.future.result() == "done" and scheduler.stats.cancelled == 2
     with pytest.raises(CancelledError):
         running.future.result()
-    assert staying.future.result() == "done"
-    assert not staying.future.cancel()
 
 
-def bad(states: Sequence[VirtualState]) -> Exception | None:
-    return RuntimeError("it was me") if any(state.plan.bytes == 13 for state in states) else None
+def test_an_error_is_the_guilty_edits_own(runner, monkeypatch):
+    """Wherever it sits: calls are halved until it is alone, and tried once more."""
+    scheduler = Scheduler(runner)
+    tickets = [scheduler.submit(one_pass(edit(2, 2, seed=seed))) for seed in range(5)]
+    bad = edit(2, 2, seed=3).latents[0, 0, 0, 0]
 
+    def infer(self, inputs, outputs=None, *, self_layers=None):
+        if bool((inputs["sample"][:, 0, 0, 0] == bad).any()):
+            raise RuntimeError("this one")
+        return PyTorchRunner.infer(self, inputs, outputs, self_layers=self_layers)
 
-def test_an_error_is_the_guilty_edits_own():
-    s = scheduler(Recording(bad))
-    tickets = [s.submit(job((4, 2), bytes=13 if i == 2 else 0)) for i in range(5)]
-    s.drain()
-    for ticket in tickets:
-        if ticket.number == 2:
-            with pytest.raises(RuntimeError, match="it was me"):
+    monkeypatch.setattr(Watching, "infer", infer)
+    scheduler.drain()
+    for seed, ticket in enumerate(tickets):
+        if seed == 3:
+            with pytest.raises(RuntimeError, match="this one"):
                 ticket.future.result()
         else:
-            assert ticket.future.result() == "done"
-    assert (s.stats.finished, s.stats.failed) == (4, 1)
+            (alone,) = denoise([edit(2, 2, seed=seed)], runner)
+            alike(ticket.future.result(), alone)
+    assert scheduler.stats.failed == 1
 
 
-def test_an_error_that_passes_costs_nobody_the_edit():
-    errors = [RuntimeError("a hiccup")]
-    s = scheduler(Recording(lambda states: errors.pop() if errors else None))
-    ticket = s.submit(job((4, 2)))
-    s.drain()
-    assert ticket.future.result() == "done"
-    assert s.stats.retried == 1
+def test_an_error_that_passes_costs_nobody_the_edit(runner):
+    failures = [RuntimeError("once")]
+    runner.fails = lambda rows: failures.pop() if failures else None
+    (outcome,) = denoise([edit()], runner)
+    assert outcome.steps == 2
 
 
-def test_calls_get_smaller_when_memory_runs_out():
-    def too_many(states: Sequence[VirtualState]) -> Exception | None:
-        return MemoryError() if sum(state.plan.rows for state in states) > 8 else None
+def test_calls_get_smaller_when_memory_runs_out_and_larger_again(runner):
+    room, tried = [8], []
 
-    s = scheduler(Recording(too_many), max_rows=32)
-    tickets = [s.submit(job((4, 3))) for _ in range(8)]
-    s.drain()
-    assert all(ticket.future.result() == "done" for ticket in tickets)
-    assert max(sum(call) for call in calls(s)) == 8
-    # Learned in the first step: 32, 16, 16 failed and the next steps go straight to calls that fit.
-    assert s.stats.retried == 3
+    def fails(rows: int) -> Exception | None:
+        tried.append(rows)
+        return RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB") if rows > room[0] else None
 
-
-def test_what_a_job_raises_is_its_own():
-    def broken() -> Passes:
-        yield [VirtualPlan(rows=2, steps=1)]
-        raise ValueError("no picture")
-
-    s = scheduler()
-    broken_one, other = s.submit(broken()), s.submit(job((2, 2)))
-    s.drain()
-    with pytest.raises(ValueError, match="no picture"):
-        broken_one.future.result()
-    assert other.future.result() == "done"
+    runner.fails = fails
+    scheduler = Scheduler(runner)
+    for _ in range(8):
+        scheduler.submit(job(edit(4, 1 + GOOD_CALLS // 2)))
+    scheduler.step()
+    assert tried == [32, 16, 8, 8, 16, 8, 8]
+    room[0] = 32  # a neighbour is gone
+    scheduler.drain()
+    assert max(runner.rows) > 8 and scheduler.stats.retried == 3
 
 
-def test_the_same_submissions_give_the_same_calls():
-    def run() -> tuple[list[list[int]], list[int]]:
-        s = scheduler(max_rows=12)
-        order: list[Ticket] = []
-        for i in range(30):
-            s.submit(job((2, 1 + i % 4), (4, 2 + i % 3)), deadline=100.0 - i if i % 5 == 0 else None)
-            order += s.step()
-        return calls(s), [ticket.number for ticket in order + s.drain()]
+def test_a_limit_that_is_really_there_is_tried_ever_less_often():
+    rows, tries = CallRows(32), []
+    rows.ran_out(16)
+    for call in range(40 * GOOD_CALLS):
+        if rows.larger is not None:
+            tries.append(call)
+            rows.grow()
+            rows.ran_out(16)
+        rows.went_well()
+    pauses = [later - earlier for earlier, later in zip([0, *tries], tries, strict=False)]
+    assert pauses[0] == GOOD_CALLS and len(tries) == 5
+    assert all(later > 1.9 * earlier for earlier, later in zip(pauses, pauses[1:], strict=False))
 
-    assert run() == run()
+
+def test_what_a_failed_call_had_made_is_gone_before_the_next_try(runner):
+    made: list[weakref.ref] = []
+    alive: list[int] = []
+
+    def fails(rows: int) -> Exception:
+        alive.append(sum(ref() is not None for ref in made))
+        activation = torch.empty(4)
+        made.append(weakref.ref(activation))
+        try:
+            raise MemoryError("of the library")
+        except MemoryError as error:
+            try:
+                raise RuntimeError("CUDA out of memory") from error
+            except RuntimeError as raised:
+                return raised
+
+    runner.fails = fails
+    scheduler = Scheduler(runner)
+    tickets = [scheduler.submit(job(edit())) for _ in range(2)]
+    scheduler.drain()
+    assert alive == [0] * 5 and not any(ref() is not None for ref in made)
+    for ticket in tickets:
+        with pytest.raises(RuntimeError, match="CUDA out of memory"):
+            ticket.future.result()
 
 
-def test_a_long_run_keeps_nothing():
-    s = scheduler(max_rows=8)
-    for _ in range(500):
-        s.submit(job((2, 1), (4, 1)))
-        s.step()
-    s.drain()
-    assert not any((s._jobs, s._ready, s._running, s._waiting))
-    assert s.stats.finished == 500
+def test_an_error_without_its_frames_says_where_it_arose():
+    def failing(error: Exception) -> Exception:
+        try:
+            raise error
+        except Exception as caught:
+            return without_traceback(caught)
+
+    unforeseen, own = failing(RuntimeError("why")), failing(AdapEditError("mend it so"))
+    assert unforeseen.__traceback__ is None and own.__traceback__ is None
+    if hasattr(unforeseen, "__notes__"):  # Python 3.11 on
+        assert "in failing" in unforeseen.__notes__[0]
+    assert not hasattr(own, "__notes__")
+
+
+def test_what_a_job_raises_is_its_own(runner):
+    def raising() -> Passes:
+        yield [edit(2, 1)]
+        raise KeyError("mine")
+
+    scheduler = Scheduler(runner)
+    bad, good = scheduler.submit(raising()), scheduler.submit(job(edit(2, 3)))
+    scheduler.drain()
+    assert good.future.result() == "done"
+    with pytest.raises(KeyError, match="mine"):
+        bad.future.result()
+
+
+def test_who_watches_is_told_every_step_and_may_stop_his_own_edit(runner):
+    told: list[tuple[int, tuple[int, ...]]] = []
+
+    def stop(step_index: int, latents: torch.Tensor) -> None:
+        if step_index == 2:
+            raise ValueError("enough")
+
+    scheduler = Scheduler(runner)
+    scheduler.submit(job(edit(4, 3)), watch=lambda step, latents: told.append((step, tuple(latents.shape))))
+    stopped = scheduler.submit(job(edit(4, 5)), watch=stop)
+    scheduler.drain()
+    assert told == [(step, (2, 4, SIDE, SIDE)) for step in (1, 2, 3)]
+    assert runner.rows == [8, 8, 4]
+    with pytest.raises(ValueError, match="enough"):
+        stopped.future.result()
+
+
+def test_guidance_that_stops_gives_its_rows_to_others(runner):
+    scheduler = Scheduler(runner, max_rows=6)
+    wanted = [edit_plan(1, 2, guidance_until=0.4, collect=True), plan(3), plan(4)]
+    tickets = [scheduler.submit(one_pass(one)) for one in wanted]
+    scheduler.drain()
+    assert runner.rows[:4] == [6, 6, 6, 6]
+    for one, ticket in zip(wanted, tickets, strict=True):
+        alike(ticket.future.result(), denoise([one], runner)[0])
+
+
+@pytest.mark.parametrize("max_rows", [None, 8, 10])
+def test_an_edit_among_unrelated_edits_equals_the_edit_alone(runner, max_rows: int | None):
+    every = plans()
+    for together, one in zip(denoise(list(every.values()), runner, max_rows=max_rows), every.values(), strict=True):
+        alike(together, denoise([one], runner)[0])
+
+
+def test_calls_are_filled_up_to_the_sizes_that_a_runner_takes():
+    seen = []
+
+    class Sized(PyTorchRunner):
+        capabilities = Capabilities(rows=(4, 8))
+
+        def infer(self, inputs, outputs=None, *, self_layers=None):
+            seen.append({tensor.shape[name.startswith("self_")] for name, tensor in inputs.items()})
+            return super().infer(inputs, outputs, self_layers=self_layers)
+
+    with Sized(tiny_unet(), map_divisor=1) as opened, Watching() as free:
+        wanted = [edit_plan(1, 2), plan(3)]
+        for got, one in zip(denoise(wanted, opened), wanted, strict=True):
+            alike(got, denoise([one], free)[0])
+    assert seen == [{8}] * STEPS
+
+
+def test_progress_counts_steps_of_all_plans_and_raising_in_it_cancels(runner):
+    seen: list[tuple[int, int]] = []
+    denoise([edit(4, 3), edit(2, 1)], runner, callback=lambda done, total: seen.append((done, total)))
+    assert seen == [(2, 4), (3, 4), (4, 4)]
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    runner.rows.clear()
+    with pytest.raises(KeyboardInterrupt):
+        denoise([edit(4, 3)], runner, callback=stop)
+    assert runner.rows == [4]
+
+
+def test_a_capture_that_can_not_be_is_refused(runner):
+    with pytest.raises(AdapEditError, match="runner 'pytorch' on cpu can't be captured"):
+        Scheduler(runner, capture=True)
+
+
+def test_a_scheduler_that_is_idle_holds_no_buffers(runner):
+    scheduler = Scheduler(runner)
+    for one in plans().values():
+        scheduler.submit(one_pass(one))
+    scheduler.drain()
+    assert not scheduler._batches and not scheduler._jobs and not scheduler._running
+
+
+def test_plans_that_need_more_count_for_more(runner):
+    less = plan_bytes(plan(1), runner)
+    known, empty = noise(STEPS, 4, SIDE, SIDE), noise(STEPS, 6, 24)
+    for changes in ({"source_latents": known}, {"record": True}, {"unconditional_steps": empty}, {"collect": True}):
+        assert plan_bytes(plan(1, **changes), runner) > less
+
+
+def test_calls_between_measured_ones_take_the_larger_and_others_their_share():
+    table = CallTable({2: 100, 8: 300}, (8, 8))
+    assert [table(rows, (8, 8)) for rows in (1, 2, 3, 8, 16)] == [100, 100, 300, 300, 600]
+    assert table(2, (16, 8)) == 200

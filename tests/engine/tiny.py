@@ -44,7 +44,8 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 
 def ddim(steps: int = STEPS) -> Schedule:
-    return Schedule.from_scheduler(DDIMScheduler(clip_sample=False), steps)
+    spacing = "leading" if steps > 2 else "trailing"  # which of so few steps ends where the model knows pictures
+    return Schedule.from_scheduler(DDIMScheduler(clip_sample=False, timestep_spacing=spacing), steps)
 
 
 def prompts(*seeds: int, guidance: int = 2) -> Tensor:

@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from adapedit import AdapEditPipeline
-from adapedit.bundle import checkpoint_of, load_bundle
-from adapedit.model import BUILTIN, load_model
+from adapedit.model import BUILTIN, checkpoint_of, load_bundle, load_model
 from adapedit_engine.bundle import Bundle
 from adapedit_export.export import export_bundle
 from adapedit_export.options import ExportOptions

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import onnx
 import pytest
 
-from adapedit.bundle import checkpoint_of
-from adapedit.cli.entry import run
-from adapedit.model import load_model
-from adapedit_engine import INPUT_NAMES, OUTPUT_NAMES
+from adapedit.cli.main import run
+from adapedit.model import checkpoint_of, load_model
 from adapedit_engine.bundle import GRAPHS, Bundle, BundleError
+from adapedit_engine.models.unet import INPUT_NAMES, OUTPUT_NAMES
 from adapedit_export import export as export_module
-from adapedit_export.check import Finding
 from adapedit_export.export import export_bundle, refuse_wrong
 from adapedit_export.options import ExportError, ExportOptions, Precision
+from adapedit_export.parity import REFERENCE_FILE, Finding, Reference
 
 CONTROLS = INPUT_NAMES[3:]
 
@@ -87,6 +87,7 @@ def test_the_manifest_names_every_file_and_comes_back_as_it_was(bundle):
     ("changes", "message"),
     [
         ({"height": 17}, "height is 17, wanted a multiple of 4"),
+        ({"height": 0}, "height is 0, wanted a multiple of 4"),
         ({"width": -8}, "width is -8, wanted a multiple"),
         ({"rows": 2}, "rows is 2, wanted 4 to 63: an edit takes four"),
         ({"opset": 11}, "opset is 11, wanted one of 21, 22, 23"),
@@ -199,3 +200,19 @@ def test_sdxl_is_refused_with_what_is_missing(tiny_folder: Path):
     )
     with pytest.raises(ValueError, match="wants an added text or image embedding \\(SDXL"):
         export_bundle(replace(checkpoint, unet=unet), "never")
+
+
+def test_there_is_no_pickle_in_a_bundle_and_no_file_of_its_owner_alone(bundle):
+    files = [path for path in bundle.folder.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} <= {".onnx", ".json", ".safetensors", ".txt", ".jinja"}
+    umask = os.umask(0)
+    os.umask(umask)
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o666 & ~umask}
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:100], lambda data: b"{" + data[1:], lambda _: b""])
+def test_a_reference_that_cannot_be_read_is_named(bundle, tmp_path, damage):
+    data = (bundle.folder / REFERENCE_FILE).read_bytes()
+    (tmp_path / REFERENCE_FILE).write_bytes(damage(data))
+    with pytest.raises(BundleError, match=r"reference.safetensors can't be read .*export the model again"):
+        Reference.load(tmp_path)

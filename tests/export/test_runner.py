@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from adapedit import AdapEditPipeline
-from adapedit.bundle import load_any, load_bundle
+from adapedit.model import load_any, load_bundle
+from adapedit_engine.bundle import BundleError, describe_files
 from adapedit_engine.manifest import GraphSpec, TensorSpec
 from adapedit_engine.runners import BUNDLE_RUNNERS, RunnerError, open_bundle_runner
 from adapedit_engine.runners.graphs import Buffers, check_call
@@ -49,6 +53,15 @@ def test_unrelated_edits_share_a_batch(in_torch, in_onnxruntime):
 def test_another_size_is_refused(in_onnxruntime):
     with pytest.raises(RunnerError, match=r"unet: input 'sample' has shape \(2, 4, 12, 8\), wanted float32"):
         in_onnxruntime(SOURCE, TARGET, height=24, num_inference_steps=2)
+
+
+def test_a_graph_that_is_not_the_manifests_is_refused_when_it_is_opened(bundle, tmp_path):
+    folder = shutil.copytree(bundle.folder, tmp_path / "bundle")
+    shutil.copy(folder / "vae_encoder.onnx", folder / "vae_decoder.onnx")
+    swapped = replace(bundle, folder=folder, manifest=replace(bundle.manifest, files=describe_files(folder)))
+    message = r"vae_decoder.onnx has other inputs than the manifest says: latents is missing, wanted latents"
+    with pytest.raises(BundleError, match=message):
+        open_bundle_runner(swapped).decode(torch.zeros(1, 4, 8, 8))
 
 
 def test_outputs_lie_where_they_lay(bundle):

@@ -21,6 +21,7 @@ def request(
     method: str = "adapedit",
     seed: int = 0,
     steps: int = STEPS,
+    guidance_until: float = 1.0,
     **knobs: Any,
 ) -> EditRequest:
     return EditRequest.make(
@@ -28,6 +29,7 @@ def request(
         target_prompt=target,
         seed=seed,
         num_inference_steps=steps,
+        guidance_until=guidance_until,
         method={"name": method, **knobs},
     )
 

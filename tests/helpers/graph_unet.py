@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from adapedit_engine import ControlledUNet, Controls
+from adapedit_engine.models.controls import Controls
+from adapedit_engine.models.unet import ControlledUNet
 
 
 class GraphUNet(nn.Module):

@@ -5,17 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from adapedit.metrics.lpips import BACKBONES
+from benchmarks.quality.lpips import Lpips
 
 
 def published(net: str, seed: int = 0) -> dict[str, Tensor]:
-    """Random weights under the publishers' names, scaled so that something reaches the last stage."""
+    """Random weights under the publishers' names, scaled so that something reaches the last look."""
     torch.manual_seed(seed)
     tensors: dict[str, Tensor] = {"classifier.1.weight": torch.zeros(2)}
-    for number, stage in enumerate(BACKBONES[net].stages):
-        for place, before, after, kernel, _ in stage:
-            spread = (2 / (before * kernel * kernel)) ** 0.5
-            tensors[f"features.{place}.weight"] = torch.randn(after, before, kernel, kernel) * spread
-            tensors[f"features.{place}.bias"] = torch.randn(after) * 0.1
-        tensors[f"lin{number}.model.1.weight"] = torch.rand(1, stage[-1][2], 1, 1)
+    for name, value in Lpips(net).state_dict().items():
+        kind, place, *_ = name.split(".")
+        if kind == "weights":
+            tensors[f"lin{place}.model.1.weight"] = torch.rand(1, len(value), 1, 1)
+        else:
+            spread = 0.1 if value.ndim == 1 else (2 / value[0].numel()) ** 0.5
+            tensors[name] = torch.randn(value.shape) * spread
     return tensors

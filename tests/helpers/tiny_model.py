@@ -34,6 +34,8 @@ SCHEDULER: dict[str, Any] = {
     "clip_sample": False,
     "set_alpha_to_one": False,
     "steps_offset": 1,
+    # Of few steps the last ones that were trained for are left out by no other spacing.
+    "timestep_spacing": "trailing",
 }
 
 

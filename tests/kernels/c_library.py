@@ -76,12 +76,10 @@ class GuidedStep(ctypes.Structure):
 
 class SpatialSimilarity(ctypes.Structure):
     _fields_ = (
-        *_fields(ctypes.c_int32, "dtype batch channels map_height map_width height width"),
+        *_fields(ctypes.c_int32, "dtype batch pixels channels"),
         ("features", ctypes.c_void_p),
         ("features_strides", ctypes.c_int64 * 3),
-        *_fields(ctypes.c_void_p, "key_embedding lambda_spatial"),
-        ("centre", ctypes.c_int32),
-        *_fields(ctypes.c_void_p, "out workspace"),
+        *_fields(ctypes.c_void_p, "key_embedding lambda_spatial centre out workspace"),
     )
 
 
@@ -92,10 +90,7 @@ class WordRelation(ctypes.Structure):
         ("maps_strides", ctypes.c_int64 * 2),
         ("features", ctypes.c_void_p),
         ("features_strides", ctypes.c_int64 * 3),
-        *_fields(ctypes.c_void_p, "key_tokens word_of_token lambda_tau"),
-        ("threshold", ctypes.c_float),
-        *_fields(ctypes.c_int32, "relative softmax"),
-        ("temperature", ctypes.c_float),
-        *_fields(ctypes.c_int32, "centre paper"),
+        *_fields(ctypes.c_void_p, "key_tokens word_of_token"),
+        *_fields(ctypes.c_void_p, "lambda_tau threshold relative temperature centre released"),
         *_fields(ctypes.c_void_p, "relation word_steps key_embedding default_steps workspace"),
     )

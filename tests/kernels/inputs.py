@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from adapedit_kernels import RelationKnobs
+
 LIMITS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3}
 """Largest error that is taken, as the norm of the difference over the norm of what is right."""
 
@@ -89,6 +91,24 @@ def relation_inputs(
     }
 
 
+def mixed_knobs(batch: int) -> RelationKnobs:
+    """Knobs that differ from edit to edit: all forms of every switch, in turns of different length."""
+    made = [
+        RelationKnobs.make(
+            1,
+            lambda_tau=0.5 + 0.3 * (row % 4),
+            threshold=(0.3, 0.0, 0.05, 0.9)[row % 4],
+            threshold_mode=("relative", "absolute")[row // 2 % 2],
+            normalise=("sum", "softmax")[row % 2],
+            temperature=0.05,
+            centre=row % 3 > 0,
+            variant=("paper", "released")[row // 4 % 2],
+        )
+        for row in range(batch)
+    ]
+    return RelationKnobs(*map(torch.cat, zip(*made, strict=True)))
+
+
 def step_inputs(
     tracks: int, guidance: int, shape: tuple[int, int, int], dtype: torch.dtype, *, noise: bool, blend: bool
 ) -> dict[str, Any]:
@@ -110,3 +130,8 @@ def step_inputs(
         arguments["blend_mask"] = torch.rand(tracks, 1, *shape[1:])
         arguments["blend_source"] = torch.tensor([(2 * track) % tracks for track in range(tracks)])
     return arguments
+
+
+def to_numpy(tensor: Tensor | None) -> Any:
+    """Float64 or integers, for the loops."""
+    return None if tensor is None else (tensor.double() if tensor.is_floating_point() else tensor).numpy()

@@ -73,13 +73,11 @@ def word_relation(
     key_tokens: Any,
     word_of_token: Any,
     lambda_tau: float,
-    *,
     threshold: float,
-    threshold_mode: str,
-    normalise: str,
+    relative: bool,
     temperature: float,
     centre: bool,
-    variant: str,
+    released: bool,
 ) -> tuple[Array, Array, Array, float]:
     """One edit: relation [N], steps [N], key embedding [V], default steps."""
     pixels, tokens = maps.shape
@@ -88,11 +86,11 @@ def word_relation(
     embeddings = []
     for j in range(tokens):
         column = [float(maps[p, j]) for p in range(pixels)]
-        limit = threshold * max(column) if threshold_mode == "relative" else threshold
+        limit = threshold * max(column) if relative else threshold
         column = [x if x >= limit else 0.0 for x in column]
         if sum(column) == 0:
             weights = column
-        elif normalise == "sum":
+        elif temperature == 0:
             weights = [x / sum(column) for x in column]
         else:
             weights = softmax([x / temperature for x in column])
@@ -112,10 +110,10 @@ def word_relation(
         word = int(word_of_token[j])
         members = [i for i in range(tokens) if i == j or (word >= 0 and int(word_of_token[i]) == word)]
         relation[j] = float(_unit(sum(embeddings[i] for i in members)) @ key)  # type: ignore[arg-type]
-        if variant == "paper":
-            steps[j] = lambda_tau * (1 - math.exp(relation[j] - 1))
-        else:
+        if released:
             steps[j] = lambda_tau * (math.exp(1 - relation[j]) - 1)
+        else:
+            steps[j] = lambda_tau * (1 - math.exp(relation[j] - 1))
         steps[j] = min(max(steps[j], 0.0), 1.0)
         if any(key_tokens[i] for i in members):
             steps[j] = 0.0
@@ -129,30 +127,13 @@ def word_relation(
     return relation, steps, key, default
 
 
-def spatial_similarity(features: Array, key: Array, lambda_spatial: float, *, centre: bool) -> Array:
+def spatial_similarity(features: Array, key: Array, lambda_spatial: float, centre: bool) -> Array:
     """One edit: S [P]."""
     if centre:
         features = features - _mean_over_pixels(features)
     result = np.zeros(len(features))
     for p, pixel in enumerate(features):
         result[p] = lambda_spatial * min(max(float(_unit(pixel) @ _unit(key)), 0.0), 1.0)
-    return result
-
-
-def resize(picture: Array, size: tuple[int, int]) -> Array:
-    """Bilinear sampling [h, w] at pixel centres, edges held."""
-    height, width = picture.shape
-    result = np.zeros(size)
-    for y in range(size[0]):
-        for x in range(size[1]):
-            at_y = min(max((y + 0.5) * height / size[0] - 0.5, 0.0), height - 1.0)
-            at_x = min(max((x + 0.5) * width / size[1] - 0.5, 0.0), width - 1.0)
-            top, left = int(at_y), int(at_x)
-            for dy, dx in ((0, 0), (0, 1), (1, 0), (1, 1)):
-                share_y = at_y - top if dy else 1 - (at_y - top)
-                share_x = at_x - left if dx else 1 - (at_x - left)
-                place = picture[min(top + dy, height - 1), min(left + dx, width - 1)]
-                result[y, x] += share_y * share_x * place
     return result
 
 

@@ -94,8 +94,16 @@ MUTATIONS = [
     *_of(
         "word_relation",
         "embed_kernel",
-        ("sign", "tile - centre[None, :]", "tile + centre[None, :]", 0),
-        ("index", "pixel[None, :] * map_pixel_stride + token[:, None]", "pixel[None, :] + token[:, None]", 1),
+        ("sign", "tile - middle[None, :]", "tile + middle[None, :]", 0),
+        ("index", "column + pixel[None, :] * map_pixel_stride", "column + pixel[None, :]", 1),
+        ("index of a switch", "tl.load(relative + row)", "tl.load(relative)", 0),
+        ("index of the temperature", "temperature + row", "temperature", 0),
+        (
+            "switch of centring",
+            "centred = tl.load(centre + row) != 0",
+            "centred = tl.load(centre + row) == 0",
+            0,
+        ),
         ("mask", "weight >= limit[:, None]", "weight >= 0 * limit[:, None]", 0),
         (
             "mask of the features",
@@ -108,6 +116,7 @@ MUTATIONS = [
         "word_relation",
         "relate_kernel",
         ("sign", "1.0 - tl.exp(cosine - 1.0)", "1.0 - tl.exp(cosine + 1.0)", 0),
+        ("index of the formula", "tl.load(released + row)", "tl.load(released)", 0),
         ("index", "word_of_token + row * tokens + this", "word_of_token + row * tokens", 0),
         ("mask", "(words == word) & (word >= 0)", "words == word", 0),
     ),
@@ -133,8 +142,9 @@ MUTATIONS = [
     *_of(
         "spatial_similarity",
         "similarity_kernel",
-        ("sign", "tile - centre[None, :]", "tile + centre[None, :]", 0),
+        ("sign", "tile - tl.where", "tile + tl.where", 0),
         ("index", "lambda_spatial + row", "lambda_spatial", 0),
+        ("index of the switch", "centre + row", "centre", 0),
         (
             "mask",
             "mean + row * channels + channel, mask=channel < channels, other=0.0",
@@ -142,13 +152,6 @@ MUTATIONS = [
             0,
         ),
         ("mask of the result", "factor * cosine, mask=pixel < pixels", "factor * cosine", 0),
-    ),
-    *_of(
-        "spatial_similarity",
-        "resize_kernel",
-        ("sign", "/ wanted.to(tl.float32)) - 0.5", "/ wanted.to(tl.float32)) + 0.5", 0),
-        ("index", "small + row * height * width", "small", 0),
-        ("mask", "tl.minimum(low + 1, size - 1)", "low + 1", 0),
     ),
     *_of(
         "guided_step",
@@ -177,9 +180,8 @@ def broken(mutation: Mutation, source: str) -> str:
 
 
 def load(operation: str, path: Path) -> None:
-    """Let the operation use the kernels in this file; its launcher is imported by the first call."""
+    """Let the operation use the kernels in this file; its launch is imported by the first call."""
     name = f"adapedit_kernels.{operation}.triton"
-    sys.modules.pop(f"adapedit_kernels.{operation}.launcher", None)
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -189,11 +191,8 @@ def load(operation: str, path: Path) -> None:
 
 def first_failure(operation: str) -> str:
     """The first check that fails, or nothing."""
-    check = {"word_relation": "relation_and_similarity", "spatial_similarity": "relation_and_similarity"}
-    path = FOLDER / f"check_{check.get(operation, operation)}.py"
+    path = FOLDER / f"check_{operation}.py"
     words = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:faulthandler", "-W", "ignore", "--tb=no", "-rfE"]
-    if path.stem.endswith("similarity"):
-        words += ["-k", operation]
     output = io.StringIO()
     with redirect_stdout(output):
         code = pytest.main([*words, str(path)])

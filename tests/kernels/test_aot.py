@@ -137,22 +137,19 @@ def step(**changes) -> c.GuidedStep:
 
 
 def similarity(**changes) -> c.SpatialSimilarity:
-    names = "dtype batch channels map_height map_width height width"
-    sizes = dict(zip(names.split(), (c.FLOAT16, 2, 320, 32, 32, 64, 64), strict=True))
-    tensors = dict.fromkeys("features key_embedding lambda_spatial out workspace".split(), ADDRESS)
-    return c.SpatialSimilarity(
-        **sizes | tensors | {"features_strides": (327680, 320, 1), "centre": 1} | changes
-    )
+    sizes = {"dtype": c.FLOAT16, "batch": 2, "pixels": 1024, "channels": 320}
+    tensors = dict.fromkeys("features key_embedding lambda_spatial centre out workspace".split(), ADDRESS)
+    return c.SpatialSimilarity(**sizes | tensors | {"features_strides": (327680, 320, 1)} | changes)
 
 
 def relation(**changes) -> c.WordRelation:
-    sizes = {"batch": 2, "pixels": 1024, "tokens": 77, "channels": 320, "threshold": 0.3, "relative": 1}
+    sizes = {"batch": 2, "pixels": 1024, "tokens": 77, "channels": 320}
     names = (
-        "maps features key_tokens word_of_token lambda_tau relation word_steps key_embedding default_steps"
+        "maps features key_tokens word_of_token lambda_tau threshold relative temperature centre released "
+        "relation word_steps key_embedding default_steps workspace"
     )
-    tensors = dict.fromkeys([*names.split(), "workspace"], ADDRESS)
     strides = {"maps_strides": (78848, 77), "features_strides": (327680, 320, 1)}
-    return c.WordRelation(**sizes | tensors | strides | {"centre": 1, "paper": 1} | changes)
+    return c.WordRelation(**sizes | dict.fromkeys(names.split(), ADDRESS) | strides | changes)
 
 
 OPERATIONS = {
@@ -202,17 +199,15 @@ WRONG = {
         ({"dtype": -1}, c.UNSUPPORTED_DTYPE, "dtype is -1"),
         ({"features": None}, c.INVALID_ARGUMENT, "features is null"),
         ({"workspace": None}, c.INVALID_ARGUMENT, "workspace is null"),
-        ({"map_width": 0}, c.INVALID_ARGUMENT, "map_width is 0"),
+        ({"centre": None}, c.INVALID_ARGUMENT, "centre is null"),
+        ({"pixels": 0}, c.INVALID_ARGUMENT, "pixels is 0"),
     ],
     "word_relation": [
         ({"tokens": 200}, c.UNSUPPORTED_SHAPE, "200 tokens"),
         ({"default_steps": None}, c.INVALID_ARGUMENT, "default_steps is null"),
-        ({"threshold": float("inf")}, c.INVALID_ARGUMENT, "threshold is inf"),
-        (
-            {"softmax": 1, "temperature": 0.0},
-            c.INVALID_ARGUMENT,
-            "temperature is 0, wanted a finite number above 0",
-        ),
+        ({"threshold": None}, c.INVALID_ARGUMENT, "threshold is null"),
+        ({"temperature": 4098}, c.UNSUPPORTED_STRIDE, "temperature starts at 0x1002"),
+        ({"released": None}, c.INVALID_ARGUMENT, "released is null"),
     ],
 }
 
@@ -245,11 +240,8 @@ def test_null_handles_are_refused(library):
 
 
 def test_workspaces_are_those_of_the_intermediate_results(library):
-    wanted = {"mean": 2 * 320 * 4, "small": 2 * 1024 * 4}
     size = library.adapedit_kernels_spatial_similarity_workspace
-    assert size(ctypes.byref(similarity())) == sum(wanted.values())
-    assert size(ctypes.byref(similarity(centre=0))) == wanted["small"]
-    assert size(ctypes.byref(similarity(centre=0, height=32, width=32))) == 0
+    assert size(ctypes.byref(similarity())) == 2 * 320 * 4
     assert size(ctypes.byref(similarity(batch=-1))) == 0
     assert library.adapedit_kernels_word_relation_workspace(ctypes.byref(relation())) == 2 * 77 * 321 * 4
 

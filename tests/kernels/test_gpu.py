@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from adapedit_kernels import (
+    RelationKnobs,
     chosen_implementation,
     edited_attention,
     edited_attention_with_maps,
@@ -17,7 +18,14 @@ from adapedit_kernels import (
     spatial_similarity,
     word_relation,
 )
-from tests.kernels.inputs import AttentionShape, attention_inputs, error_ratio, relation_inputs, step_inputs
+from tests.kernels.inputs import (
+    AttentionShape,
+    attention_inputs,
+    error_ratio,
+    mixed_knobs,
+    relation_inputs,
+    step_inputs,
+)
 
 pytestmark = [
     pytest.mark.gpu,
@@ -86,23 +94,25 @@ def test_rows_that_are_not_edited_do_not_depend_on_the_edit(dtype: torch.dtype) 
 
 
 @DTYPES
-@pytest.mark.parametrize("sizes", [(2, 1024, 77, 640), (3, 21, 19, 37)], ids=["SD", "odd sizes"])
-@pytest.mark.parametrize("knobs", [{}, {"normalise": "softmax"}, {"variant": "released"}])
-def test_word_relation(sizes: tuple[int, int, int, int], knobs: dict[str, Any], dtype: torch.dtype) -> None:
-    given = _cuda(relation_inputs(*sizes, dtype))
-    wanted = word_relation(**_wide(given), **knobs, implementation="reference")
-    for got, want in zip(word_relation(**given, **knobs), wanted, strict=True):
+@pytest.mark.parametrize("sizes", [(8, 1024, 77, 640), (9, 21, 19, 37)], ids=["SD", "odd sizes"])
+def test_word_relation(sizes: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+    given, knobs = (
+        _cuda(relation_inputs(*sizes, dtype)),
+        RelationKnobs(*(k.cuda() for k in mixed_knobs(sizes[0]))),
+    )
+    wanted = word_relation(**_wide(given), knobs=knobs, implementation="reference")
+    for got, want in zip(word_relation(**given, knobs=knobs), wanted, strict=True):
         _assert_right(got, want, dtype)
 
 
 @DTYPES
-@pytest.mark.parametrize("size", [None, (64, 64), (8, 8), (11, 5)])
-def test_spatial_similarity(size: tuple[int, int] | None, dtype: torch.dtype) -> None:
+def test_spatial_similarity(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     features, key = (torch.randn(3, 1024, 640) + 1).to("cuda", dtype), torch.randn(3, 640).to("cuda", dtype)
-    given = {"features": features, "key_embedding": key}
-    wanted = spatial_similarity(**_wide(given), size=size, implementation="reference")
-    _assert_right(spatial_similarity(**given, size=size), wanted, dtype)
+    given = {"features": features, "key_embedding": key, "lambda_spatial": torch.rand(3, device="cuda")}
+    given["centre"] = torch.tensor([True, False, True], device="cuda")
+    wanted = spatial_similarity(**_wide(given), implementation="reference")
+    _assert_right(spatial_similarity(**given), wanted, dtype)
 
 
 @DTYPES

@@ -10,19 +10,17 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from adapedit_engine import Controls, controlled_attention
-from adapedit_engine.runners.pytorch import why_not_compiled
+from adapedit_engine.models.controls import Controls
+from adapedit_engine.models.unet import controlled_attention
+from adapedit_engine.runners.pytorch import why_not_compiled as why_not
 from adapedit_kernels import edited_attention, edited_attention_with_maps, guided_step
-from adapedit_kernels.edited_attention.operator import (
-    edited_attention_maps_operator,
-    edited_attention_operator,
-)
-from adapedit_kernels.guided_step.operator import guided_step_operator
-from adapedit_kernels.spatial_similarity.operator import spatial_similarity_operator
-from adapedit_kernels.word_relation.operator import word_relation_operator
-from tests.engine.tiny import SIDE, TEXT, TOKENS, largest, noise, tiny_unet
+from adapedit_kernels.edited_attention import edited_attention_maps_operator, edited_attention_operator
+from adapedit_kernels.guided_step import guided_step_operator
+from adapedit_kernels.spatial_similarity import spatial_similarity_operator
+from adapedit_kernels.word_relation import word_relation_operator
 from tests.helpers.graph_unet import GraphUNet
-from tests.kernels.inputs import AttentionShape, attention_inputs, relation_inputs, step_inputs
+from tests.engine.tiny import SIDE, TEXT, TOKENS, largest, noise, tiny_unet
+from tests.kernels.inputs import AttentionShape, attention_inputs, mixed_knobs, relation_inputs, step_inputs
 
 attention_module = importlib.import_module("adapedit_kernels.edited_attention")  # not the function
 
@@ -31,10 +29,10 @@ SHAPE = AttentionShape(3, 2, 5, 7, 8)
 
 def _attention_arguments(maps: bool, edited: bool) -> tuple[Any, ...]:
     tensors, controls = attention_inputs(SHAPE, torch.float32)
-    given = controls.values() if edited else [None] * 5
+    given = list(controls.values()) if edited else []
     if not maps:
-        return (*tensors, *given, 0.4, edited, True)
-    return (*tensors, *given, torch.ones(SHAPE.batch, SHAPE.pixels, SHAPE.tokens), 0.5, 0.4, edited, True)
+        return (*tensors, given, 0.4, True)
+    return (*tensors, given, torch.ones(SHAPE.batch, SHAPE.pixels, SHAPE.tokens), 0.5, 0.4, True)
 
 
 def _step_arguments(noise: bool, blend: bool) -> tuple[Any, ...]:
@@ -44,8 +42,7 @@ def _step_arguments(noise: bool, blend: bool) -> tuple[Any, ...]:
 
 
 def _relation_arguments() -> tuple[Any, ...]:
-    inputs = relation_inputs(2, 9, 8, 6, torch.float32)
-    return (*inputs.values(), torch.ones(2), 0.3, "relative", "sum", 0.01, True, "paper")
+    return (*relation_inputs(2, 9, 8, 6, torch.float32).values(), list(mixed_knobs(2)))
 
 
 CALLS = {
@@ -57,7 +54,7 @@ CALLS = {
     "word relation": (word_relation_operator, _relation_arguments()),
     "spatial similarity": (
         spatial_similarity_operator,
-        (torch.randn(2, 12, 5), torch.randn(2, 5), torch.ones(2), True, 3, 4, 6, 5),
+        (torch.randn(2, 12, 5), torch.randn(2, 5), torch.ones(2), torch.tensor([True, False])),
     ),
 }
 
@@ -73,7 +70,7 @@ def test_operators_keep_what_they_promise(call: tuple[Any, tuple[Any, ...]]) -> 
 def test_operators_compute_what_the_public_function_does(maps: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     tensors, controls = attention_inputs(SHAPE, torch.float32)
     wanted, wanted_maps = edited_attention_with_maps(*tensors, **controls, maps=maps)
-    monkeypatch.setattr(attention_module, "_choose", lambda *_: "triton")
+    monkeypatch.setattr(attention_module, "implementation_for", lambda *_: "triton")
     found, found_maps = edited_attention_with_maps(*tensors, **controls, maps=maps)
     assert torch.equal(found, wanted)
     if wanted_maps is None:
@@ -100,7 +97,7 @@ def test_auto_takes_the_operators_on_cuda_tensors() -> None:
 
 @pytest.fixture
 def operators_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention_module, "_choose", lambda *_: "triton")
+    monkeypatch.setattr(attention_module, "implementation_for", lambda *_: "triton")
 
 
 def _unet_inputs(batch: int) -> dict[str, Tensor]:
@@ -122,11 +119,11 @@ def _attention_nodes(graph: torch.fx.Graph) -> int:
 def _check_one_accumulator(graph: torch.fx.Graph, layers: int) -> None:
     """Zeros are made once, every layer at the map resolution adds its share, and the result is given out as it is."""
     nodes = [node for node in graph.nodes if "edited_attention_maps" in str(node.target)]
-    totals = {node.args[8] for node in nodes}
+    totals = {node.args[4] for node in nodes}
     assert len(nodes) == layers and len(totals) == 1
     (total,) = totals
     assert "zeros" in str(total.target)
-    assert sum(node.args[9] for node in nodes) == pytest.approx(1)
+    assert sum(node.args[5] for node in nodes) == pytest.approx(1)
     assert set(total.users) == {*nodes, graph.output_node()}
 
 
@@ -151,7 +148,7 @@ def test_a_unet_with_operators_compiles_and_exports_as_one_graph(operators_in_us
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(why_not_compiled("cpu") is not None, reason="inductor on the CPU needs a C++ compiler")
+@pytest.mark.skipif(why_not("cpu") is not None, reason="inductor on the CPU needs a C++ compiler")
 def test_a_unet_with_operators_is_generated_code_around_them(operators_in_use: None) -> None:
     """What functionalisation and code generation make of one accumulator that several operators add to."""
     with controlled_attention(tiny_unet(), map_divisor=1) as controlled, torch.no_grad():

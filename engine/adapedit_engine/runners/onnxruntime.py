@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from adapedit_engine.bundle import Bundle
+from adapedit_engine.bundle import Bundle, check_graph
 from adapedit_engine.manifest import GraphSpec
 from adapedit_engine.runners.base import Capabilities, RunnerError
 from adapedit_engine.runners.graphs import DTYPES, Buffers, BundleRunner, OwnStream, check_call
@@ -116,13 +116,19 @@ class OnnxRuntimeSession:
     def __init__(
         self, bundle: Bundle, graph: str, runner: str = "onnxruntime", *, threads: int | None = None
     ) -> None:
-        """threads: of the CPU, by default as many as torch uses. Raises `RunnerError` where the graph won't load."""
+        """threads: of the CPU, by default as many as torch uses.
+
+        Raises `RunnerError` where the graph won't load, `BundleError` where it is not what the manifest says.
+        """
         self.graph = graph
         self.spec: GraphSpec = bundle.graph(graph)
         self._provider = PROVIDERS[runner]
         self.device = torch.device(self._provider.device)
         self._own = OwnStream(self.device) if self.device.type == "cuda" else None
         self._session: Any = _load(bundle.graph_path(graph), self._provider, threads, self._own)
+        found = {"inputs": self._session.get_inputs(), "outputs": self._session.get_outputs()}
+        seen = {kind: {t.name: (t.type, tuple(t.shape)) for t in tensors} for kind, tensors in found.items()}
+        check_graph(str(bundle.graph_path(graph)), self.spec, seen)
         self._buffers = Buffers(self.spec, self.device)
         self._bindings: dict[tuple[str, ...], Any] = {}
         self._stable: dict[tuple[str, tuple[int, ...]], Tensor] = {}

@@ -18,9 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapedit_engine.bundle import PLANS_FOLDER, Bundle
-from adapedit_engine.manifest import GraphSpec, TensorSpec
-from adapedit_engine.plan_files import PlanKey, PlanRecord, find_plan, read_plan
+from adapedit_engine.bundle import PLANS_FOLDER, Bundle, BundleError, check_graph, find_plan, read_plan
+from adapedit_engine.manifest import GraphSpec, PlanKey, PlanRecord
 from adapedit_engine.runners.base import Capabilities, RunnerError
 from adapedit_engine.runners.graphs import Buffers, BundleRunner, OwnStream, check_call
 
@@ -227,8 +226,8 @@ class TensorRTSession:
     """One plan with a context for each of its profiles that was used."""
 
     def __init__(self, bundle: Bundle, record: PlanRecord, tensorrt: TensorRT) -> None:
-        """Raises `BundleError` for a plan that is not what its record says, `RunnerError` where it won't load or has
-        other inputs, outputs or profiles than the manifest and the record."""
+        """Raises `BundleError` for a plan that is not what its record and the manifest say, `RunnerError` for one that
+        won't load."""
         self.graph, self.record = record.key.graph, record
         self.spec: GraphSpec = bundle.graph(self.graph)
         self._tensorrt = tensorrt
@@ -303,52 +302,23 @@ class TensorRTSession:
         return self._engine.create_execution_context(config)
 
 
-NAMES = {"FLOAT": "float32", "HALF": "float16", "INT64": "int64"}
-"""TensorRT's names to the manifest's."""
-
-
-def difference(wanted: TensorSpec, dtype: Any, shape: Sequence[int], is_output: bool) -> str | None:
-    """TensorRT's dtype and shape of a tensor in words, where they are not the manifest's; None where they are.
-
-    Sides that are open are -1 there. Those of outputs may be open where the exporter could tell their size.
-    """
-    name, sides = NAMES.get(dtype.name, dtype.name), tuple(shape)
-    closed = tuple(side if isinstance(side, int) else -1 for side in wanted.shape)
-    fits = len(sides) == len(closed) and all(
-        got == side or (got == -1 and is_output) for got, side in zip(sides, closed, strict=True)
-    )
-    return None if name == wanted.dtype and fits else f"{name} {sides}"
-
-
 def check_engine(engine: Any, spec: GraphSpec, record: PlanRecord) -> None:
-    """Raise `RunnerError` unless inputs, outputs and profiles are those of the manifest and of the record."""
-    seen = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-    for kind, mode in (("inputs", "INPUT"), ("outputs", "OUTPUT")):
-        there = {name for name in seen if engine.get_tensor_mode(name).name == mode}
-        wanted = {tensor.name: tensor for tensor in getattr(spec, kind)}
-        if there != set(wanted):
-            raise _other(record, f"has the {kind} {_named(there)}", _named(wanted))
-        for name, tensor in wanted.items():
-            found = difference(
-                tensor, engine.get_tensor_dtype(name), engine.get_tensor_shape(name), kind == "outputs"
-            )
-            if found is not None:
-                raise _other(record, f"has {name} as {found}", f"{tensor.dtype} {tuple(tensor.shape)}")
+    """Raise `BundleError` unless inputs, outputs and profiles are those of the manifest and of the record."""
+    found: dict[str, dict[str, Any]] = {"inputs": {}, "outputs": {}}
+    for name in map(engine.get_tensor_name, range(engine.num_io_tensors)):
+        kind = "inputs" if engine.get_tensor_mode(name).name == "INPUT" else "outputs"
+        found[kind][name] = engine.get_tensor_dtype(name).name, tuple(engine.get_tensor_shape(name))
+    where, mend = f"plan {record.file_name}", "build it again: adapedit build"
+    check_graph(where, spec, found, mend=mend)
     profiles = record.key.profiles
     if engine.num_optimization_profiles != len(profiles):
-        raise _other(record, f"has {engine.num_optimization_profiles} profiles", str(len(profiles)))
+        raise BundleError(
+            f"{where} has {engine.num_optimization_profiles} profiles, wanted {len(profiles)}; {mend}"
+        )
     for index, profile in enumerate(profiles):
         for name, shapes in profile.items():
             got = tuple(tuple(shape) for shape in engine.get_tensor_profile_shape(name, index))
-            if got != tuple(tuple(shape) for shape in shapes):
-                raise _other(record, f"takes {name} in profile {index} as {got}", str(shapes))
-
-
-def _named(names: Any) -> str:
-    return ", ".join(sorted(names)) or "none"
-
-
-def _other(record: PlanRecord, found: str, wanted: str) -> RunnerError:
-    return RunnerError(
-        f"plan {record.file_name} {found}, wanted {wanted}: it is of another graph; build it again: adapedit build"
-    )
+            if got != shapes:
+                raise BundleError(
+                    f"{where} takes {name} in profile {index} as {got}, wanted {shapes}; {mend}"
+                )

@@ -163,7 +163,7 @@ def edited_attention_with_maps(
 
 def _controls(edited: bool, *controls: Tensor | None) -> list[Tensor]:
     """The five controls, or none of them where no row is edited."""
-    given = list[Tensor]()
+    given: list[Tensor] = []
     for (name, axes), control in zip(_CONTROLS.items(), controls if edited else (), strict=edited):
         if control is None:
             raise AdapEditError(f"{_NAME}: {name} is None, wanted {axes}; give all controls or edited=False")

@@ -406,8 +406,12 @@ def test_equal_prompts_are_no_slip_where_more_than_words_changes():
 
 ANYTHING = st.lists(
     st.text(max_size=8)
-    | st.sampled_from([*WORDS, "<toy>", "<TOY>", "<hat>,", "(cat:1.3)", "e\u0301", "İ", "ǅ", "🐶\ufe0f", "一只", "ำ"])
-    | st.sampled_from(["<|endoftext|>", "<|startoftext|>", "<toy>_1", "\x00", "\u2028", "\x1c", "'s", "--", "\ud83d"])
+    | st.sampled_from(
+        [*WORDS, "<toy>", "<TOY>", "<hat>,", "(cat:1.3)", "e\u0301", "İ", "ǅ", "🐶\ufe0f", "一只", "ำ"]
+    )
+    | st.sampled_from(
+        ["<|endoftext|>", "<|startoftext|>", "<toy>_1", "\x00", "\u2028", "\x1c", "'s", "--", "\ud83d"]
+    )
     | st.characters(),
     max_size=12,
 ).flatmap(lambda parts: st.sampled_from([" ", "", "\n"]).map(lambda space: space.join(parts)))

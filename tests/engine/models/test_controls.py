@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 import torch
 
-from adapedit_engine import CONTROL_NAMES, ControlError, Controls
+from adapedit_engine.models.controls import CONTROL_NAMES, ControlError, Controls
 from tests.engine.tiny import there
 
 SIZES: dict[str, Any] = {"batch": 4, "tokens": 6, "pixels": 9, "layers": 3}

@@ -8,8 +8,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
-from adapedit_engine import ControlledUNet, UnsupportedModelError
-from adapedit_engine.models.layers import features_layer
+from adapedit_engine.models.layers import UnsupportedModelError, features_layer
+from adapedit_engine.models.unet import ControlledUNet
 from tests.engine.tiny import TOKENS, largest, noise, tiny_unet
 
 SD_BLOCKS: dict[str, Any] = {

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import AttnProcessor
 
-from adapedit_engine import ControlError, ControlledUNet, Controls, controlled_attention
+from adapedit_engine.models.controls import ControlError, Controls
+from adapedit_engine.models.unet import ControlledUNet, controlled_attention
 from tests.engine import slow
 from tests.engine.tiny import SIDE, TEXT, TOKENS, largest, noise, there, tiny_unet
 

@@ -9,18 +9,13 @@ import pytest
 import torch
 from torch.export import Dim
 
-from adapedit_engine import (
-    CONTROL_NAMES,
-    INPUT_NAMES,
-    OUTPUT_NAMES,
-    Controls,
-    PyTorchRunner,
-    controlled_attention,
-    denoise,
-)
+from adapedit_engine.models.controls import CONTROL_NAMES, Controls
+from adapedit_engine.models.unet import INPUT_NAMES, OUTPUT_NAMES, controlled_attention
+from adapedit_engine.plan import SelfEdit
 from adapedit_engine.runners import Capabilities
-from adapedit_engine.runners.pytorch import why_not_compiled
-from tests.engine.tiny import SIDE, TEXT, TOKENS, edit_plan, largest, noise, plan, self_share, tiny_unet
+from adapedit_engine.runners.pytorch import PyTorchRunner, why_not_compiled
+from adapedit_engine.scheduler import denoise
+from tests.engine.tiny import SIDE, TEXT, TOKENS, edit_plan, largest, noise, plan, self_interval, tiny_unet
 from tests.helpers.graph_unet import GraphUNet
 
 LAYERS = 7
@@ -101,8 +96,8 @@ class GraphRunner(PyTorchRunner):
 
 
 def test_whole_edits_through_the_graph_equal_those_in_pytorch(unet, graph):
-    table = self_share(unet, 0.5)
-    plans = [plan(1), edit_plan(1, 2, collect=True, self_query=table, self_key=table), edit_plan(3, 4, 5)]
+    table = self_interval(unet, 0.5)
+    plans = [plan(1), edit_plan(1, 2, collect=True, self_attention=SelfEdit(query=table, key=table)), edit_plan(3, 4, 5)]
     with PyTorchRunner(unet, map_divisor=1) as runner:
         expected = denoise(plans, runner)
     runner = GraphRunner(unet, graph)

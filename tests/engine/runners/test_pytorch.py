@@ -8,10 +8,13 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from adapedit_engine import OUTPUT_NAMES, ControlledUNet, PyTorchRunner, RunnerError, denoise
 from adapedit_engine.models.controls import SELF_NAMES
+from adapedit_engine.models.unet import OUTPUT_NAMES, ControlledUNet
+from adapedit_engine.plan import SelfEdit
 from adapedit_engine.runners import Capabilities
-from adapedit_engine.runners.pytorch import CompiledRunner
+from adapedit_engine.runners.base import RunnerError
+from adapedit_engine.runners.pytorch import CompiledRunner, PyTorchRunner
+from adapedit_engine.scheduler import denoise
 from tests.engine.tiny import (
     SIDE,
     TEXT,
@@ -20,7 +23,7 @@ from tests.engine.tiny import (
     largest,
     noise,
     plan,
-    self_share,
+    self_interval,
     there,
     tiny_unet,
 )
@@ -141,13 +144,13 @@ def counter() -> CompileCounter:
 
 def test_methods_share_a_compilation(counter: CompileCounter) -> None:
     unet = tiny_unet()
-    shared = self_share(unet, 0.5)
+    shared = self_interval(unet, 0.5)
     plans = [
         edit_plan(1, 2),
         plan(1, 2),
-        edit_plan(1, 2, self_query=shared),
-        edit_plan(1, 2, self_query=shared, self_key=shared),
-        edit_plan(1, 2, self_key=shared, self_value=shared),
+        edit_plan(1, 2, self_attention=SelfEdit(query=shared)),
+        edit_plan(1, 2, self_attention=SelfEdit(query=shared, key=shared)),
+        edit_plan(1, 2, self_attention=SelfEdit(key=shared, value=shared)),
     ]
     with Shortened(unet, backend=counter) as runner:
         for each in plans:

@@ -9,10 +9,8 @@ from typing import Any
 
 import pytest
 
-from adapedit_engine.bundle import FileSpec
-from adapedit_engine.manifest import GraphSpec, TensorSpec
-from adapedit_engine.plan_files import PlanKey, PlanRecord
-from adapedit_engine.runners import RunnerError
+from adapedit_engine.bundle import BundleError, FileSpec
+from adapedit_engine.manifest import GraphSpec, PlanKey, PlanRecord, TensorSpec
 from adapedit_engine.runners.tensorrt import check_engine
 
 SPEC = GraphSpec(
@@ -86,27 +84,30 @@ def test_the_engine_of_this_graph_is_taken():
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ({"sample": None}, "has the inputs source_row, wanted sample, source_row"),
-        ({"more": ("OUTPUT", "HALF", (-1,))}, "has the outputs more, noise_pred, wanted noise_pred"),
-        ({"noise_pred": ("INPUT", "HALF", (-1, 4, 8, 8))}, "has the inputs noise_pred, sample"),
-        ({"sample": ("INPUT", "FLOAT", (-1, 4, 8, 8))}, "has sample as float32"),
+        ({"sample": None}, "has other inputs .*: sample is missing, wanted sample, source_row"),
+        (
+            {"more": ("OUTPUT", "HALF", (-1,))},
+            "has other outputs .*: more is one too many, wanted noise_pred",
+        ),
+        ({"noise_pred": ("INPUT", "HALF", (-1, 4, 8, 8))}, "noise_pred is one too many, wanted sample"),
+        ({"sample": ("INPUT", "FLOAT", (-1, 4, 8, 8))}, "sample is float32"),
         ({"sample": ("INPUT", "HALF", (-1, -1, 8, 8))}, r"wanted float16 \('rows', 4, 8, 8\)"),
-        ({"source_row": ("INPUT", "INT64", (4,))}, r"has source_row as int64 \(4,\)"),
-        ({"noise_pred": ("OUTPUT", "HALF", (-1, 8, 8))}, "has noise_pred as float16"),
+        ({"source_row": ("INPUT", "INT64", (4,))}, r"source_row is int64 \(4,\)"),
+        ({"noise_pred": ("OUTPUT", "HALF", (-1, 8, 8))}, "noise_pred is float16"),
     ],
 )
 def test_other_inputs_and_outputs_are_refused(tensors, message):
     changed = {name: value for name, value in (TENSORS | tensors).items() if value is not None}
-    with pytest.raises(RunnerError, match=message) as raised:
+    with pytest.raises(BundleError, match=message) as raised:
         check_engine(Engine(tensors=changed), SPEC, RECORD)
     assert "build it again: adapedit build" in str(raised.value)
 
 
 def test_other_profiles_are_refused():
-    with pytest.raises(RunnerError, match="has 2 profiles, wanted 1"):
+    with pytest.raises(BundleError, match="has 2 profiles, wanted 1"):
         check_engine(Engine(profiles=(PROFILE, PROFILE)), SPEC, RECORD)
     larger = PROFILE | {"source_row": ((1,), (4,), (8,))}
-    with pytest.raises(RunnerError, match="takes source_row in profile 0 as"):
+    with pytest.raises(BundleError, match="takes source_row in profile 0 as"):
         check_engine(Engine(profiles=(larger,)), SPEC, RECORD)
     kept = replace(RECORD, key=replace(RECORD.key, profiles=(larger,)))
     check_engine(Engine(profiles=(larger,)), SPEC, kept)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from adapedit_kernels import edited_attention, edited_attention_with_maps
-from adapedit_kernels.edited_attention.tiles import choose_tile
+from adapedit_kernels.edited_attention.triton import choose_tile
 from tests.kernels.inputs import AttentionShape, assert_close, attention_inputs, poisoned
 
 SHAPES = {

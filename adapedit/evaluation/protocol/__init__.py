@@ -1,1 +1,0 @@
-"""The paper's own protocol: LPIPS, CLIP score and CLIP directional similarity over a list of pairs of prompts."""

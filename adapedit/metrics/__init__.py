@@ -1,1 +1,0 @@
-"""Figures of merit: what an edit changed, what it kept, and where the words look."""

@@ -1,1 +1,0 @@
-"""The scene world: captioned pictures whose true edit is known for any pair of prompts."""

@@ -1,0 +1,1 @@
+"""Does it edit well? A suite of scene edits whose truth is known, the paper's protocol over pairs, and reports."""

@@ -1,0 +1,42 @@
+"""The stages that make the reader and the built-in model: `python -m benchmarks.scenes STAGE`, or `train` for all.
+
+Each stage resumes where it was stopped.
+"""
+
+from __future__ import annotations
+
+import typer
+
+from benchmarks.scenes.dataset import OUT, draw_scenes
+from benchmarks.scenes.evaluate import evaluate
+from benchmarks.scenes.generator import train_generator
+from benchmarks.scenes.publish import publish
+from benchmarks.scenes.reader import train_reader
+from benchmarks.scenes.vae import train_vae
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
+for name, stage in {
+    "draw": draw_scenes,
+    "vae": train_vae,
+    "reader": train_reader,
+    "generator": train_generator,
+    "publish": publish,
+    "evaluate": evaluate,
+}.items():
+    app.command(name)(stage)
+
+
+@app.command()
+def train() -> None:
+    """All stages in order: hours of work."""
+    draw_scenes()
+    train_vae()
+    train_reader()
+    train_generator()
+    train_vae(out=OUT / "decoder", steps=1200, start=OUT / "vae")
+    publish(vae=OUT / "decoder")
+    evaluate()
+
+
+if __name__ == "__main__":
+    app()

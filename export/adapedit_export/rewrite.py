@@ -1,0 +1,255 @@
+"""Passes over a traced graph: forms that ONNX Runtime is faster with, and mixed precision fixed in the file.
+
+All forms give the values that were there before; where a graph has no such pattern, nothing changes. TensorRT takes
+them all.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from adapedit_export.options import ExportError, Precision
+
+WEIGHTED, FUSED = ("Conv", "Gemm", "MatMul"), ("Attention",)
+
+
+def rewrite(model: Any, precision: Precision, *, mixed: bool = True) -> None:
+    """Bring an `onnx_ir.Model` into the forms for `precision`; mixed: this graph is one of those that are mixed."""
+    graph = model.graph
+    if precision is not Precision.FLOAT16:
+        # In float16 the operator stays: what it computes in float32 inside would be lost.
+        for node in list(graph):
+            if node.op_type == "GroupNormalization":
+                _spell_group_norm(node, graph)
+    if precision is Precision.FLOAT32:
+        speed_up(model)
+    if precision is Precision.MIXED and mixed:
+        mix(model)
+    _drop_unused(graph)
+
+
+def speed_up(model: Any) -> None:
+    """Fewer nodes for graphs in float32 on the CPU."""
+    forms = {"Attention": _keep_heads_together, "Split": _multiply_apart, "Conv": _fold_scale}
+    for node in list(model.graph):
+        if node.op_type in forms:
+            forms[node.op_type](node, model.graph)
+    _drop_unused(model.graph)
+
+
+def mix(model: Any) -> None:
+    """Multiply weights, and fused attention, in float16; everything between them stays in float32.
+
+    Cross-attention multiplies activations with each other and is left alone: its maps are edited.
+    Raises `ExportError` for weights that float16 can't hold.
+    """
+    halves: dict[Any, Any] = {}
+    for node in list(model.graph):
+        weighted = node.op_type in WEIGHTED and any(
+            v is not None and v.is_initializer() for v in node.inputs[1:]
+        )
+        if node.op_type in FUSED or weighted:
+            _halve(node, model.graph, halves)
+    _drop_unused(model.graph)
+
+
+def _spell_group_norm(node: Any, graph: Any) -> None:
+    """A `GroupNormalization` as a reshape, an `InstanceNormalization` over groups, and scale and bias.
+
+    ONNX Runtime takes the operator apart into a dozen nodes, among them casts and two reductions; this form runs in
+    one pass over the values.
+    """
+    import onnx_ir as ir
+
+    source, scale, bias = node.inputs
+    old = node.outputs[0]
+    groups, epsilon = node.attributes["num_groups"].as_int(), node.attributes["epsilon"].as_float()
+    sides = [int(side) for side in source.shape[1:]]
+    per_channel = [sides[0]] + [1] * (len(sides) - 1)
+    steps: list[Any] = []
+
+    def step(kind: str, inputs: list[Any], shape: Any, **attributes: Any) -> Any:
+        name = f"{old.name}_{kind.lower()}_{len(steps)}"
+        steps.append(_node(kind, inputs, name, source.dtype, shape, **attributes))
+        return steps[-1].outputs[0]
+
+    def reshaped(weight: Any) -> Any:
+        # Norms of different rank may share a weight.
+        return _constant(f"{weight.name}_of_{len(sides)}_sides", _array(weight).reshape(per_channel), graph)
+
+    flat = _constant(f"groups_{groups}", np.array([0, groups, -1], np.int64), graph)
+    back = _constant("sides_" + "_".join(map(str, sides)), np.array([0, *sides], np.int64), graph)
+    ones = _constant(f"ones_{groups}", np.ones(groups, np.float32), graph)
+    zeros = _constant(f"zeros_{groups}", np.zeros(groups, np.float32), graph)
+    grouped = step("Reshape", [source, flat], ir.Shape([source.shape[0], groups, None]))
+    normed = step("InstanceNormalization", [grouped, ones, zeros], grouped.shape, epsilon=epsilon)
+    whole = step("Reshape", [normed, back], source.shape)
+    scaled = step("Mul", [whole, reshaped(scale)], source.shape)
+    shifted = step("Add", [scaled, reshaped(bias)], source.shape)
+    graph.insert_before(node, steps)
+    _replace(old, shifted, graph)
+    graph.remove(node, safe=True)
+
+
+def _keep_heads_together(node: Any, graph: Any) -> None:
+    """Attention on [B, P, H * D] instead of [B, H, P, D]: four transposes and four reshapes less."""
+    import onnx_ir as ir
+
+    split = [_made_by(value, "Transpose") for value in node.inputs[:3]]
+    whole = [_made_by(step.inputs[0], "Reshape") if step is not None else None for step in split]
+    transpose = _only_user(node.outputs[0], "Transpose")
+    reshape = _only_user(transpose.outputs[0], "Reshape") if transpose is not None else None
+    sources = [step.inputs[0] for step in whole if step is not None]
+    if reshape is None or len(sources) != len(whole) or any(node.inputs[3:]):
+        return
+    heads, old = node.inputs[0].shape[1], reshape.outputs[0]
+    made = _node("Attention", sources, f"{old.name}_whole", old.dtype, old.shape)
+    made.attributes.update(node.attributes)
+    made.attributes.add(ir.AttrInt64("q_num_heads", heads))
+    made.attributes.add(ir.AttrInt64("kv_num_heads", heads))
+    graph.insert_before(node, made)
+    _replace(old, made.outputs[0], graph)
+    _drop([reshape, transpose, node, *split, *whole], graph)
+
+
+def _multiply_apart(node: Any, graph: Any) -> None:
+    """A product that is cut into two halves (gated units) as two products: nothing is copied afterwards."""
+    add = _made_by(node.inputs[0], "Add")
+    product = _made_by(add.inputs[0], "MatMul") if add is not None else None
+    if product is None or len(node.outputs) != 2 or not (_once(node.inputs[0]) and _once(product.outputs[0])):
+        return
+    weight, bias = product.inputs[1], add.inputs[1]
+    if not (weight.is_initializer() and bias.is_initializer()):
+        return
+    half = weight.shape[1] // 2
+    for number, old in enumerate(list(node.outputs)):
+        part = slice(number * half, (number + 1) * half)
+        halves = [_constant(f"{v.name}_half_{number}", _array(v)[..., part], graph) for v in (weight, bias)]
+        multiplied = _node(
+            "MatMul", [product.inputs[0], halves[0]], f"{old.name}_product", old.dtype, old.shape
+        )
+        added = _node("Add", [multiplied.outputs[0], halves[1]], f"{old.name}_sum", old.dtype, old.shape)
+        graph.insert_before(node, [multiplied, added])
+        _replace(old, added.outputs[0], graph)
+    _drop([node, add, product], graph)
+
+
+def _fold_scale(node: Any, graph: Any) -> None:
+    """Scale and bias of a norm that goes straight into a 1 x 1 convolution: part of its weight and bias."""
+    add = _made_by(node.inputs[0], "Add")
+    scaled = _made_by(add.inputs[0], "Mul") if add is not None else None
+    if scaled is None or len(node.inputs) < 3 or tuple(node.inputs[1].shape[2:]) != (1, 1):
+        return
+    scale, shift = scaled.inputs[1], add.inputs[1]
+    once = _once(add.outputs[0]) and _once(scaled.outputs[0])
+    if not (once and scale.is_initializer() and shift.is_initializer()):
+        return
+    weight, bias = (_array(value).astype(np.float64) for value in node.inputs[1:3])
+    folded = weight * _array(scale).reshape(1, -1, 1, 1)
+    moved = bias + weight[:, :, 0, 0] @ _array(shift).astype(np.float64).reshape(-1)
+    for place, array in ((1, folded), (2, moved)):
+        name = f"{node.inputs[place].name}_of_{node.outputs[0].name}"
+        node.replace_input_with(place, _constant(name, array.astype(np.float32), graph))
+    node.replace_input_with(0, scaled.inputs[0])
+    _drop([add, scaled], graph)
+
+
+def _halve(node: Any, graph: Any, halves: dict[Any, Any]) -> None:
+    """Casts around a node. halves: of values, by these; every value is cast once."""
+    import onnx_ir as ir
+
+    half, wide = ir.DataType.FLOAT16, ir.DataType.FLOAT
+    for place, value in enumerate(node.inputs):
+        if value is None or value.dtype != wide:
+            continue
+        if value not in halves and value.is_initializer():
+            halves[value] = _constant(f"{value.name}_half", _half_array(value), graph)
+        elif value not in halves:
+            cast = _node("Cast", [value], f"{value.name}_half", half, value.shape, to=half)
+            producer = value.producer()
+            graph.insert_before(node, cast) if producer is None else graph.insert_after(producer, cast)
+            halves[value] = cast.outputs[0]
+        node.replace_input_with(place, halves[value])
+    for value in node.outputs:
+        back = _node("Cast", [value], f"{value.name}_wide", wide, value.shape, to=wide)
+        graph.insert_after(node, back)
+        _replace(value, back.outputs[0], graph)
+        value.dtype = half
+
+
+def _half_array(value: Any) -> Any:
+    array, largest = _array(value), np.finfo(np.float16).max
+    if np.abs(array).max(initial=0) > largest:
+        raise ExportError(
+            f"weight {value.name} has values over {largest:.0f}, float16's largest; use float32"
+        )
+    return array.astype(np.float16)
+
+
+def _made_by(value: Any, kind: str) -> Any:
+    """The node of that kind that makes a value, or None."""
+    node = None if value is None else value.producer()
+    return node if node is not None and node.op_type == kind else None
+
+
+def _only_user(value: Any, kind: str) -> Any:
+    """The node of that kind that reads a value and is alone with that, or None."""
+    users = [node for node, _ in value.uses()]
+    return users[0] if _once(value) and users[0].op_type == kind else None
+
+
+def _once(value: Any) -> bool:
+    return len(value.uses()) == 1 and not value.is_graph_output()
+
+
+def _array(value: Any) -> Any:
+    return value.const_value.numpy()
+
+
+def _node(kind: str, inputs: list[Any], name: str, dtype: Any, shape: Any, **attributes: Any) -> Any:
+    import onnx_ir as ir
+
+    made = ir.node(kind, inputs, attributes=attributes)
+    out = made.outputs[0]
+    out.name, out.dtype, out.shape = name, dtype, shape
+    return made
+
+
+def _constant(name: str, array: Any, graph: Any) -> Any:
+    """An initializer, or the one that has this name."""
+    import onnx_ir as ir
+
+    if name not in graph.initializers:
+        array = np.ascontiguousarray(array)
+        graph.initializers[name] = ir.Value(
+            name=name,
+            shape=ir.Shape(array.shape),
+            type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
+            const_value=ir.tensor(array, name=name),
+        )
+    return graph.initializers[name]
+
+
+def _replace(old: Any, new: Any, graph: Any) -> None:
+    """Let all read `new` who read `old`, but for its own maker."""
+    for user, index in list(old.uses()):
+        if user is not new.producer():
+            user.replace_input_with(index, new)
+    for place, output in enumerate(graph.outputs):
+        if output is old:
+            old.name, new.name = f"{old.name}_before", old.name
+            graph.outputs[place] = new
+
+
+def _drop(nodes: list[Any], graph: Any) -> None:
+    """Remove the nodes that nothing reads any more, users before makers."""
+    for node in nodes:
+        if node.graph is graph and not any(v.uses() or v.is_graph_output() for v in node.outputs):
+            graph.remove(node, safe=True)
+
+
+def _drop_unused(graph: Any) -> None:
+    for name in [name for name, value in graph.initializers.items() if not value.uses()]:
+        del graph.initializers[name]

@@ -1,0 +1,375 @@
+"""From a bundle's graphs to TensorRT plans, named after all that they depend on; and plans with other weights."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adapedit_engine.bundle import (
+    GRAPHS,
+    PLANS_FOLDER,
+    Bundle,
+    BundleError,
+    check_file,
+    check_graph,
+    is_stale,
+    read_plan,
+    read_records,
+    sha256_of,
+    write_record,
+)
+from adapedit_engine.manifest import FileSpec, GraphSpec, PlanKey, PlanRecord, Shapes, TensorSpec
+from adapedit_engine.runners import RunnerError
+from adapedit_engine.runners.tensorrt import Messages, TensorRT, deserialise
+from adapedit_export.options import ExportError
+
+Progress = Callable[[str, int, int], None]
+"""What is being done, steps done, steps in all."""
+
+MAX_SMALL_ROWS = 4
+"""Of every graph but the UNet, which run one picture or prompt at a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """rows: of the UNet calls to be fast at, ascending; a profile each, which also takes what lies below it."""
+
+    name: str
+    rows: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.rows or list(self.rows) != sorted(set(self.rows)) or self.rows[0] < 1:
+            raise ExportError(
+                f"workload {self.name!r} has rows {self.rows}, wanted numbers in ascending order"
+            )
+
+    def ranges(self) -> tuple[tuple[int, int, int], ...]:
+        """Smallest, best and largest number of rows of each profile; together they take every number up to the last."""
+        lows = (1, *(rows + 1 for rows in self.rows[:-1]))
+        return tuple((low, rows, rows) for low, rows in zip(lows, self.rows, strict=True))
+
+
+WORKLOADS = {
+    # An edit is four rows, two edits of one source or three guidance rows are six; a first pass is two.
+    "latency": Workload(name="latency", rows=(4, 6)),
+    "throughput": Workload(name="throughput", rows=(8, 16, 32)),
+}
+
+
+def workload_of(name: str) -> Workload:
+    """A named workload. Raises `ExportError` for other names."""
+    if name not in WORKLOADS:
+        raise ExportError(f"there is no workload {name!r}; use one of: {', '.join(WORKLOADS)}")
+    return WORKLOADS[name]
+
+
+def profiles_of(graph: str, spec: GraphSpec, workload: Workload) -> tuple[dict[str, Shapes], ...]:
+    """Shapes of every input in each profile."""
+    ranges = workload.ranges() if graph == "unet" else ((1, 1, MAX_SMALL_ROWS),)
+    if all(isinstance(side, int) for tensor in spec.inputs for side in tensor.shape):
+        ranges = ranges[:1]
+
+    def shape(tensor: TensorSpec, rows: int) -> tuple[int, ...]:
+        return tuple(side if isinstance(side, int) else rows for side in tensor.shape)
+
+    return tuple(
+        {t.name: (shape(t, low), shape(t, best), shape(t, high)) for t in spec.inputs}
+        for low, best, high in ranges
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """compute_capability: "8.0", "8.9", ...; None: that of the GPU here. refit: leave the weights exchangeable."""
+
+    workload: Workload
+    compute_capability: str | None = None
+    refit: bool = False
+    graphs: Sequence[str] = GRAPHS
+
+
+def build_plans(
+    bundle: Bundle, tensorrt: TensorRT, options: BuildOptions, *, progress: Progress | None = None
+) -> list[PlanRecord]:
+    """A plan for every graph; one that is there already and not stale is kept.
+
+    Raises `ExportError` in one line with TensorRT's reason; plans that were finished before stay.
+    """
+    capability = target_capability(tensorrt, options.compute_capability)
+    if options.refit and not torch.cuda.is_available():
+        # TensorRT for RTX compiles kernels for exchangeable weights while it builds, and asks the driver to.
+        raise ExportError(
+            "--refit needs an NVIDIA GPU where the plan is built, and none is here; build without it"
+        )
+    records = []
+    for graph in options.graphs:
+        key = PlanKey(
+            graph=graph,
+            onnx_sha256=bundle.graph_hash(graph),
+            family=tensorrt.family,
+            version=tensorrt.version,
+            compute_capability=capability,
+            workload=options.workload.name,
+            profiles=profiles_of(graph, bundle.graph(graph), options.workload),
+            refit=options.refit,
+        )
+        records.append(_existing(bundle, key) or build_plan(bundle, tensorrt, key, progress=progress))
+    return records
+
+
+def build_plan(
+    bundle: Bundle, tensorrt: TensorRT, key: PlanKey, *, progress: Progress | None = None
+) -> PlanRecord:
+    """Build what `key` says, and put plan and record into the bundle's plans folder."""
+    start = time.perf_counter()
+    plan, layers, activation = serialise(
+        tensorrt, bundle.graph_path(key.graph), bundle, key, progress=progress
+    )
+    return _write(bundle, plan, key, layers=layers, activation_bytes=activation, start=start)
+
+
+def serialise(
+    tensorrt: TensorRT, path: Path, bundle: Bundle, key: PlanKey, *, progress: Progress | None = None
+) -> tuple[Any, int, int]:
+    """The plan's bytes, the network's layers, and the activation memory in bytes of the largest profile.
+
+    Raises `ExportError` where TensorRT does not take the graph, `BundleError` where it sees another than the manifest.
+    """
+    messages = Messages(tensorrt)
+    builder = tensorrt.module.Builder(messages.logger)
+    if builder is None:
+        raise ExportError(f"{tensorrt.flavour} can't start: {messages.first()}")
+    network, parser = _parse(tensorrt, builder, path, messages)
+    found = {
+        "inputs": [network.get_input(i) for i in range(network.num_inputs)],
+        "outputs": [network.get_output(i) for i in range(network.num_outputs)],
+    }
+    seen = {
+        kind: {t.name: (t.dtype.name, tuple(t.shape)) for t in tensors} for kind, tensors in found.items()
+    }
+    check_graph(f"{key.graph}: what TensorRT sees", bundle.graph(key.graph), seen)
+    config = builder.create_builder_config()
+    _add_profiles(builder, config, network, key)
+    _configure(tensorrt, config, key)
+    monitor = _monitor(tensorrt.module, key.graph, progress) if progress is not None else None
+    if monitor is not None:
+        config.progress_monitor = monitor
+    with _timing_cache(tensorrt, config, bundle.folder / PLANS_FOLDER):
+        plan = builder.build_serialized_network(network, config)
+    del parser
+    if plan is None:
+        raise ExportError(
+            f"{tensorrt.flavour} {tensorrt.version} built no plan of {key.graph}: {messages.first()}"
+        )
+    return plan, network.num_layers, messages.activation_bytes
+
+
+def refit_plans(source: Bundle, bundle: Bundle, tensorrt: TensorRT) -> list[PlanRecord]:
+    """Every plan of `source` that this library can refit, with the weights of `bundle`, in `bundle`.
+
+    Fine-tuned models have the graph, and take the plan, of the one they came from. Raises `ExportError` where there is
+    none, and what `refit_plan` raises.
+    """
+    library = (tensorrt.family, tensorrt.version, True)
+    fresh = [
+        record
+        for record in read_records(source)
+        if (record.key.family, record.key.version, record.key.refit) == library
+        and not is_stale(source, record)
+    ]
+    if not fresh:
+        raise ExportError(
+            f"{source.folder} has no plan of {tensorrt.family} {tensorrt.version} whose weights can be exchanged; "
+            f"build one: adapedit build {source.folder} --refit"
+        )
+    return [refit_plan(record, source, bundle, tensorrt) for record in fresh]
+
+
+def refit_plan(record: PlanRecord, source: Bundle, bundle: Bundle, tensorrt: TensorRT) -> PlanRecord:
+    """Put the weights of `bundle` into a plan that `source` was built with and left exchangeable.
+
+    Needs a GPU, where plans are loaded. Raises `RunnerError` or `ExportError` in one line.
+    """
+    if not record.key.refit:
+        raise ExportError(f"{record.file_name} was built without refit; build it again with --refit")
+    if not torch.cuda.is_available():
+        raise RunnerError("a refit loads the plan, which needs an NVIDIA GPU; build a plan of its own here")
+    start = time.perf_counter()
+    trt, messages = tensorrt.module, Messages(tensorrt)
+    engine = deserialise(tensorrt, read_plan(source, record), record.file_name)
+    refitter = trt.Refitter(engine, messages.logger)
+    weights = bundle.graph_path(record.key.graph)
+    fed = trt.OnnxParserRefitter(refitter, messages.logger).refit_from_file(str(weights))
+    if not fed or not refitter.refit_cuda_engine():
+        raise ExportError(f"{record.file_name} does not take these weights: {messages.first()}")
+    key = replace(record.key, onnx_sha256=bundle.graph_hash(record.key.graph))
+    facts = {"layers": record.layers, "activation_bytes": record.activation_bytes}
+    return _write(bundle, engine.serialize(), key, **facts, start=start)
+
+
+def target_capability(tensorrt: TensorRT, wanted: str | None) -> str:
+    """Compute capability to build for. Raises `ExportError` where it can't be built for here."""
+    here = ".".join(map(str, torch.cuda.get_device_capability())) if torch.cuda.is_available() else None
+    if wanted is None and here is None:
+        raise ExportError(
+            "there is no GPU here to build for: name one with --compute-capability, such as 8.9"
+        )
+    if not tensorrt.builds_without_gpu:
+        if here is None or wanted not in (None, here):
+            raise ExportError(
+                f"TensorRT {tensorrt.version} builds for the GPU that it runs on ({here or 'none here'}); "
+                "build there, or install TensorRT for RTX, which builds for others too"
+            )
+        return here
+    known = capabilities(tensorrt)
+    chosen = wanted or here
+    if chosen not in known:
+        raise ExportError(
+            f"compute capability {chosen} is none that {tensorrt.flavour} {tensorrt.version} names: "
+            f"{', '.join(known)}"
+        )
+    return str(chosen)
+
+
+def capabilities(tensorrt: TensorRT) -> list[str]:
+    """Those that the library names, such as "8.9"."""
+    names = [name for name in dir(tensorrt.module.ComputeCapability) if name.startswith("SM")]
+    return sorted(
+        (f"{name[2:-1]}.{name[-1]}" for name in names), key=lambda text: tuple(map(int, text.split(".")))
+    )
+
+
+def _parse(tensorrt: TensorRT, builder: Any, path: Path, messages: Messages) -> tuple[Any, Any]:
+    """A strongly typed network: precision is what the file says. The parser holds weights and has to outlive it.
+
+    Raises `ExportError` with the node and the operator that TensorRT does not take.
+    """
+    trt = tensorrt.module
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, messages.logger)
+    if not parser.parse_from_file(str(path)):
+        reason = "no reason was given"
+        if parser.num_errors:
+            error = parser.get_error(0)
+            where = f"node {error.node_name()} ({error.node_operator()}): " if error.node_operator() else ""
+            reason = where + " ".join(error.desc().split())[:300]
+        raise ExportError(f"{tensorrt.flavour} {tensorrt.version} does not take {path.name}: {reason}")
+    # Fused kernels are for half precision and for some widths of heads; elsewhere attention may be spelled out.
+    for i in range(network.num_layers):
+        layer = network.get_layer(i)
+        if layer.type == trt.LayerType.ATTENTION_INPUT:
+            layer.__class__ = trt.IAttentionInputLayer
+            layer.attention.decomposable = True
+    return network, parser
+
+
+def _add_profiles(builder: Any, config: Any, network: Any, key: PlanKey) -> None:
+    """Set the shapes of every profile. Raises `ExportError` for shapes that the graph does not take."""
+    for index, shapes in enumerate(key.profiles):
+        where = f"{key.graph}: profile {index}"
+        profile = builder.create_optimization_profile()
+        for i in range(network.num_inputs):
+            tensor = network.get_input(i)
+            if tensor.name not in shapes:
+                raise ExportError(f"{where} says nothing of input {tensor.name!r}")
+            _check_shapes(where, tensor.name, tuple(tensor.shape), shapes[tensor.name])
+            profile.set_shape(tensor.name, *shapes[tensor.name])
+        config.add_optimization_profile(profile)
+
+
+def _check_shapes(where: str, name: str, fixed: tuple[int, ...], shapes: Shapes) -> None:
+    for shape in shapes:
+        if len(shape) != len(fixed) or any(f not in (-1, s) for f, s in zip(fixed, shape, strict=True)):
+            raise ExportError(f"{where} gives {name!r} the shape {shape}, the graph has {fixed}")
+    low, best, high = shapes
+    if any(not a <= b <= c for a, b, c in zip(low, best, high, strict=True)):
+        raise ExportError(
+            f"{where} of {name!r} goes from {low} by {best} to {high}; "
+            "wanted smallest, best and largest in this order"
+        )
+
+
+def _configure(tensorrt: TensorRT, config: Any, key: PlanKey) -> None:
+    """What differs between the libraries, and refit."""
+    trt = tensorrt.module
+    if tensorrt.builds_without_gpu:
+        config.num_compute_capabilities = 1
+        name = f"SM{key.compute_capability.replace('.', '')}"
+        config.set_compute_capability(getattr(trt.ComputeCapability, name), 0)
+    if key.refit:
+        config.set_flag(trt.BuilderFlag.REFIT)
+
+
+@contextmanager
+def _timing_cache(tensorrt: TensorRT, config: Any, folder: Path) -> Iterator[None]:
+    """Full TensorRT measures kernels as it builds, and remembers; RTX chooses without measuring."""
+    if tensorrt.builds_without_gpu:
+        yield
+        return
+    path = folder / "timing.cache"
+    cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
+    config.set_timing_cache(cache, ignore_mismatch=False)
+    yield
+    folder.mkdir(exist_ok=True)
+    path.write_bytes(bytes(config.get_timing_cache().serialize()))
+
+
+def _monitor(trt: Any, graph: str, progress: Progress) -> Any:
+    class Monitor(trt.IProgressMonitor):
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.steps: dict[str, int] = {}
+
+        def phase_start(self, name: str, parent: str | None, steps: int) -> None:
+            self.steps[name] = steps
+
+        def step_complete(self, name: str, step: int) -> bool:
+            progress(f"{graph}: {name}", step + 1, self.steps.get(name, 0))
+            return True
+
+        def phase_finish(self, name: str) -> None:
+            self.steps.pop(name, None)
+
+    return Monitor()
+
+
+def _existing(bundle: Bundle, key: PlanKey) -> PlanRecord | None:
+    for record in read_records(bundle):
+        if record.key == key:
+            try:
+                check_file(bundle.folder / PLANS_FOLDER, record.file_name, record.file)
+            except BundleError:
+                return None
+            return record
+    return None
+
+
+def _write(
+    bundle: Bundle, plan: Any, key: PlanKey, *, layers: int, activation_bytes: int, start: float
+) -> PlanRecord:
+    """Put a plan and its record into the plans folder. start: of the work, by `time.perf_counter`."""
+    folder = bundle.folder / PLANS_FOLDER
+    path = folder / f"{key.name}.plan"
+    part = path.with_suffix(".part")
+    try:
+        folder.mkdir(exist_ok=True)
+        part.write_bytes(plan)
+        os.replace(part, path)
+        record = PlanRecord(
+            key=key,
+            file=FileSpec(bytes=path.stat().st_size, sha256=sha256_of(path)),
+            layers=layers,
+            activation_bytes=activation_bytes,
+            build_seconds=round(time.perf_counter() - start, 3),
+        )
+        write_record(folder, record)
+    except OSError as error:
+        raise ExportError(f"can't write to {folder} ({error.strerror or error}); free space there") from error
+    return record

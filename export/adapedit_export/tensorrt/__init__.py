@@ -1,1 +1,0 @@
-"""From a bundle's graphs to TensorRT plans."""

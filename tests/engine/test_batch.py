@@ -1,0 +1,306 @@
+"""The batch: edits join, leave and move up; what FWT, DPS and local blends make of maps; nothing waits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+from adapedit_engine.batch import Batch, observe, size_for, widened, word_places
+from adapedit_engine.models.controls import Controls
+from adapedit_engine.plan import PlanError
+from adapedit_engine.runners.pytorch import PyTorchRunner
+from adapedit_engine.scheduler import denoise
+from adapedit_engine.step import step
+from tests.engine.every_plan import alike, plans
+from tests.engine.tiny import (
+    SIDE,
+    STEPS,
+    TOKENS,
+    adaptive,
+    blend,
+    ddim,
+    edit_plan,
+    largest,
+    noise,
+    plan,
+    tiny_unet,
+)
+
+PIXELS, SOURCES = 16, torch.tensor([0, 0, 1])
+
+
+@pytest.fixture(scope="module")
+def runner() -> Iterator[PyTorchRunner]:
+    with PyTorchRunner(tiny_unet(), map_divisor=1) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["as launched", "as captured"])
+def test_every_kind_of_plan_beside_all_others_is_as_alone(runner, whole: bool):
+    """Each joins a step after the one before, and leaves when it is done; captured calls are filled up to sizes."""
+    waiting, batch, ended = dict(plans()), Batch(runner, 64, whole=whole), {}
+    running = {}
+    while waiting or running:
+        if waiting:
+            name = next(iter(waiting))
+            running[name] = batch.join(waiting.pop(name))
+        for name, seat in list(running.items()):
+            if seat.stops_guidance:
+                running[name] = batch.stop_guidance(seat)
+        step(batch)
+        for name in [name for name, seat in running.items() if seat.done]:
+            ended[name] = batch.leave(running.pop(name))
+    assert not batch.seats and batch.used_rows == 0
+    for name, one in plans().items():
+        (alone,) = denoise([one], runner)
+        alike(ended[name], alone)
+
+
+def test_halves_run_alone_and_a_call_that_fails_changes_nothing(runner, monkeypatch):
+    every = list(plans().values())[:6]
+    batch = Batch(runner, 64)
+    seats = [batch.join(one) for one in every]
+    before = {name: value.clone() for name, value in batch.tracks.items()}
+    infer = PyTorchRunner.infer
+    monkeypatch.setattr(PyTorchRunner, "infer", lambda *_, **__: (_ for _ in ()).throw(MemoryError()))
+    with pytest.raises(MemoryError):
+        step(batch)
+    assert all(torch.equal(batch.tracks[name], value) for name, value in before.items() if name != "noise")
+    monkeypatch.setattr(PyTorchRunner, "infer", infer)
+    step(batch, seats[:2])
+    step(batch, seats[2:])
+    for one, seat in zip(every, seats, strict=True):
+        other = Batch(runner, 64)
+        alone = other.join(one)
+        step(other)
+        assert largest(batch.latents(seat), other.latents(alone)) < 1e-4
+
+
+def test_an_edit_that_does_not_fit_is_refused_and_changes_nothing(runner):
+    batch = Batch(runner, 8)
+    batch.join(edit_plan(1, 2))
+    with pytest.raises(PlanError, match="an edit of 6 rows joins 4 others, max_rows is 8"):
+        batch.join(edit_plan(1, 2, 3))
+    with pytest.raises(PlanError, match="can't share a call"):
+        batch.join(plan(1, latents=noise(1, 4, 2 * SIDE, SIDE)))
+    assert batch.used_rows == 4 and len(batch.seats) == 1
+
+
+def test_the_plan_is_not_changed_by_running_it(runner):
+    for one in plans().values():
+        before = one.digest()
+        denoise([one], runner)
+        assert one.digest() == before
+
+
+def test_nothing_waits_for_the_device_inside_a_step(runner, monkeypatch):
+    """No value of a tensor on the device is read: on a GPU each of these would wait."""
+    batch = Batch(runner, 128)
+    for one in plans().values():
+        batch.join(replace(one, guidance_until=1.0))
+    step(batch)
+    call = batch.call(batch.seats)
+    batch.feed(batch.seats)
+    # The runner's own check of row numbers reads values, of tensors in host memory alone.
+    monkeypatch.setattr(Controls, "validate", lambda *_, **__: None)
+
+    def read(*_: object, **__: object) -> None:
+        raise AssertionError("a tensor's value was read")
+
+    from adapedit_engine.step import run
+
+    for name in ("item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__", "cpu", "nonzero"):
+        monkeypatch.setattr(torch.Tensor, name, read)
+    monkeypatch.setattr(type(call), "_grow", lambda self, part: 2)  # of plans on the host
+    with torch.inference_mode():
+        run(call)
+    monkeypatch.undo()
+    assert int(batch.tracks["step"][0]) == 2
+
+
+def test_latents_that_are_no_numbers_say_at_which_step_and_leave_others_alone(runner):
+    spoilt = edit_plan(1, 2, guidance_weights=torch.tensor([[-1e38, 1e38]]).repeat(2, 1))
+    broken, (alone,) = denoise([spoilt, plan(3)], runner), denoise([plan(3)], runner)
+    assert broken[0].broken_step is not None and int(broken[0].broken_step.max()) >= 0
+    assert broken[1].broken_step is not None and broken[1].broken_step.tolist() == [-1]
+    assert largest(broken[1].latents, alone.latents) < 1e-4
+
+
+# -- FWT and DPS
+
+
+def seen() -> tuple[torch.Tensor, torch.Tensor]:
+    return noise(3, PIXELS, TOKENS, seed=1).softmax(-1), noise(3, PIXELS, 5, seed=2)
+
+
+def found(**changes):
+    keys = torch.zeros(3, TOKENS, dtype=torch.bool)
+    for track in range(3):
+        keys[track, 1 + track] = True
+    words = torch.arange(TOKENS).expand(3, -1)
+    knobs = vars(adaptive(3, **{"key_tokens": keys, "word_of_token": words, "lambda_spatial": 1.5, **changes}))
+    return observe(*seen(), knobs, SOURCES, (2, 8))
+
+
+def test_a_joined_map_is_the_larger_of_a_tracks_own_and_its_sources():
+    (words, own), (same, joined) = found(), found(joined=True)
+    for track, source in enumerate(SOURCES.tolist()):
+        assert torch.equal(joined[track], torch.maximum(own[track], own[source]))
+    assert not torch.equal(joined[1], own[1])
+    assert torch.equal(same.word_steps, words.word_steps)
+
+
+def test_a_source_without_words_of_the_edit_adds_nothing():
+    keys = torch.zeros(3, TOKENS, dtype=torch.bool)
+    keys[1, 2] = True
+    (_, own), (_, joined) = found(key_tokens=keys), found(key_tokens=keys, joined=True)
+    assert torch.equal(joined[1], own[1]) and not own[0].any()
+
+
+def test_each_map_is_widened_by_its_own_cells():
+    (_, own), (_, wide) = found(), found(grow=torch.tensor([0, 1, 2]))
+    for track, cells in enumerate((0, 1, 2)):
+        grid = own[track].view(2, 8)
+        for x in range(8):
+            around = grid if cells else grid[:, x : x + 1]
+            expected = around[:, max(0, x - cells) : x + cells + 1].max() if cells else grid[:, x]
+            got = wide[track].view(2, 8)[:, x]
+            assert torch.equal(got, expected.expand(2) if cells else expected)
+
+
+def test_s_is_cut_off_at_one():
+    _, spatial = found(lambda_spatial=4.0)
+    assert spatial.max() == 1 and spatial.min() >= 0
+
+
+def test_the_single_pass_recomputes_from_what_it_has_seen(runner):
+    """By hand: before every step tau and S from the averages so far, as a plan of their own."""
+    from adapedit_engine.plan import SelfEdit, held_steps
+
+    layers = torch.ones(2, len(runner.specs.self_layers), dtype=torch.bool)
+    edited = edit_plan(1, 2, adaptive=adaptive(self_layers=layers), cross={"strength": torch.tensor([1.0, 0.8])})
+    (single,) = denoise([edited], runner)
+    knobs, source = vars(adaptive(self_layers=layers)), torch.tensor([0, 0])
+    cross, selves, latents = edited.cross_attention, None, edited.latents
+    maps = features = torch.zeros(())
+    for index in range(STEPS):
+        here = replace(edited, adaptive=None, collect=True, cross_attention=cross, self_attention=selves)
+        batch = Batch(runner, 8)
+        seat = batch.join(replace(here, latents=latents))
+        with torch.inference_mode():
+            batch.tracks["step"].fill_(index)
+        seat.step = index
+        step(batch)
+        latents = batch.latents(seat)
+        maps, features = maps + batch.tracks["map_sum"][:2], features + batch.tracks["feature_sum"][:2]
+        words, spatial = observe(maps / (index + 1), features / (index + 1), knobs, source, (SIDE, SIDE))
+        stop = held_steps(words.default_steps, STEPS).long()
+        interval = torch.stack([torch.zeros_like(stop), stop], 1).unsqueeze(1).expand(-1, layers.shape[1], -1)
+        cross = replace(cross, word_steps=words.word_steps, spatial_map=spatial)
+        selves = SelfEdit(query=interval, key=interval)
+    assert largest(single.latents, latents) < 1e-4
+    assert largest(single.word_steps, cross.word_steps) < 1e-5
+    assert largest(single.spatial_map, cross.spatial_map) < 1e-4
+    steps = single.word_steps[1]
+    assert steps[2] == 0 and steps[3] == steps[4] > 0
+
+
+def test_parts_of_the_single_pass_may_be_off(runner):
+    spatial = noise(2, SIDE**2).sigmoid()
+    layers = torch.zeros(2, len(runner.specs.self_layers), dtype=torch.bool)
+    off = adaptive(temporal=False, spatial=False, self_layers=layers)
+    neither = edit_plan(1, 2, adaptive=off, cross={"spatial_map": spatial})
+    (outcome,), (plain,) = denoise([neither], runner), denoise([replace(neither, adaptive=None)], runner)
+    assert torch.equal(outcome.latents, plain.latents)
+    assert torch.equal(outcome.word_steps, neither.cross_attention.word_steps)
+    assert torch.equal(outcome.spatial_map, spatial)
+
+
+# -- local blends
+
+
+def slow_mask(maps: torch.Tensor, weights: torch.Tensor, threshold: float) -> torch.Tensor:
+    """Pixel by pixel: maximum over 3 x 3 of the chosen words' maps, share of the peak."""
+    heat = (maps * weights).sum(-1).reshape(SIDE, SIDE)
+    rows = [
+        [heat[max(0, y - 1) : y + 2, max(0, x - 1) : x + 2].max() for x in range(SIDE)] for y in range(SIDE)
+    ]
+    spread = torch.stack([torch.stack(row) for row in rows])
+    return spread / spread.max() > threshold
+
+
+def test_local_blend_keeps_the_source_outside_the_words_of_both_prompts(runner):
+    own, of_source = torch.zeros(2, TOKENS), torch.zeros(2, TOKENS)
+    own[1, 2] = of_source[1, 1] = 1
+    part = blend(threshold=0.8, start=0.4, token_weights=own, source_weights=of_source)
+    edited = edit_plan(1, 2, local_blend=part, collect=True)
+    free, blended = Batch(runner, 8), Batch(runner, 8)
+    first, second = free.join(replace(edited, local_blend=None)), blended.join(edited)
+    for index in range(STEPS):
+        with torch.inference_mode():
+            free.tracks["latents"].copy_(blended.tracks["latents"])
+        step(free)
+        step(blended)
+        got, unblended = blended.latents(second), free.latents(first)
+        assert torch.equal(got[0], unblended[0])
+        if index < 2:
+            assert torch.equal(got, unblended)
+            continue
+        maps = blended.tracks["map_sum"]
+        mask = slow_mask(maps[0], of_source[1], 0.8) | slow_mask(maps[1], own[1], 0.8)
+        assert 0 < mask.float().mean() < 1
+        assert largest(got[1], torch.where(mask, unblended[1], unblended[0])) < 1e-5
+
+
+def test_of_several_tokens_each_has_its_places():
+    maps = torch.tensor([[[0.9, 0.01], [0.0, 0.0], [0.0, 0.04]]])  # [K, P, N]
+    places = word_places(maps, torch.ones(1, 2))
+    assert places.tolist() == [[1.0, 0.0, 1.0]]
+    assert word_places(maps, torch.zeros(1, 2)).tolist() == [[0.0, 0.0, 0.0]]
+
+
+def test_places_of_a_pass_before_are_taken_instead_of_those_so_far(runner):
+    everywhere, nowhere = torch.ones(2, SIDE**2), torch.zeros(2, SIDE**2)
+    known = torch.tensor([False, True])
+    (free,) = denoise([edit_plan(1, 2)], runner)
+    for places, expected in ((everywhere, free.latents[1]), (nowhere, free.latents[0])):
+        part = blend(threshold=0.5, start=0.0, grow=0, known=known, places=places)
+        (outcome,) = denoise([edit_plan(1, 2, local_blend=part)], runner)
+        assert largest(outcome.latents[1], expected) < 1e-5
+
+
+def test_widening_is_the_maximum_around():
+    places = noise(2, 12, seed=3)
+    wide = widened(places, (3, 4), torch.tensor([1, 4]))
+    grid = places.view(2, 3, 4)
+    assert torch.equal(wide[1], grid[1].max().expand(12))
+    assert wide.view(2, 3, 4)[0, 0, 0] == grid[0, :2, :2].max()
+
+
+# -- sizes
+
+
+@pytest.mark.parametrize(("rows", "sizes", "wanted"), [(3, None, 3), (3, (2, 4), 4), (4, (2, 4), 4), (5, (2, 4), 5)])
+def test_rows_are_filled_up_to_the_next_size(rows, sizes, wanted):
+    assert size_for(rows, sizes) == wanted
+
+
+def test_conditioning_channels_for_models_with_more_inputs_than_outputs():
+    """InstructPix2Pix: eight input channels, three guidance rows, of which one does not see the picture."""
+    unet = tiny_unet(in_channels=8)
+    extra = torch.stack([torch.zeros(4, SIDE, SIDE), noise(4, SIDE, SIDE), noise(4, SIDE, SIDE)])[None]
+    text, weights = noise(1, 3, TOKENS, 24, seed=1), torch.tensor([[-0.5, -1.0, 2.5]])
+    one = plan(1, encoder_hidden_states=text, guidance_weights=weights, conditioning={"channels": extra})
+    with PyTorchRunner(unet, map_divisor=1) as runner:
+        (outcome,) = denoise([one], runner)
+    latents, schedule = one.latents, ddim()
+    for i in range(STEPS):
+        sample = torch.cat([latents.repeat(3, 1, 1, 1), extra[0]], dim=1)
+        with torch.no_grad():
+            rows = unet(sample, schedule.timesteps[i], text[0]).sample
+        guided = (weights[0].reshape(3, 1, 1, 1) * rows).sum(0, keepdim=True)
+        latents = float(schedule.sample_weight[i]) * latents + float(schedule.output_weight[i]) * guided
+    assert largest(outcome.latents, latents) < 1e-4

@@ -1,0 +1,50 @@
+"""Which implementation runs, and what importing the package costs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import adapedit_kernels
+from adapedit_kernels import AdapEditError, ImplementationError, edited_attention
+from tests.kernels.inputs import AttentionShape, attention_inputs
+
+
+def test_a_named_implementation_that_can_not_run_is_an_error() -> None:
+    tensors, _ = attention_inputs(AttentionShape(2, 2, 5, 7, 4), torch.float32)
+    with pytest.raises(ImplementationError, match="'triton' needs CUDA tensors, got cpu; move them, name"):
+        edited_attention(*tensors, edited=False, implementation="triton")
+    with pytest.raises(
+        AdapEditError, match="implementation is 'cuda', wanted one of 'auto', 'reference', 'triton'"
+    ):
+        edited_attention(*tensors, edited=False, implementation="cuda")
+
+
+def _python(code: str) -> None:
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_errors_are_caught_without_importing_torch() -> None:
+    _python("import sys, adapedit_kernels.errors; assert 'torch' not in sys.modules")
+
+
+def test_every_name_is_there_without_triton() -> None:
+    _python(
+        "import sys; sys.modules['triton'] = None; from adapedit_kernels import *; word_relation, RelationKnobs"
+    )
+
+
+def test_an_operation_is_a_function_whichever_way_its_folder_is_imported() -> None:
+    first = "import adapedit_kernels.guided_step.reference, adapedit_kernels.word_relation"
+    _python(
+        f"{first}; from adapedit_kernels import *; assert callable(guided_step) and callable(word_relation)"
+    )
+
+
+def test_a_name_that_is_none() -> None:
+    with pytest.raises(AttributeError, match="'adapedit_kernels' has no attribute 'edit'"):
+        _ = adapedit_kernels.edit
+    assert set(dir(adapedit_kernels)) == set(adapedit_kernels.__all__)
