@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import socket
 from collections.abc import Iterator
@@ -433,6 +434,8 @@ class Configs:
 
 def expanded(path: str | Path) -> Path:
     """With `~` and `~user` replaced; where there is no such user it stays, as a name that nothing has."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise ModelError(f"folder is {path!r}, wanted a path")
     try:
         return Path(path).expanduser()
     except RuntimeError:
