@@ -13,7 +13,7 @@ from adapedit_engine.bundle import FileSpec
 from adapedit_engine.manifest import GraphSpec, TensorSpec
 from adapedit_engine.plan_files import PlanKey, PlanRecord
 from adapedit_engine.runners import RunnerError
-from adapedit_engine.runners.tensorrt import check_engine
+from adapedit_engine.runners.tensorrt import check_engine, rows_of
 
 SPEC = GraphSpec(
     file="unet.onnx",
@@ -100,6 +100,11 @@ def test_other_inputs_and_outputs_are_refused(tensors, message):
     with pytest.raises(RunnerError, match=message) as raised:
         check_engine(Engine(tensors=changed), SPEC, RECORD)
     assert "build it again: adapedit build" in str(raised.value)
+
+
+def test_a_plan_takes_the_rows_of_its_profiles():
+    large = {"sample": ((8, 4, 8, 8), (8, 4, 8, 8), (8, 4, 8, 8)), "source_row": ((8,), (8,), (8,))}
+    assert rows_of(replace(RECORD.key, profiles=(large, PROFILE))) == (1, 2, 3, 4, 5, 6, 8)
 
 
 def test_other_profiles_are_refused():
