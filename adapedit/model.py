@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from adapedit.methods import make_settings, one_line
 from adapedit.prompts.tokens import framed_ids, settled
+from adapedit.result import folder_path
 from adapedit_engine.bundle import Bundle
 from adapedit_engine.manifest import MANIFEST_FILE
 from adapedit_engine.runners.base import (
@@ -326,7 +327,7 @@ def load_bundle(folder: str | Path, runner: str = "onnxruntime", *, verify: bool
     import diffusers
     from transformers import CLIPTokenizer
 
-    bundle = Bundle.open(expanded(folder), verify=verify)
+    bundle = Bundle.open(expanded(folder_path(folder)), verify=verify)
     manifest = bundle.manifest
     kind: Any = getattr(diffusers, manifest.scheduler, None)
     if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):

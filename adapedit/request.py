@@ -24,7 +24,7 @@ from pydantic import (
 
 from adapedit.images import ImageError, ImageField, ImageInput
 from adapedit.inversion import InversionSettings
-from adapedit.methods import AdapEdit, MethodSettings, make_settings, one_line
+from adapedit.methods import MethodSettings, make_settings, one_line
 from adapedit_kernels.errors import AdapEditError
 
 GONE = dict.fromkeys(
@@ -81,7 +81,7 @@ class EditRequest(BaseModel):
     guidance_scale: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False), Number] | None = None
     height: Side | None = None
     width: Side | None = None
-    method: MethodSettings = Field(default_factory=AdapEdit)
+    method: MethodSettings = Field(default_factory=lambda: make_settings("adapedit"))
     guidance_until: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), Number] = 1.0
     solver: Literal["model", "dpm++"] = "model"
     image: ImageField | None = None
@@ -202,8 +202,8 @@ def check_count(name: str, value: Any, least: int = 1) -> None:
 
 def check_seconds(name: str, value: Any) -> None:
     """Raise unless `value` is None or a number of seconds, which NaN is not."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
-    if value is not None and not number:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if value is not None and (not number or math.isnan(value)):
         raise AdapEditError(f"{name} is {value!r}, wanted a number of seconds")
 
 
