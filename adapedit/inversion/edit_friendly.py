@@ -19,7 +19,6 @@ from adapedit.inversion.base import (
     with_residuals,
 )
 from adapedit.methods.base import Context
-from adapedit_kernels.errors import AdapEditError
 
 if TYPE_CHECKING:
     from adapedit.model import EditModel
@@ -69,15 +68,15 @@ class EditFriendly(Inversion, name="edit-friendly"):
         return min(held_steps(self.skip, steps), steps - 1)
 
     def _schedule(self, context: Context, model: EditModel) -> Schedule:
+        from adapedit_engine.schedule import Schedule, ScheduleError
+
         refuse_history(context.schedule)
         if context.schedule.stochastic:
             return context.schedule
         try:
-            schedule = model.schedule(len(context.schedule), eta=self.eta)
-        except AdapEditError:
-            schedule = context.schedule
-        if not schedule.stochastic:
+            schedule = Schedule.from_scheduler(model.scheduler, len(context.schedule), eta=self.eta)
+        except ScheduleError as error:
             raise InversionError(
                 "this scheduler has no form that adds noise, which inversion 'edit-friendly' needs; use DDIM or DDPM"
-            )
+            ) from error
         return replace(schedule, init_noise_sigma=1.0)

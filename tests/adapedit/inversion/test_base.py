@@ -10,19 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 
 from adapedit import AdapEditError, AdapEditPipeline, EditRequest
 from adapedit.inversion import INVERSIONS, make_inversion_settings
-from adapedit.inversion.base import InversionError, backwards
+from adapedit.inversion.base import InversionError, backwards, inversion_key
 from adapedit.inversion.null_text import _Search
-from adapedit.inversion.registry import inversion_key
-from adapedit.prepare import complete, make_context
+from adapedit_engine.schedule import Schedule
+from adapedit_engine.scheduler import denoise
 from tests.helpers.pictures import (
     SIDE,
     SOURCE,
     STEPS,
     TARGET,
+    before,
     context_of,
     decoded,
     edit,
@@ -37,8 +38,6 @@ from tests.helpers.tiny_model import save_tiny_model
 
 def lost(pipe: AdapEditPipeline, name: str) -> float:
     """Root mean square distance of the source's last latents to the picture's own."""
-    from adapedit_engine.scheduler import denoise
-
     context = context_of(pipe, request(name))
     with pipe.model.runner as runner:
         (outcome,) = denoise([context.plan((context.source, context.target))], runner)
@@ -62,9 +61,7 @@ def test_encoding_is_the_posteriors_mean_and_draws_nothing(pipe: AdapEditPipelin
 
 
 def test_the_way_back_undoes_the_way_there() -> None:
-    from tests.engine.tiny import ddim
-
-    schedule = ddim(5)
+    schedule = Schedule.from_scheduler(DDIMScheduler(clip_sample=False), 5)
     back, x, predicted = backwards(schedule), torch.tensor(0.7).double(), torch.randn(5).double()
     y = x
     for step in range(5):
@@ -84,7 +81,7 @@ def test_what_is_lost_by_each(pipe: AdapEditPipeline) -> None:
 
 def test_the_source_of_direct_is_the_encoded_picture(pipe: AdapEditPipeline) -> None:
     (result,) = edit(pipe, request("direct"))
-    context = make_context(complete(request("direct"), pipe.model), pipe.model)
+    context = before(pipe, request("direct"))
     assert np.array_equal(pixels(result.source_image), decoded(pipe, context.image_latents))
 
 
@@ -93,7 +90,7 @@ def test_the_source_of_direct_is_the_encoded_picture(pipe: AdapEditPipeline) -> 
 def test_edit_friendly_gives_the_picture_back(pipe: AdapEditPipeline, skip: float, eta: float) -> None:
     asked = request(settings("edit-friendly", skip=skip, eta=eta), target_prompt=SOURCE)
     (result,) = edit(pipe, asked)
-    context = make_context(complete(asked, pipe.model), pipe.model)
+    context = before(pipe, asked)
     assert np.abs(pixels(result.source_image) - decoded(pipe, context.image_latents)).max() <= 1
     assert far(result.source_image, result.target_image) <= 1
 
@@ -125,23 +122,23 @@ def test_the_search_goes_the_same_way_in_half_precision(tiny_folder: Path) -> No
     """A goal that is nearly reached has gradients that float16 rounds to nothing."""
     moved = []
     for dtype in (torch.float32, torch.float16):
-        model = AdapEditPipeline.from_pretrained(tiny_folder, torch_dtype=dtype).model
-        context = make_context(complete(request("direct"), model), model)
-        runner: Any = model.runner
+        one = AdapEditPipeline.from_pretrained(tiny_folder, torch_dtype=dtype)
+        context = before(one, request("direct"))
+        runner: Any = one.model.runner
         search = _Search(settings("null-text", inner_steps=1, learning_rate=0.01), context, runner.controlled)
-        before, latents = search.empty.clone(), context.latents
+        first, latents = search.empty.clone(), context.latents
         with runner, torch.no_grad():
             text = search._predict(3, latents, search._source)
             goal = search._next(3, latents, search.empty, text) + 1e-4
             search._improve(3, latents, goal, text)
-        moved.append(search.empty - before)
+        moved.append(search.empty - first)
     whole, half = moved
     assert float(whole.abs().mean()) > 5e-3
     assert float(((whole - half).abs() < 1e-3).float().mean()) > 0.98
 
 
 def test_keys_of_inversions_tell_apart_what_differs(pipe: AdapEditPipeline) -> None:
-    context = make_context(complete(request("direct"), pipe.model), pipe.model)
+    context = before(pipe, request("direct"))
     direct, noisy = settings("direct"), settings("edit-friendly")
     keys = {
         inversion_key(context, direct, 0),
@@ -204,12 +201,12 @@ def test_inversions_that_cant_be_done_are_refused_before_any_work(tiny_folder: P
     with pytest.raises(InversionError, match="no form that adds noise"):
         edit(euler, request("edit-friendly"))
     (direct,) = edit(euler, request("direct"))
-    context = make_context(complete(request("direct"), euler.model), euler.model)
+    context = before(euler, request("direct"))
     assert np.array_equal(pixels(direct.source_image), decoded(euler, context.image_latents))
 
 
 def test_settings_are_validated() -> None:
-    with pytest.raises(AdapEditError, match="there is no inversion 'none'; use one of: ddim, null-text"):
+    with pytest.raises(AdapEditError, match="there is no inversion 'none'; use one of: ddim, direct, edit-friendly, null-text"):
         make_inversion_settings("none")
     with pytest.raises(AdapEditError, match="inversion direct has no knob 'skip'; its knobs: targets"):
         make_inversion_settings("direct", skip=0.1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ from adapedit import AdapEditPipeline, EditRequest
 from adapedit.inversion import make_inversion_settings
 from adapedit.inversion.base import InversionError
 from adapedit.inversion.cache import CacheWarning, InversionCache, default_folder, weights_digest
-from adapedit.prepare import complete, make_context
-from tests.helpers.pictures import SOURCE, TARGET, far, picture
+from adapedit_engine.runners.base import Capabilities
+from tests.helpers.pictures import SOURCE, TARGET, before, far, picture
 from tests.helpers.tiny_model import save_tiny_model
 
 STEPS = 3
@@ -175,14 +174,11 @@ def test_files_appear_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert not list(tmp_path.iterdir())
 
 
-def test_runners_without_gradients_are_refused(pipe: AdapEditPipeline) -> None:
-    class Graph:
-        def __init__(self, runner: Any) -> None:
-            self._runner = runner
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self._runner, name)
-
-    model = dataclasses.replace(pipe.model, runner=Graph(pipe.model.runner))
+def test_runners_without_gradients_are_refused(
+    pipe: AdapEditPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context, inversion = before(pipe, request("off")), request("off").inversion
+    monkeypatch.setattr(type(pipe.model.runner), "capabilities", Capabilities(gradients=False))
+    assert inversion is not None
     with pytest.raises(InversionError, match="needs gradients, which a bundle does not have; use 'direct'"):
-        make_context(complete(request("off"), model), model)
+        inversion.check(context, pipe.model)

@@ -11,10 +11,10 @@ import torch
 from adapedit import AdapEditPipeline
 from adapedit.inversion import INVERSIONS, null_text
 from adapedit.methods import METHODS
-from adapedit.prepare import complete, make_context
 from tests.helpers.pictures import (
     SOURCE,
     STEPS,
+    before,
     decoded,
     edit,
     far,
@@ -59,7 +59,7 @@ def test_sdedit_starts_from_the_picture_and_needs_no_inversion(pipe: AdapEditPip
     )
     assert nothing.request.inversion is None
     assert far(nothing.source_image, nothing.target_image) == 0
-    context = make_context(complete(request("direct"), pipe.model), pipe.model)
+    context = before(pipe, request("direct"))
     assert np.array_equal(pixels(nothing.source_image), decoded(pipe, context.image_latents))
     plain = request(method="plain", image=None, inversion=None)
     assert far(edit(pipe, plain)[0].target_image, all_of_it.target_image) <= 1
