@@ -43,7 +43,9 @@ def test_edit_writes_four_files_and_says_where(capsys):
 
 
 def test_flags_and_set_are_knobs(capsys):
-    flags = "--lambda-tau 0.5 --lambda-s 0.9 --lambda-spatial 0.8 --alpha-tau 0.2 --two-pass --no-dps --no-mask"
+    flags = (
+        "--lambda-tau 0.5 --lambda-s 0.9 --lambda-spatial 0.8 --alpha-tau 0.2 --two-pass --no-dps --no-mask"
+    )
     assert (
         run([*EDIT, *flags.split(), "--seed", "3", "--guidance", "2", "--set", "centre=false", "--json"]) == 0
     )

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import common, kernels, on_device
-from benchmarks.attention_cases import Layer
+from benchmarks.kernels import Layer
 
 
 class Device:
