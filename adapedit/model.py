@@ -1,4 +1,4 @@
-"""A text-to-image model as the pipeline wants it: a checkpoint or a bundle, found, checked, loaded whole or not at all."""
+"""A text-to-image model as the pipeline wants it: a checkpoint or a bundle, checked, and loaded whole or not at all."""
 
 from __future__ import annotations
 
@@ -507,8 +507,8 @@ def _check_folder(folder: Path) -> None:
         for prefix, family in OTHER_FAMILIES.items():
             if pipeline.startswith(prefix):
                 raise ModelError(
-                    f"{folder} is a checkpoint of {family} ({pipeline}), which is not supported yet; give one of Stable "
-                    "Diffusion 1.x or 2.x"
+                    f"{folder} is a checkpoint of {family} ({pipeline}), which is not supported yet; give one of "
+                    "Stable Diffusion 1.x or 2.x"
                 )
     missing = [part for part in COMPONENTS if not (folder / part).is_dir()]
     if not (folder / "model_index.json").is_file() or missing:
