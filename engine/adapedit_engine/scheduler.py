@@ -75,8 +75,8 @@ class Ticket:
 class SchedulerStats:
     """Counts since the beginning.
 
-    rows: of all calls; filled_rows: with those that sizes add. retried: calls split after an error. max_rows, max_bytes:
-    the peaks that were admitted.
+    rows: of all calls; filled_rows: with those that sizes add. retried: calls split after an error. max_rows,
+    max_bytes: the peaks that were admitted.
     """
 
     calls: int = 0
