@@ -115,7 +115,7 @@ def test_unrelated_edits_in_one_batch_leave_each_other_alone():
         together = denoise(plans, cached)
         for each, outcome in zip(plans, together, strict=True):
             (alone,) = denoise([each], plain)
-            assert largest(alone.latents, outcome.latents) < 1e-4
+            assert largest(alone.latents, outcome.latents) < 1e-5 * float(alone.latents.abs().max())
 
 
 def test_guidance_that_ends_early_ends_the_empty_prompts_too(runner):
