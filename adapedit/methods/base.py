@@ -42,7 +42,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str
+    name: str = ""
     registry: ClassVar[dict[str, type[Any]]]
     gone: ClassVar[Mapping[str, str]] = {}
 

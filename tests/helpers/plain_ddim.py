@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -24,10 +25,9 @@ class PlainDDIM:
         self.source, self.target, self.empty = (
             text.clone() for text in (context.source, context.target, context.unconditional)
         )
-        scheduler = pipe.model.scheduler
-        steps = len(context.schedule)
-        stride = scheduler.config.num_train_timesteps // steps
-        self.timesteps = [stride * (steps - 1 - i) + scheduler.config.steps_offset for i in range(steps)]
+        scheduler = copy.deepcopy(pipe.model.scheduler)
+        scheduler.set_timesteps(len(context.schedule))
+        self.timesteps = [int(timestep) for timestep in scheduler.timesteps]
         products = scheduler.alphas_cumprod.double()
         self.levels = [float(products[t]) for t in self.timesteps] + [float(products[0])]
 
