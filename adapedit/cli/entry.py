@@ -19,7 +19,7 @@ USER_ERROR, INTERRUPTED = 2, 130
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0, 2 for an input that can't be used, 130 after Ctrl-C.
 
-    1 where some edits of a batch or of pairs failed, a check did not pass, or whoever read the output has gone.
+    1 where some edits of a batch failed, a check did not pass, or whoever read the output has gone.
     """
     for stream in (sys.stdout, sys.stderr):
         # A pipe on Windows, or an odd locale, may lack the Greek letters: a mark in their place, not an error.

@@ -149,17 +149,6 @@ def test_a_bundle_s_words(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest
     assert load_any_vocabulary(tiny_folder).name == str(tiny_folder)
 
 
-def test_options_that_would_be_ignored_are_refused(
-    tiny_folder: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    for arguments in (["--methods", "plain"], ["--set", "plain.x=1"], ["--sources", "rendered"]):
-        assert run(["eval", "inversion", *arguments]) == USER_ERROR
-        assert f"{arguments[0]} is of edits" in one_line(capfd)
-    Path("pairs.jsonl").write_text(json.dumps({"source_prompt": SOURCE, "target_prompt": TARGET}) + "\n")
-    assert run(["eval", "pairs", "--pairs", "pairs.jsonl", "--sources", "rendered"]) == USER_ERROR
-    assert "--sources rendered is of the scene suite" in one_line(capfd)
-
-
 def test_a_sweep_says_which_edit_it_warns_of_and_no_seed_that_is_not_all_edits(
     tiny_folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
