@@ -114,7 +114,7 @@ class EditRequest(BaseModel):
         """The request of a stranger: opens no path, and tells of none whether it is there.
 
         json: the fields. image: a name in `files`, or {"file": that name, "fit": ...}; files: what came with it, by
-        name. Raises `AdapEditError`, also for settings that name a folder or a model.
+        name. Raises `AdapEditError`, also for settings that name a folder.
         """
         if not isinstance(json, Mapping):
             raise AdapEditError(
@@ -134,12 +134,11 @@ class EditRequest(BaseModel):
             except ValidationError as error:
                 raise ImageError(f"image.{one_line(error)}") from error
         request = cls.make(**fields)
-        for part, knob in ((request.inversion, "cache"), (request.method, "checkpoint")):
-            value = getattr(part, knob, None)
-            if value not in (None, "off"):
-                raise AdapEditError(
-                    f"{knob} is {reprlib.repr(value)}, which a request may not choose; leave it out"
-                )
+        cache = getattr(request.inversion, "cache", None)
+        if cache not in (None, "off"):
+            raise AdapEditError(
+                f"cache is {reprlib.repr(cache)}, which a request may not choose; leave it out"
+            )
         return request
 
     @classmethod
