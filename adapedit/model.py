@@ -1,9 +1,10 @@
-"""A text-to-image model as the pipeline wants it: a checkpoint or a bundle, found, checked, loaded whole or not at all."""
+"""A text-to-image model as the pipeline wants it: a checkpoint or a bundle, checked, and loaded whole or not at all."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import socket
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from adapedit.methods import make_settings, one_line
 from adapedit.prompts.tokens import framed_ids, settled
+from adapedit.result import folder_path
 from adapedit_engine.bundle import Bundle
 from adapedit_engine.manifest import MANIFEST_FILE
 from adapedit_engine.runners.base import (
@@ -325,7 +327,7 @@ def load_bundle(folder: str | Path, runner: str = "onnxruntime", *, verify: bool
     import diffusers
     from transformers import CLIPTokenizer
 
-    bundle = Bundle.open(expanded(folder), verify=verify)
+    bundle = Bundle.open(expanded(folder_path(folder)), verify=verify)
     manifest = bundle.manifest
     kind: Any = getattr(diffusers, manifest.scheduler, None)
     if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
@@ -433,6 +435,8 @@ class Configs:
 
 def expanded(path: str | Path) -> Path:
     """With `~` and `~user` replaced; where there is no such user it stays, as a name that nothing has."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise ModelError(f"folder is {path!r}, wanted a path")
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -503,8 +507,8 @@ def _check_folder(folder: Path) -> None:
         for prefix, family in OTHER_FAMILIES.items():
             if pipeline.startswith(prefix):
                 raise ModelError(
-                    f"{folder} is a checkpoint of {family} ({pipeline}), which is not supported yet; give one of Stable "
-                    "Diffusion 1.x or 2.x"
+                    f"{folder} is a checkpoint of {family} ({pipeline}), which is not supported yet; give one of "
+                    "Stable Diffusion 1.x or 2.x"
                 )
     missing = [part for part in COMPONENTS if not (folder / part).is_dir()]
     if not (folder / "model_index.json").is_file() or missing:

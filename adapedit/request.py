@@ -24,7 +24,7 @@ from pydantic import (
 
 from adapedit.images import ImageError, ImageField, ImageInput
 from adapedit.inversion import InversionSettings
-from adapedit.methods import AdapEdit, MethodSettings, make_settings, one_line
+from adapedit.methods import MethodSettings, make_settings, one_line
 from adapedit_kernels.errors import AdapEditError
 
 GONE = dict.fromkeys(
@@ -81,7 +81,7 @@ class EditRequest(BaseModel):
     guidance_scale: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False), Number] | None = None
     height: Side | None = None
     width: Side | None = None
-    method: MethodSettings = Field(default_factory=AdapEdit)
+    method: MethodSettings = Field(default_factory=lambda: make_settings("adapedit"))
     guidance_until: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), Number] = 1.0
     solver: Literal["model", "dpm++"] = "model"
     image: ImageField | None = None
@@ -114,7 +114,7 @@ class EditRequest(BaseModel):
         """The request of a stranger: opens no path, and tells of none whether it is there.
 
         json: the fields. image: a name in `files`, or {"file": that name, "fit": ...}; files: what came with it, by
-        name. Raises `AdapEditError`, also for settings that name a folder or a model.
+        name. Raises `AdapEditError`, also for settings that name a folder.
         """
         if not isinstance(json, Mapping):
             raise AdapEditError(
@@ -134,12 +134,11 @@ class EditRequest(BaseModel):
             except ValidationError as error:
                 raise ImageError(f"image.{one_line(error)}") from error
         request = cls.make(**fields)
-        for part, knob in ((request.inversion, "cache"), (request.method, "checkpoint")):
-            value = getattr(part, knob, None)
-            if value not in (None, "off"):
-                raise AdapEditError(
-                    f"{knob} is {reprlib.repr(value)}, which a request may not choose; leave it out"
-                )
+        cache = getattr(request.inversion, "cache", None)
+        if cache not in (None, "off"):
+            raise AdapEditError(
+                f"cache is {reprlib.repr(cache)}, which a request may not choose; leave it out"
+            )
         return request
 
     @classmethod
@@ -202,8 +201,8 @@ def check_count(name: str, value: Any, least: int = 1) -> None:
 
 def check_seconds(name: str, value: Any) -> None:
     """Raise unless `value` is None or a number of seconds, which NaN is not."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
-    if value is not None and not number:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if value is not None and (not number or math.isnan(value)):
         raise AdapEditError(f"{name} is {value!r}, wanted a number of seconds")
 
 

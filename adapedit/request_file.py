@@ -59,7 +59,9 @@ def read_lines(path: Path, defaults: Mapping[str, Any] | None = None) -> list[Ba
     ]
     if lines and all(line.request is None for line in lines):
         if texts[0].lstrip().startswith("["):
-            raise AdapEditError(f"{path} is one JSON array; write one JSON object a line (jq -c '.[]' {path})")
+            raise AdapEditError(
+                f"{path} is one JSON array; write one JSON object a line (jq -c '.[]' {path})"
+            )
         if not any(text.lstrip().startswith("{") for text in texts):
             raise AdapEditError(
                 f"{path} has no line that is a JSON object; give one a line, for example "

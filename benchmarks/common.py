@@ -49,14 +49,14 @@ def pipeline(options: argparse.Namespace, dtype: str | None = None) -> Any:
     """
     import torch
 
-    from adapedit import AdapEditPipeline
+    from adapedit.model import load_any
+    from adapedit.pipeline import AdapEditPipeline
 
     if options.threads:
         torch.set_num_threads(options.threads)
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    return AdapEditPipeline.from_pretrained(
-        options.model, device=options.device, torch_dtype=getattr(torch, dtype or options.dtype)
-    )
+    model = load_any(options.model, device=options.device, dtype=getattr(torch, dtype or options.dtype))
+    return AdapEditPipeline(model)
 
 
 def request(place: int, steps: int, **fields: Any) -> Any:
@@ -146,47 +146,11 @@ def percentiles(values: Sequence[float]) -> dict[str, float]:
     return {"mean": round(statistics.fmean(ordered), 4), "p50": at(0.5), "p95": at(0.95), "p99": at(0.99)}
 
 
-def line(x: Sequence[float], y: Sequence[float]) -> dict[str, float]:
-    """Least squares: slope, intercept, R²."""
-    slope, intercept = statistics.linear_regression(x, y)
-    mean = statistics.fmean(y)
-    residue = sum((b - slope * a - intercept) ** 2 for a, b in zip(x, y, strict=True))
-    spread = sum((b - mean) ** 2 for b in y)
-    return {"slope": slope, "intercept": intercept, "r2": 1 - residue / spread if spread else 1.0}
-
-
 def waiting(device: str) -> Callable[[], None]:
     """What makes the host wait for the device."""
     import torch
 
     return torch.cuda.synchronize if device.startswith("cuda") else lambda: None
-
-
-def matrix_ceiling(device: str, dtype: str, repeats: int = 8) -> float:
-    """FLOP/s of a large matrix product through PyTorch: what shares are given of.
-
-    On the CPU the best of some convolutions, since PyTorch's own products do not use all of every processor. On CUDA
-    the median of products that fill the device.
-    """
-    import torch
-
-    from benchmarks.on_device import median_seconds
-
-    kind = getattr(torch, dtype)
-    if device.startswith("cuda"):
-        size = 8192
-        one, other = (torch.randn(size, size, device=device, dtype=kind) for _ in range(2))
-        return 2 * size**3 / median_seconds(lambda: one @ other)
-    size = 512
-    x = torch.randn(1, size, size, 1, device=device, dtype=kind).to(memory_format=torch.channels_last)
-    weight = torch.randn(size, size, 1, 1, device=device, dtype=kind)
-    best = float("inf")
-    with torch.inference_mode():
-        for _ in range(repeats):
-            start = time.perf_counter()
-            torch.nn.functional.conv2d(x, weight)
-            best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
 
 
 def environment(options: argparse.Namespace) -> dict[str, Any]:
@@ -212,6 +176,7 @@ def environment(options: argparse.Namespace) -> dict[str, Any]:
         "commit": _git("rev-parse", "--short", "HEAD"),
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "command": " ".join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
         "options": {name: str(value) for name, value in vars(options).items() if name != "results"},
     }
 

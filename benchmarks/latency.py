@@ -1,81 +1,141 @@
-"""One edit, stage by stage: `python -m benchmarks.latency`.
+"""One edit and the loop in it: `python -m benchmarks.latency`.
 
-Faithful and single-pass as in the paper, and as the model is set, beside what others do for the same pictures:
-diffusers' plain loop for both prompts, and the eager controller way with a first pass of its own. Text is encoded and
-pictures are decoded in all of them.
+Whole edits from prompts to pictures, in one pass and in two, by PyTorch and by ONNX Runtime (from a bundle that is
+exported first), beside what others do for the same pictures: diffusers' plain loop for both prompts, and the eager
+controller way with a first pass of its own. Then the loop alone: an edit's four rows against the same rows unedited,
+through the same runner. `--beside N` runs it beside N processes that compute. Before any time counts the pictures of
+all runners are compared, and the sources with diffusers' own.
 """
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from adapedit.checked import row_steps
-from adapedit.methods import AdapEdit
-from benchmarks import common, overhead, parity
-from benchmarks.baselines.edits import ROWS, OtherWays
+import numpy as np
+import torch
 
-PAPER: dict[str, Any] = {"observed_prompts": "target", "local_blend": ()}
-OURS = {
-    "faithful": AdapEdit(**PAPER, two_pass=True),
-    "single pass": AdapEdit(**PAPER),
-    "as the model is set": AdapEdit(),
-}
+from adapedit.edit import complete, make_context
+from adapedit.methods import AdapEdit, PromptToPrompt
+from adapedit.model import checkpoint_of, load_bundle
+from adapedit.pipeline import AdapEditPipeline
+from adapedit.sharing import Caches
+from adapedit_engine.cache import ProjectionCache
+from adapedit_engine.scheduler import Scheduler
+from adapedit_export.export import export_bundle
+from adapedit_export.options import ExportOptions
+from benchmarks import common
+from benchmarks.baselines.edits import OtherWays
+
+WAYS = {"single pass": AdapEdit(), "two passes": AdapEdit(two_pass=True)}
+LOOP = PromptToPrompt(cross_replace_steps=0.8, self_replace_steps=0.4)
+BUSY = "import torch\nwhile True: torch.randn(256, 256) @ torch.randn(256, 256)"
 
 
 def main() -> None:
-    options = common.arguments(__doc__, steps=50, repeats=3).parse_args()
+    options = common.arguments(__doc__, steps=50, repeats=3, beside=0).parse_args()
     if options.quick:
         options.steps, options.repeats = 3, 1
-    pipe = common.pipeline(options)
-    gate = overhead.same_latents(parity.pipelines(options, pipe), options.steps)
-    plan, _ = overhead.plans(pipe, options.steps)
-    variants, stages = ways(pipe, options.steps)
-    times = common.timed(variants, options.repeats, common.waiting(options.device))
-    flops = overhead.unet_flops(pipe, plan) / 4
-    ceiling = common.matrix_ceiling(options.device, options.dtype)
-    rows = {
-        name: row_steps(common.request(0, options.steps, method=method), pipe.model) // options.steps
-        for name, method in OURS.items()
-    } | {"plain (diffusers)": ROWS["plain"], "eager controller": ROWS["eager"]}
-    for name, seconds in times.items():
-        rate = flops * rows[name] * options.steps / seconds["least_s"]
-        seconds |= {
-            "rows_a_step": rows[name],
-            "flops_per_s": rate,
-            "share_of_ceiling": round(rate / ceiling, 3),
-        }
-    common.write(
-        "latency",
-        options,
-        {
-            "parity": gate,
-            "times": times,
-            "stages_s": stages,
-            "eager_over_faithful": round(
-                times["eager controller"]["least_s"] / times["faithful"]["least_s"], 3
-            ),
-            "ceiling_flops_per_s": ceiling,
-        },
-    )
-
-
-def ways(pipe: Any, steps: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Whole edits, from prompts to pictures; `stages` is filled in as they run."""
-    stages, others = dict[str, Any](), OtherWays(pipe)
-    asked = common.request(0, steps)
-
-    def edit(name: str) -> None:
-        request = common.request(0, steps, method=OURS[name])
-        (result,) = pipe.edit_batch([request])
-        stages[name] = {stage: round(seconds, 4) for stage, seconds in result.timings.items()}
-
-    variants = {
-        **{name: partial(edit, name) for name in OURS},
-        "plain (diffusers)": lambda: others.plain(asked),
-        "eager controller": lambda: others.eager(asked),
+    with tempfile.TemporaryDirectory() as folder, beside(options.beside):
+        pipes = runners(options, Path(folder))
+        apart = parity(pipes, options.steps)
+        wait = common.waiting(options.device)
+        whole = common.timed(edits(pipes, options.steps), options.repeats, wait)
+        loops = common.timed(same_rows(pipes, options.steps), options.repeats, wait)
+    ratios = {
+        f"{name}: the edit's loop over the plain one": round(
+            loops[f"{name}, edit"]["median_s"] / loops[f"{name}, plain"]["median_s"], 3
+        )
+        for name in pipes
     }
-    return variants, stages
+    if "onnxruntime" in pipes:
+        times = [whole[f"{name}, single pass"]["median_s"] for name in ("pytorch", "onnxruntime")]
+        ratios["PyTorch over ONNX Runtime, single pass"] = round(times[0] / times[1], 3)
+    common.write("latency", options, {"parity": apart, "edits": whole, "loops": loops, "ratios": ratios})
+
+
+def runners(options: Any, folder: Path) -> dict[str, Any]:
+    """Pipelines by the name of their runner: the checkpoint's own, and on the CPU a bundle's."""
+    pipe = common.pipeline(options)
+    pipes = {"pytorch": pipe}
+    if options.device == "cpu" and options.dtype == "float32":
+        export_bundle(checkpoint_of(pipe.model), folder / "bundle", ExportOptions(check_steps=0))
+        pipes["onnxruntime"] = AdapEditPipeline(load_bundle(folder / "bundle"))
+    return pipes
+
+
+def parity(pipes: dict[str, Any], steps: int) -> dict[str, int]:
+    """Grey levels between runners' pictures, and between the source and diffusers' own. Raises `SystemExit` above 1."""
+    asked = common.request(0, steps)
+    results = {name: pipe.edit_batch([asked])[0] for name, pipe in pipes.items()}
+    first = next(iter(results.values()))
+    found = {name: common.gate(common.grey_levels(first, result)) for name, result in results.items()}
+    plain = OtherWays(pipes["pytorch"]).plain(asked)[0].permute(1, 2, 0).mul(255).round().numpy()
+    distance = int(np.abs(plain - np.asarray(first.source_image, np.float32)).max())
+    return found | {"diffusers": common.gate(distance)}
+
+
+def edits(pipes: dict[str, Any], steps: int) -> dict[str, Callable[[], Any]]:
+    """Whole edits by every runner, and by others."""
+    others, asked = OtherWays(pipes["pytorch"]), common.request(0, steps)
+    ours = {
+        f"{name}, {way}": partial(pipe.edit_batch, [common.request(0, steps, method=method)])
+        for name, pipe in pipes.items()
+        for way, method in WAYS.items()
+    }
+    return {
+        **ours,
+        "diffusers, plain": partial(others.plain, asked),
+        "eager controller, two passes": partial(others.eager, asked),
+    }
+
+
+def same_rows(pipes: dict[str, Any], steps: int) -> dict[str, Callable[[], Any]]:
+    """An edit's loop and the same rows unedited; text is encoded and projected beforehand, nothing decoded."""
+    found: dict[str, Callable[[], Any]] = {}
+    for name, pipe in pipes.items():
+        model = pipe.model
+        asked = complete(common.request(0, steps, method=LOOP), model)
+        context = make_context(asked, model, Caches.of(model.runner))
+        plans = {"edit": LOOP.plan(context, None), "plain": context.plan((context.source, context.target))}
+        condition = ProjectionCache(model.runner, 2**28).condition
+        found |= {
+            f"{name}, {way}": partial(run, model.runner, plan, condition) for way, plan in plans.items()
+        }
+    return found
+
+
+def run(runner: Any, plan: Any, condition: Any) -> torch.Tensor:
+    """The plan's last latents."""
+
+    def alone() -> Any:
+        (outcome,) = yield [plan]
+        return outcome.latents
+
+    with runner:
+        scheduler = Scheduler(runner, condition=condition)
+        ticket = scheduler.submit(alone())
+        scheduler.drain()
+        latents: torch.Tensor = ticket.future.result()
+    return latents
+
+
+@contextmanager
+def beside(count: int) -> Iterator[None]:
+    """So many processes that compute for the length of the block."""
+    processes = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
 if __name__ == "__main__":

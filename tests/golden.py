@@ -252,6 +252,8 @@ def tensors_of(result: Any, calls: Sequence[tuple[Tensor, Tensor]]) -> dict[str,
         if apart and min(apart) <= 1:
             latents, pixels = calls[apart.index(min(apart))]
             found |= {f"latents {side}": latents.clone(), f"pixels {side}": pixels.clone()}
+    if result.request.method.name == "instruct-pix2pix":
+        del found["maps source"]  # of a pass over the source, which only some checkouts make
     if result.spatial_map is not None:
         found["S"] = torch.from_numpy(result.spatial_map)
     for kind, name in (("tau", "word_steps"), ("relation", "relation")):

@@ -184,4 +184,4 @@ def _refuse_missing(folder: Path) -> None:
     from adapedit_kernels.errors import AdapEditError
 
     if not (folder / "manifest.json").is_file():
-        raise AdapEditError(f"{folder} is no bundle: it has no manifest.json; make one with adapedit export")
+        raise AdapEditError(f"{folder} is no bundle (no manifest.json); make one with: adapedit export")

@@ -150,7 +150,9 @@ def compare(
     from adapedit.methods import METHODS
 
     # InstructPix2Pix has a checkpoint of its own, which runs nothing else.
-    every = sorted(set(METHODS) - {"instruct-pix2pix"}, key=lambda name: (name != "plain", name == "adapedit", name))
+    every = sorted(
+        set(METHODS) - {"instruct-pix2pix"}, key=lambda name: (name != "plain", name == "adapedit", name)
+    )
     chosen = [name.strip() for name in methods.split(",")] if methods else every
     made = knobs.make_each(chosen, knobs.parse(set_))
     more = knobs.picture(image, fit, inversion, inversion_set) | knobs.approximations(approximate)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from adapedit.prompts.alignment import Alignment
     from adapedit_engine.plan import Adaptive, EditOutcome, EditPlan, LocalBlend
 
-RELEASED: dict[str, Any] = {"threshold_mode": "absolute", "normalise": "sum", "centre": False}
+RELEASED = {"threshold_mode": "absolute", "normalise": "sum", "centre": False}
 RELEASED_THRESHOLD = 0.002
 """alpha_tau of the authors' code; the paper's is 0.03."""
 
@@ -202,14 +202,14 @@ class AdapEdit(Method, name="adapedit"):
 
     def _relation(self) -> dict[str, Any]:
         """The knobs of `RelationKnobs.make`, but lambda_tau."""
-        threshold, knobs = RELEASED_THRESHOLD, RELEASED
-        if self.variant == "paper":
-            threshold = self.alpha_tau
-            knobs = {
-                "threshold_mode": self.threshold_mode,
-                "normalise": self.normalise,
-                "centre": self.centre,
-            }
+        knobs: dict[str, Any] = {
+            "threshold_mode": self.threshold_mode,
+            "normalise": self.normalise,
+            "centre": self.centre,
+        }
+        threshold = self.alpha_tau
+        if self.variant == "released":
+            knobs, threshold = dict(RELEASED), RELEASED_THRESHOLD
         threshold = threshold if self.mask else 0.0
         return {**knobs, "threshold": threshold, "temperature": self.temperature, "variant": self.variant}
 

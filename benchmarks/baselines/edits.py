@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from adapedit.prepare import complete, make_context
+from adapedit.edit import complete, make_context
+from adapedit.sharing import Caches
 from benchmarks.baselines.eager import Controller, controlled
 from benchmarks.baselines.plain import as_loaded, plain_loop
 
@@ -60,12 +60,7 @@ class OtherWays:
         return model.decode(out)
 
     def _prepared(self, request: Any) -> tuple[Any, Tensor, Tensor]:
-        context = make_context(complete(request, self._model), self._model)
+        context = make_context(complete(request, self._model), self._model, Caches.of(self._model.runner))
         text = torch.stack([context.unconditional] * 2 + [context.source, context.target])
         unet = self._unet
         return context, text.to(unet.device, unet.dtype), context.latents.to(unet.device, unet.dtype)
-
-
-def one_by_one(way: Callable[[Any], Any], requests: Sequence[Any]) -> list[Any]:
-    """Every request for itself."""
-    return [way(each) for each in requests]

@@ -27,8 +27,7 @@ from benchmarks.quality.run import Setup, run_study
 from benchmarks.quality.studies import TITLES, make_study
 from benchmarks.quality.suite import Case, scene_suite
 
-LIMIT = 308
-"""Scenes by default."""
+LIMIT = 308  # scenes by default
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 

@@ -17,8 +17,8 @@ from benchmarks.quality.judge import masked_psnr, masked_ssim
 from benchmarks.quality.page import write_report
 from benchmarks.quality.report import group
 from benchmarks.quality.run import Progress, Setup, drawn, edit
-from benchmarks.quality.store import ScoreStore
-from benchmarks.quality.suite import Case, digest
+from benchmarks.quality.store import ScoreStore, digest
+from benchmarks.quality.suite import Case
 
 NAME, SHOWN = "inversions", 4
 AUTOENCODER = "autoencoder alone"
@@ -58,7 +58,7 @@ def run_inversions(
     if not cases:
         raise AdapEditError("there are no cases to invert; raise --limit")
     chosen = {name: {"name": name, **INVERSIONS.get(name, {})} for name in only or INVERSIONS}
-    about = {**setup.about(pipe.model), "suite": digest(cases)}
+    about = setup.about(pipe.model)
     store = ScoreStore(folder / f"{NAME}.jsonl", about, InversionScore)
     known = {(score.case, score.inversion) for score in store.scores}
     labels = [AUTOENCODER, *chosen]
@@ -70,21 +70,18 @@ def run_inversions(
         if progress is not None:
             progress(start + len(part), len(cases))
     found = {(score.case, score.inversion): score for score in store.scores}
-    table = {
-        label: {
-            name: [getattr(found[case.name, label], name) for case in cases]
-            for name in ("psnr", "ssim", "seconds")
-        }
-        for label in labels
-    }
+    columns, table = ["psnr", "ssim", "seconds"], {}
+    for label in labels:
+        scores = [found[case.name, label] for case in cases]
+        table[label] = {name: [getattr(score, name) for score in scores] for name in columns}
     report = {
         "study": NAME,
         "title": "What inversions lose without an edit",
-        "about": about,
+        "about": {**about, "suite": digest(repr(cases))},
         "settings": chosen,
         "cases": len(cases),
         "usable": len(cases),
-        "columns": ["psnr", "ssim", "seconds"],
+        "columns": columns,
         "groups": {"all": group(table, ["psnr"])},
         "curves": [],
     }
@@ -119,14 +116,8 @@ def _scores(
     for case, pair in zip(cases, pairs, strict=True):
         one, two = (np.asarray(picture) for picture in pair)
         everywhere = np.ones(one.shape[:2], bool)
-        score = InversionScore(
-            case=case.name,
-            inversion=label,
-            psnr=masked_psnr(one, two, everywhere),
-            ssim=masked_ssim(one, two, everywhere),
-            seconds=seconds / len(cases),
-        )
-        scores.append(score)
+        found = {"psnr": masked_psnr(one, two, everywhere), "ssim": masked_ssim(one, two, everywhere)}
+        scores.append(InversionScore(case=case.name, inversion=label, seconds=seconds / len(cases), **found))
     return scores
 
 

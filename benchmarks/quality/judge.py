@@ -48,10 +48,6 @@ REACH = {1: 0.20, 2: 0.12}
 """Where figures are looked for: around these shares of the side, so far to both sides, by number of figures."""
 
 
-class JudgeError(AdapEditError):
-    """A picture that is none of the scene world's."""
-
-
 class SceneReader(Protocol):
     """Says what pictures [B, 3, 128, 128] float32 in -1..1 show: figures from left to right, and the place."""
 
@@ -266,7 +262,7 @@ def _value(reading: Reading, attribute: str, figure: int | None) -> str | None:
 
 def _pixels(picture: Image.Image) -> NDArray[np.uint8]:
     if picture.size != (IMAGE_SIZE, IMAGE_SIZE):
-        raise JudgeError(
+        raise AdapEditError(
             f"got a picture of {picture.width} x {picture.height} pixels; the judge reads {IMAGE_SIZE} x {IMAGE_SIZE}, "
             "use a model of the scene world"
         )

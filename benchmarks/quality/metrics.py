@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, Protocol
 
 import torch
@@ -25,8 +26,11 @@ class PictureMetric(Protocol):
     about: what the figures depend on, ready for JSON: figures under another `about` can't be compared.
     """
 
-    columns: tuple[str, ...]
-    about: Mapping[str, str]
+    @property
+    def columns(self) -> Sequence[str]: ...
+
+    @property
+    def about(self) -> Mapping[str, str]: ...
 
     def check(self, prompt: str) -> None:
         """Raise `AdapEditError` for a prompt that can't be measured."""
@@ -63,7 +67,7 @@ class ClipMetric:
         count = len(self._tokenizer(prompt).input_ids)
         if count > self._longest:
             raise MetricError(
-                f"the prompt {_shortened(prompt)!r} has {count} tokens, CLIP reads {self._longest}; shorten it"
+                f"the prompt {shorten(prompt, 40)!r} has {count} tokens, CLIP reads {self._longest}; shorten it"
             )
 
     @torch.inference_mode()
@@ -132,7 +136,3 @@ def _unit(features: Any) -> Tensor:
 
 def _cosine(one: Tensor, two: Tensor) -> float:
     return float(torch.nn.functional.cosine_similarity(one.double(), two.double(), dim=0, eps=1e-12))
-
-
-def _shortened(prompt: str, length: int = 40) -> str:
-    return prompt if len(prompt) <= length else prompt[:length].rstrip() + " ..."

@@ -58,9 +58,8 @@ def write_tables(results: Path) -> Path:
         for name, plot in found.items():
             write_whole(results / name, svg(plot))
     template = TEMPLATES.get_template("tables.md")
-    write_whole(
-        results / "README.md", template.render(reports=reports, plots=plots, columns=COLUMNS, curves=CURVES)
-    )
+    text = template.render(reports=reports, plots=plots, columns=COLUMNS, curves=CURVES)
+    write_whole(results / "README.md", text)
     return results / "README.md"
 
 
@@ -107,10 +106,8 @@ def svg(figure: Figure) -> str:
 
 def _best(means: Mapping[str, Any], name: str) -> float | None:
     """The best mean of a column, where more or less is better."""
-    better = COLUMNS[name].better
-    return (
-        max((found[name]["value"] for found in means.values()), key=lambda v: better * v) if better else None
-    )
+    values = [found[name]["value"] for found in means.values()]
+    return {1: max(values), 0: None, -1: min(values)}[COLUMNS[name].better]
 
 
 def _jpeg(picture: Image.Image) -> str:

@@ -22,9 +22,6 @@ from benchmarks.quality.studies import Variant
 INSTRUCT_PIX2PIX = {"input": "source_prompt", "edit": "instruction", "output": "target_prompt"}
 """Columns of the prompts published with InstructPix2Pix (Brooks et al. 2023), and what they are here."""
 
-INSTRUCTED = "instruct-pix2pix"
-"""The method that is told what to do."""
-
 Words = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
@@ -65,7 +62,8 @@ class Pair(BaseModel):
 
     def variant(self, common: Variant) -> Variant:
         """A method for this pair: its own knobs before those that hold for all."""
-        told = {"instruction": self.instruction} if self.instruction and common["name"] == INSTRUCTED else {}
+        instructed = self.instruction and common["name"] == "instruct-pix2pix"
+        told = {"instruction": self.instruction} if instructed else {}
         return {**common, **told, **self.knobs.get(common["name"], {})}
 
 

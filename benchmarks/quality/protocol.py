@@ -33,8 +33,8 @@ TABLE_1 = {
         "adapedit": {"lpips": 0.29, "clip_score": 27.08, "clip_directional": 0.13},
     },
 }
-TEXT_WIDTH, LATENT_SIDE = 768, 64
-"""Of Stable Diffusion 1.x at 512 x 512 pixels, which the paper's figures are of."""
+PAPERS_SHAPE = (768, 64)
+"""Text width and latent side of Stable Diffusion 1.x: the paper's figures say nothing about any other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,10 +114,10 @@ def run_pairs(
     bad = {failed.line for failed in failures}
     pairs = [protocol.edits(line) for line in lines if line.number not in bad]
     known = {score.key: score for score in store.scores}
-    for scores, failed in _measured(pipe, pairs, protocol, known, pictures):
+    for scores, lost in _measured(pipe, pairs, protocol, known, pictures):
         store.append(scores)
         known |= {score.key: score for score in scores}
-        failures += failed
+        failures += lost
         if progress is not None:
             done = sum(one.key in known for some in pairs for one in some)
             progress(done, len(pairs) * len(protocol.variants))
@@ -130,6 +130,7 @@ def run_pairs(
         }
         for place, label in enumerate(protocol.variants)
     }
+    shape = (pipe.model.text_encoder.config.hidden_size, pipe.model.latent_size)
     report = {
         "study": NAME,
         "title": "Pairs of prompts",
@@ -140,7 +141,7 @@ def run_pairs(
         "columns": protocol.columns,
         "groups": {"all": group(table, protocol.columns)},
         "curves": [],
-        "paper": TABLE_1 if _is_the_papers(pipe.model) else None,
+        "paper": TABLE_1 if shape == PAPERS_SHAPE else None,
         "failures": [asdict(failed) for failed in failures],
     }
     return write_report(folder, report, _sheets(whole, table, pictures), str(pipe.model.device))
@@ -253,12 +254,6 @@ def _sheets(
             rows.append((f"{name}: {pair.source_prompt} → {pair.target_prompt}", cells))
         sheets[f"{title} of {first} by {COLUMNS[ranked].title}"] = sheet(rows, columns=8, cell=144)
     return sheets
-
-
-def _is_the_papers(model: Any) -> bool:
-    """Whether a model has the shape of the paper's: its figures say nothing about any other."""
-    width = getattr(model.text_encoder.config, "hidden_size", None)
-    return width == TEXT_WIDTH and model.latent_size == LATENT_SIDE
 
 
 def _nothing_left(lines: Sequence[PairLine], failures: Sequence[Failure]) -> str:

@@ -26,7 +26,7 @@ Table = Mapping[str, Mapping[str, Sequence[float]]]
 """Per variant and column the figures of the same edits, in one order."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Column:
     """A figure of merit. better: +1 where more is better, -1 where less is; 0: neither."""
 
@@ -36,29 +36,25 @@ class Column:
     meaning: str
 
 
-def _column(title: str, better: int, digits: int, meaning: str) -> Column:
-    return Column(title=title, better=better, digits=digits, meaning=meaning)
-
-
 COLUMNS = {
-    "success": _column("success", 1, 3, "share of edits whose new words the reader sees where they belong"),
-    "kept": _column("kept", 1, 3, "share in which everything else reads as in the source"),
-    "background": _column("background", 1, 3, "SSIM to the source where the true edit changes nothing"),
-    "product": _column("product", 1, 3, "success and kept, times background; methods are ranked by it"),
-    "psnr": _column("PSNR", 1, 1, "decibels to the source where nothing may change, at most 60"),
-    "moved": _column("moved", 0, 3, "root mean square difference to the source over the whole picture"),
-    "truth_psnr": _column("PSNR to the truth", 1, 1, "decibels to the true edited picture"),
-    "truth_ssim": _column("SSIM to the truth", 1, 3, "structural similarity to the true edited picture"),
-    "seconds": _column(
+    "success": Column("success", 1, 3, "share of edits whose new words the reader sees where they belong"),
+    "kept": Column("kept", 1, 3, "share in which everything else reads as in the source"),
+    "background": Column("background", 1, 3, "SSIM to the source where the true edit changes nothing"),
+    "product": Column("product", 1, 3, "success and kept, times background; methods are ranked by it"),
+    "psnr": Column("PSNR", 1, 1, "decibels to the source where nothing may change, at most 60"),
+    "moved": Column("moved", 0, 3, "root mean square difference to the source over the whole picture"),
+    "truth_psnr": Column("PSNR to the truth", 1, 1, "decibels to the true edited picture"),
+    "truth_ssim": Column("SSIM to the truth", 1, 3, "structural similarity to the true edited picture"),
+    "seconds": Column(
         "seconds", -1, 1, "of an edit that changes nothing, for each of those that ran together"
     ),
-    "ssim": _column("SSIM", 1, 4, "structural similarity to the drawing"),
-    "lpips": _column("LPIPS", -1, 3, "perceptual distance of source and edited picture (Zhang et al. 2018)"),
-    "clip_score": _column("CLIP score", 1, 2, "100 times the cosine of edited picture and target prompt"),
-    "clip_directional": _column(
+    "ssim": Column("SSIM", 1, 4, "structural similarity to the drawing"),
+    "lpips": Column("LPIPS", -1, 3, "perceptual distance of source and edited picture (Zhang et al. 2018)"),
+    "clip_score": Column("CLIP score", 1, 2, "100 times the cosine of edited picture and target prompt"),
+    "clip_directional": Column(
         "CLIP directional", 1, 3, "cosine of the changes of picture and prompt; 0 where nothing changed"
     ),
-    "clip_image": _column("CLIP image", 0, 3, "cosine of source and edited picture; a copy has 1"),
+    "clip_image": Column("CLIP image", 0, 3, "cosine of source and edited picture; a copy has 1"),
 }
 """All figures by name."""
 

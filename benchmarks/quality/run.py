@@ -19,7 +19,6 @@ from benchmarks.quality.report import paired, scenes_report
 from benchmarks.quality.store import ScoreStore, about_model, digest
 from benchmarks.quality.studies import Study, Variant
 from benchmarks.quality.suite import Case, scene_suite
-from benchmarks.quality.suite import digest as suite_digest
 from benchmarks.scenes.drawing import render
 from benchmarks.scenes.reader import load_reader
 from benchmarks.scenes.world import Scene
@@ -136,7 +135,7 @@ def run_study(
     one by default. Returns the report.
     """
     judge = Judge(load_reader() if reader is None else reader)
-    about = {**setup.about(pipe.model), "suite": suite_digest(scene_suite())}
+    about = {**setup.about(pipe.model), "suite": digest(repr(scene_suite()))}
     store = ScoreStore(folder / "scores.jsonl", about, Score)
     keys = {label: digest(variant) for label, variant in study.variants.items()}
     known = {(score.case, score.settings): score for score in store.scores}

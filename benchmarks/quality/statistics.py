@@ -16,10 +16,6 @@ SAMPLES, CURVE_SAMPLES = 2000, 500
 LEVEL = 0.95
 
 
-class StatisticsError(AdapEditError):
-    """Numbers that nothing can be said about: none, not finite, or pairs that do not match."""
-
-
 @dataclass(frozen=True)
 class Interval:
     """An estimate with the ends of its 95 % interval."""
@@ -59,7 +55,7 @@ def paired_comparison(first: ArrayLike, second: ArrayLike, *, least: float = 0, 
     """Compare two methods over the same edits, in the same order, by the sign-flip permutation test."""
     one, two = _numbers(first), _numbers(second)
     if one.shape != two.shape:
-        raise StatisticsError(
+        raise AdapEditError(
             f"a paired comparison wants as many values of both, got {len(one)} and {len(two)}"
         )
     differences, p_value = one - two, 1.0
@@ -90,7 +86,7 @@ def curve_correlation(knob: Sequence[float], scores: ArrayLike, *, seed: int = 0
     """
     table = np.asarray(scores, dtype=float)
     if table.ndim != 2 or table.shape[1] != len(knob):
-        raise StatisticsError(
+        raise AdapEditError(
             f"wanted scores [edits, {len(knob)}] for {len(knob)} knob values, got {table.shape}"
         )
     _numbers(table.ravel())
@@ -111,5 +107,5 @@ def curve_correlation(knob: Sequence[float], scores: ArrayLike, *, seed: int = 0
 def _numbers(values: ArrayLike) -> NDArray[np.float64]:
     numbers = np.asarray(values, dtype=float)
     if numbers.ndim != 1 or not numbers.size or not np.isfinite(numbers).all():
-        raise StatisticsError(f"wanted one or more finite numbers in a row, got {numbers.shape} of them")
+        raise AdapEditError(f"wanted one or more finite numbers in a row, got {numbers.shape} of them")
     return numbers

@@ -15,15 +15,12 @@ from benchmarks.scenes.reader import train_reader
 from benchmarks.scenes.vae import train_vae
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
-for name, stage in {
-    "draw": draw_scenes,
-    "vae": train_vae,
-    "reader": train_reader,
-    "generator": train_generator,
-    "publish": publish,
-    "evaluate": evaluate,
-}.items():
-    app.command(name)(stage)
+app.command("draw")(draw_scenes)
+app.command("vae")(train_vae)
+app.command("reader")(train_reader)
+app.command("generator")(train_generator)
+app.command("publish")(publish)
+app.command("evaluate")(evaluate)
 
 
 @app.command()

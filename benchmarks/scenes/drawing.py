@@ -45,16 +45,8 @@ class Picture:
     masks: NDArray[np.float32]
 
 
-def _shade(colour: tuple[int, int, int], paint: float | tuple[int, int, int]) -> tuple[int, int, int]:
-    if isinstance(paint, tuple):
-        return paint
-    mix = 0.42 + 0.58 * paint
-    red, green, blue = (round(channel * mix) for channel in colour)
-    return red, green, blue
-
-
-def _darker(colour: tuple[int, int, int]) -> tuple[int, int, int]:
-    red, green, blue = (round(channel * 0.78) for channel in colour)
+def _darker(colour: tuple[int, int, int], share: float) -> tuple[int, int, int]:
+    red, green, blue = (round(channel * share) for channel in colour)
     return red, green, blue
 
 
@@ -63,7 +55,6 @@ class _Canvas:
 
     def __init__(self, size: int, mode: str = "RGB") -> None:
         self.side = size * OVERSAMPLING
-        self.size = size
         self.picture = Image.new(mode, (self.side, self.side))
         self.pen = ImageDraw.Draw(self.picture)
 
@@ -164,14 +155,16 @@ def render(scene: Scene, size: int = IMAGE_SIZE) -> Picture:
         parts = _placed(figure, x, facing, unit)
         shadow = 0.62 if figure.pose == "jumping" else 1.0
         ground = canvas.colour_at(0.005, 0.88)
-        canvas.blob(x, GROUND_LINE + 0.005, 0.36 * unit * shadow, 0.06 * unit * shadow, _darker(ground))
+        canvas.blob(x, GROUND_LINE + 0.005, 0.36 * unit * shadow, 0.06 * unit * shadow, _darker(ground, 0.78))
         mask = _Canvas(size, "L")
         for part in parts:
             if part.outlined:
                 canvas.polygon(part.points, INK, grow=OUTLINE)
                 mask.polygon(part.points, 255, grow=OUTLINE)
         for part in parts:
-            canvas.polygon(part.points, _shade(RGB[figure.colour], part.paint))
+            fixed = isinstance(part.paint, tuple)
+            fill = part.paint if fixed else _darker(RGB[figure.colour], 0.42 + 0.58 * part.paint)
+            canvas.polygon(part.points, fill)
         masks.append(mask.pixels().astype(np.float32) / 255)
     for index in range(len(masks) - 1):
         for later in masks[index + 1 :]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import defaultdict
 from collections.abc import Sequence
@@ -23,14 +24,11 @@ from benchmarks.scenes.world import FIGURE_ATTRIBUTES, Caption, Mention, Scene, 
 
 def unseen(count: int) -> list[tuple[Scene, Caption]]:
     """Scenes whose combination of attributes was never trained on, with captions that name all of them."""
-    chosen: list[tuple[Scene, Caption]] = []
-    index = 0
-    while len(chosen) < count:
-        scene = scene_at(index, HELD_OUT_SEED)
-        if held_out(scene):
-            pose = "before" if index % 2 else "after"
-            chosen.append((scene, caption(scene, tuple(Mention(pose=pose) for _ in scene.figures))))
-        index += 1
+    scenes = ((index, scene_at(index, HELD_OUT_SEED)) for index in itertools.count())
+    chosen = []
+    for index, scene in itertools.islice(((i, s) for i, s in scenes if held_out(s)), count):
+        mention = Mention(pose="before" if index % 2 else "after")
+        chosen.append((scene, caption(scene, (mention,) * len(scene.figures))))
     return chosen
 
 
@@ -126,9 +124,10 @@ def evaluate(
         "model": model,
         "prompts": count,
         "steps": steps,
-        "reader_accuracy": reader_accuracy(load_reader(), pictures, [scene for scene, _ in chosen]),
-        "map_auc": looking(pipe.model, maps),
+        "guidance_scale": guidance_scale,
     }
+    report["reader_accuracy"] = reader_accuracy(load_reader(), pictures, [scene for scene, _ in chosen])
+    report["map_auc"] = looking(pipe.model, maps)
     out.mkdir(parents=True, exist_ok=True)
     cells = [Cell(picture, prompt) for picture, prompt in zip(pictures[:48], prompts, strict=False)]
     sheet([("", cells)], columns=8).save(out / "contact_sheet.png")

@@ -96,18 +96,12 @@ def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     """An untrained text encoder: 3 causal layers of 128, a 24-token window."""
     return CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=HIDDEN_SIZE,
-            intermediate_size=4 * HIDDEN_SIZE,
-            projection_dim=HIDDEN_SIZE,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            max_position_embeddings=MAX_TOKENS,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+            vocab_size=len(tokenizer), hidden_size=HIDDEN_SIZE, intermediate_size=4 * HIDDEN_SIZE,
+            projection_dim=HIDDEN_SIZE, num_hidden_layers=3, num_attention_heads=4,
+            max_position_embeddings=MAX_TOKENS, bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
         )
-    )
+    )  # fmt: skip
 
 
 def word_targets(caption: Caption, masks: Tensor, tokens: int) -> tuple[Tensor, Tensor]:

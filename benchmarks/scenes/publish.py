@@ -44,18 +44,13 @@ def publish(
     CLIPTokenizer.from_pretrained(trained, subfolder="tokenizer").save_pretrained(part / "tokenizer")
     make_scheduler().save_pretrained(part / "scheduler")
     shutil.copy(trained / "model_index.json", part / "model_index.json")
-    for path in part.rglob("*.json"):
+    for path in part.rglob("*config.json"):
         config = json.loads(path.read_text())
         # diffusers notes the folder that weights were loaded from: a path of whoever trained them.
-        if isinstance(config, dict) and config.pop("_name_or_path", None) is not None:
+        if config.pop("_name_or_path", None) is not None:
             path.write_text(json.dumps(config, indent=2) + "\n")
-    facts = {
-        "map_divisor": 1,
-        "self_divisor": 2,
-        "guidance_scale": guidance_scale,
-        "known_words": list(VOCABULARY),
-        "defaults": known.get("defaults", {}),
-    }
+    facts: dict[str, object] = {"map_divisor": 1, "self_divisor": 2, "guidance_scale": guidance_scale}
+    facts |= {"known_words": list(VOCABULARY), "defaults": known.get("defaults", {})}
     (part / FACTS_FILE).write_text(json.dumps(facts, indent=2) + "\n")
     size = sum(path.stat().st_size for path in part.rglob("*") if path.is_file())
     if size > LIMIT:

@@ -63,19 +63,15 @@ class Reader(nn.Module):
     def read(self, pixels: Tensor) -> list[tuple[tuple[Figure, ...], str]]:
         """What each picture shows: its figures from left to right, and the place."""
         answers = {name: logits.argmax(1).tolist() for name, logits in self(pixels).items()}
-
-        def figure(row: int, slot: int) -> Figure:
-            return Figure(
-                **{n: values[answers[f"{n}{slot}"][row]] for n, values in FIGURE_ATTRIBUTES.items()}
-            )
-
-        return [
-            (
-                tuple(figure(row, slot) for slot in range(answers["count"][row] + 1)),
-                PLACES[answers["place"][row]],
-            )
-            for row in range(len(pixels))
-        ]
+        found = []
+        for row in range(len(pixels)):
+            seen = {name: of[row] for name, of in answers.items()}
+            figures = [
+                Figure(**{name: values[seen[f"{name}{slot}"]] for name, values in FIGURE_ATTRIBUTES.items()})
+                for slot in range(seen["count"] + 1)
+            ]
+            found.append((tuple(figures), PLACES[seen["place"]]))
+        return found
 
 
 def labels(scene: Scene) -> dict[str, int]:

@@ -17,7 +17,7 @@ from adapedit import AdapEditError
 
 def fast_products() -> AbstractContextManager[Any]:
     """A block of products in bfloat16 where this CPU has instructions for it (emulated it is slow), else in float32."""
-    known: dict[str, bool] = torch.cpu.get_capabilities()
+    known = torch.cpu.get_capabilities()
     has_bfloat16 = any(known.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
     return torch.autocast("cpu", torch.bfloat16) if has_bfloat16 else nullcontext()
 
@@ -39,7 +39,6 @@ class Trainee:
         learning_rate: float,
         warm_up: int = 200,
         average: float = 0.999,
-        weight_decay: float = 1e-2,
     ) -> None:
         self.path, self.steps, self.average, self.warm_up = path, steps, average, warm_up
         self.parameters = {
@@ -55,7 +54,7 @@ class Trainee:
             if key in module.state_dict()  # others are made with the module and never change
         }
         self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), learning_rate, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True
+            self.parameters.values(), learning_rate, betas=(0.9, 0.99), weight_decay=1e-2, fused=True
         )
         self.learning_rate, self.step = learning_rate, 0
         self.averaged = {key: value.detach().clone() for key, value in self.parameters.items()}

@@ -73,8 +73,11 @@ class Ticket:
 
 @dataclass(kw_only=True)
 class SchedulerStats:
-    """Counts since the beginning. rows: of all calls; filled_rows: with those that sizes add; retried: calls split after
-    an error; max_rows, max_bytes: the peaks that were admitted."""
+    """Counts since the beginning.
+
+    rows: of all calls; filled_rows: with those that sizes add. retried: calls split after an error. max_rows,
+    max_bytes: the peaks that were admitted.
+    """
 
     calls: int = 0
     rows: int = 0

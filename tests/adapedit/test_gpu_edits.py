@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 from adapedit import AdapEditPipeline, EditResult
+from adapedit.edit import complete, make_context
 from adapedit.methods import AdapEdit, PromptToPrompt
-
-from adapedit.prepare import complete, make_context
-from benchmarks import common, trace
+from adapedit.sharing import Caches
+from adapedit_engine.batch import Batch
+from adapedit_engine.cuda_graph import CapturedSteps, GraphWarning
+from adapedit_engine.step import step
+from benchmarks import common
 from tests.helpers.edits import request
 from tests.helpers.pictures import request as of_a_picture
 
@@ -53,14 +55,14 @@ def apart(one: EditResult, other: EditResult) -> np.ndarray:
     return np.abs(levels(one) - levels(other))
 
 
-@pytest.mark.parametrize("single_pass", [False, True], ids=["two passes", "single pass"])
+@pytest.mark.parametrize("two_pass", [True, False], ids=["two passes", "single pass"])
 @pytest.mark.parametrize(
     ("dtype", "mean", "steps_apart"), [(torch.float32, 0.01, 1e-3), (torch.float16, 0.3, 1e-2)]
 )
 def test_a_whole_edit_is_that_of_the_cpu(
-    dtype: torch.dtype, mean: float, steps_apart: float, single_pass: bool
+    dtype: torch.dtype, mean: float, steps_apart: float, two_pass: bool
 ) -> None:
-    asked = common.request(0, 8, method=AdapEdit(single_pass=single_pass))
+    asked = common.request(0, 8, method=AdapEdit(two_pass=two_pass))
     (wanted,) = built_in("cpu", torch.float32).edit_batch([asked])
     (got,) = built_in(DEVICE, dtype).edit_batch([asked])
     assert apart(got, wanted).mean() < mean
@@ -82,7 +84,7 @@ def test_an_edit_of_a_picture_is_that_of_the_cpu(
 def test_methods_stream_through_one_server(pipe: AdapEditPipeline, tiny: AdapEditPipeline) -> None:
     asked = [
         request(),
-        request(single_pass=True, seed=1),
+        request(two_pass=True, seed=1),
         request(method="sdedit", strength=0.6),
     ]
     found = {item.place: item for item in tiny.stream(asked)}
@@ -91,17 +93,41 @@ def test_methods_stream_through_one_server(pipe: AdapEditPipeline, tiny: AdapEdi
         assert apart(found[place].result, wanted).max() <= 1
 
 
-@pytest.mark.parametrize(
-    "method",
-    [PromptToPrompt(self_replace_steps=0.4), AdapEdit(single_pass=True), AdapEdit()],
-    ids=["prompt-to-prompt", "single pass", "first pass"],
-)
-def test_nothing_waits_for_the_device_between_steps(method: Any, tiny: AdapEditPipeline) -> None:
-    asked = complete(common.request(0, 4, method=method), tiny.model)
-    context, made = make_context(asked, tiny.model), make_method(asked.method, tiny.model.facts)
-    wanted = made.observe(context) or made.plan(context, None)
-    with tiny.model.runner as runner:
-        trace.run(wanted, runner)  # kernels are compiled once
-        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
-            trace.run(wanted, runner)
-    assert trace.waits_inside(found.events()) == {}
+METHODS = {
+    "prompt-to-prompt": PromptToPrompt(self_replace_steps=0.4),
+    "single pass": AdapEdit(local_blend=True),
+    "two passes": AdapEdit(two_pass=True),
+}
+
+
+def steps_of(pipe: AdapEditPipeline, name: str) -> CapturedSteps:
+    """Captured steps with one edit in them."""
+    asked = complete(common.request(0, 6, method=METHODS[name]), pipe.model)
+    context = make_context(asked, pipe.model, Caches.of(pipe.model.runner))
+    steps = CapturedSteps(Batch(pipe.model.runner, 8, whole=True))
+    steps.batch.join(asked.method.plan(context, None))
+    return steps
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_captured_step_is_the_launched_one(name: str, tiny: AdapEditPipeline, recwarn: Any) -> None:
+    with tiny.model.runner:
+        captured, launched = steps_of(tiny, name), steps_of(tiny, name)
+        for _ in range(6):
+            captured.step(captured.batch.seats)
+            step(launched.batch)
+        one, other = (steps.batch.latents(steps.batch.seats[0]) for steps in (captured, launched))
+    assert float((one - other).abs().max()) < 1e-4 * float(other.abs().max())
+    assert not [warning for warning in recwarn if warning.category is GraphWarning]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_nothing_waits_for_the_device_inside_a_step(name: str, tiny: AdapEditPipeline) -> None:
+    with tiny.model.runner:
+        steps = steps_of(tiny, name)
+        step(steps.batch)  # kernels are compiled once
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            step(steps.batch)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")

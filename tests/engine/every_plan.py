@@ -69,7 +69,9 @@ def plans() -> dict[str, EditPlan]:
             adaptive=adaptive(self_layers=none, joined=True, grow=torch.tensor([0, 1]), lambda_spatial=2.0),
             local_blend=blend(**BY_MAPS),
         ),
-        "guidance that ends early": edit_plan(1, 2, guidance_until=0.5, collect=True, local_blend=blend(**BY_MAPS)),
+        "guidance that ends early": edit_plan(
+            1, 2, guidance_until=0.5, collect=True, local_blend=blend(**BY_MAPS)
+        ),
         "noise": plan(1, 2, schedule=NOISY, noise=noise(STEPS, 4, SIDE, SIDE, seed=8)),
         "known latents": edit_plan(1, 2, source_latents=KNOWN, record=True),
         "known latents and noise": plan(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
-from adapedit_engine.batch import Batch, observe, size_for, widened, word_places
+from adapedit_engine.batch import Batch, Seat, observe, size_for, widened, word_places
 from adapedit_engine.models.controls import Controls
 from adapedit_engine.plan import PlanError
 from adapedit_engine.runners.pytorch import PyTorchRunner
@@ -42,7 +43,7 @@ def runner() -> Iterator[PyTorchRunner]:
 def test_every_kind_of_plan_beside_all_others_is_as_alone(runner, whole: bool):
     """Each joins a step after the one before, and leaves when it is done; captured calls are filled up to sizes."""
     waiting, batch, ended = dict(plans()), Batch(runner, 64, whole=whole), {}
-    running = {}
+    running: dict[str, Seat] = {}
     while waiting or running:
         if waiting:
             name = next(iter(waiting))
@@ -112,7 +113,17 @@ def test_nothing_waits_for_the_device_inside_a_step(runner, monkeypatch):
 
     from adapedit_engine.step import run
 
-    for name in ("item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__", "cpu", "nonzero"):
+    for name in (
+        "item",
+        "tolist",
+        "numpy",
+        "__bool__",
+        "__int__",
+        "__float__",
+        "__index__",
+        "cpu",
+        "nonzero",
+    ):
         monkeypatch.setattr(torch.Tensor, name, read)
     monkeypatch.setattr(type(call), "_grow", lambda self, part: 2)  # of plans on the host
     with torch.inference_mode():
@@ -141,7 +152,9 @@ def found(**changes):
     for track in range(3):
         keys[track, 1 + track] = True
     words = torch.arange(TOKENS).expand(3, -1)
-    knobs = vars(adaptive(3, **{"key_tokens": keys, "word_of_token": words, "lambda_spatial": 1.5, **changes}))
+    knobs = vars(
+        adaptive(3, **{"key_tokens": keys, "word_of_token": words, "lambda_spatial": 1.5, **changes})
+    )
     return observe(*seen(), knobs, SOURCES, (2, 8))
 
 
@@ -181,9 +194,12 @@ def test_the_single_pass_recomputes_from_what_it_has_seen(runner):
     from adapedit_engine.plan import SelfEdit, held_steps
 
     layers = torch.ones(2, len(runner.specs.self_layers), dtype=torch.bool)
-    edited = edit_plan(1, 2, adaptive=adaptive(self_layers=layers), cross={"strength": torch.tensor([1.0, 0.8])})
+    edited = edit_plan(
+        1, 2, adaptive=adaptive(self_layers=layers), cross={"strength": torch.tensor([1.0, 0.8])}
+    )
     (single,) = denoise([edited], runner)
     knobs, source = vars(adaptive(self_layers=layers)), torch.tensor([0, 0])
+    cross: Any
     cross, selves, latents = edited.cross_attention, None, edited.latents
     maps = features = torch.zeros(())
     for index in range(STEPS):
@@ -283,7 +299,9 @@ def test_widening_is_the_maximum_around():
 # -- sizes
 
 
-@pytest.mark.parametrize(("rows", "sizes", "wanted"), [(3, None, 3), (3, (2, 4), 4), (4, (2, 4), 4), (5, (2, 4), 5)])
+@pytest.mark.parametrize(
+    ("rows", "sizes", "wanted"), [(3, None, 3), (3, (2, 4), 4), (4, (2, 4), 4), (5, (2, 4), 5)]
+)
 def test_rows_are_filled_up_to_the_next_size(rows, sizes, wanted):
     assert size_for(rows, sizes) == wanted
 

@@ -57,8 +57,14 @@ def test_held_steps_are_the_whole_ones_also_where_products_round():
         ({"cross": {"token_map": torch.eye(TOKENS)}}, r"token_map has shape \(6, 6\), wanted \(2, 6, 6\)"),
         ({"cross": {"own_weight": torch.ones(2, 5)}}, r"own_weight has shape \(2, 5\), wanted \(2, 6\)"),
         ({"cross": {"strength": torch.ones(1)}}, r"strength has shape \(1,\), wanted \(2,\)"),
-        ({"self_attention": SelfEdit(query=INTERVALS[:1])}, r"query has shape \(1, 7, 2\), wanted \(2, any, 2\)"),
-        ({"self_attention": SelfEdit(all_rows=torch.ones(2))}, "all_rows is torch.float32, wanted torch.bool"),
+        (
+            {"self_attention": SelfEdit(query=INTERVALS[:1])},
+            r"query has shape \(1, 7, 2\), wanted \(2, any, 2\)",
+        ),
+        (
+            {"self_attention": SelfEdit(all_rows=torch.ones(2))},
+            "all_rows is torch.float32, wanted torch.bool",
+        ),
         ({"source_track": (0, 2)}, r"source_track is \(0, 2\), wanted 2 numbers below 2"),
         ({"source_track": (1, 0)}, "a source track can't be edited itself"),
         ({"source_track": (0,)}, "wanted 2 numbers below 2"),
@@ -107,7 +113,10 @@ def test_empty_prompts_of_each_step_want_a_row_for_them():
             f"encoder_hidden_states are 5 wide, this model wants {TEXT}",
         ),
         ({"cross": {"spatial_map": torch.ones(2, 9)}}, r"spatial_map has shape \(2, 9\), wanted \(2, 64\)"),
-        ({"self_attention": SelfEdit(key=INTERVALS[:, :3])}, r"key has shape \(2, 3, 2\), wanted \(2, 7, 2\)"),
+        (
+            {"self_attention": SelfEdit(key=INTERVALS[:, :3])},
+            r"key has shape \(2, 3, 2\), wanted \(2, 7, 2\)",
+        ),
         ({"adaptive": adaptive()}, r"self_layers has shape \(2, 0\), wanted \(2, 7\)"),
     ],
 )

@@ -12,11 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapedit_engine.plan import LocalBlend
 from adapedit_engine.runners.pytorch import PyTorchRunner
 from adapedit_engine.schedule import Schedule, ScheduleError, follow_pipelines, scheduler_of
 from adapedit_engine.scheduler import denoise
-from tests.engine.tiny import GUIDANCE, SIDE, TOKENS, edit_plan, largest, noise, plan, tiny_unet
+from tests.engine.tiny import GUIDANCE, SIDE, edit_plan, largest, noise, plan, tiny_unet
 
 # numpy's, at every step of schedulers that keep their sigmas in arrays
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")
@@ -37,9 +36,14 @@ def make(name: str, **changes: Any) -> Any:
 def cases() -> list[Case]:
     """Schedulers, with changes of their configuration, options of `step`, and steps."""
     found: list[Case] = []
+    changes: dict[str, Any]
     for prediction in ("epsilon", "v_prediction", "sample"):
         for spacing in ("leading", "trailing", "linspace"):
-            shared = {"prediction_type": prediction, "timestep_spacing": spacing, "steps_offset": 1}
+            shared: dict[str, Any] = {
+                "prediction_type": prediction,
+                "timestep_spacing": spacing,
+                "steps_offset": 1,
+            }
             if spacing in BY_STRIDE:
                 found += [
                     ("DDIMScheduler", {**shared, "set_alpha_to_one": one}, {"eta": eta}, steps)
@@ -544,21 +548,6 @@ def test_the_history_matters(runner):
     )
     one, other = denoise([plan(1, schedule=schedule), plan(1, schedule=forgetful)], runner)
     assert largest(one.latents, other.latents) > 0.1
-
-
-def test_beside_others_is_as_alone(runner):
-    blend = LocalBlend(token_weights=torch.ones(2, TOKENS))
-    stochastic = solver(5, algorithm_type="sde-dpmsolver++")
-    plans = [
-        edit_plan(1, 2, schedule=solver(), local_blend=blend),
-        edit_plan(3, 4),
-        plan(5, schedule=stochastic, noise=noise(5, 4, SIDE, SIDE, seed=6)),
-        plan(6, schedule=solver(9), guidance_until=0.5),
-    ]
-    together = denoise(plans, runner)
-    for wanted, outcome in zip(plans, together, strict=True):
-        (alone,) = denoise([wanted], runner)
-        assert largest(alone.latents, outcome.latents) < 1e-4 * max(1.0, float(alone.latents.abs().max()))
 
 
 def test_a_track_that_is_told_where_it_goes_goes_there(runner):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
+from itertools import pairwise
 
 import pytest
 import torch
@@ -45,7 +46,8 @@ class Watching(PyTorchRunner):
 
 @pytest.fixture
 def runner() -> Iterator[Watching]:
-    with Watching() as opened:
+    opened = Watching()
+    with opened:
         yield opened
 
 
@@ -150,7 +152,9 @@ def test_a_job_that_could_never_run_is_refused_and_says_how_to_mend_it(runner):
     scheduler.drain()
     with pytest.raises(AdmissionError, match="the edit takes 6 rows, max_rows is 4: raise it"):
         large.future.result()
-    with pytest.raises(AdmissionError, match="MiB alone, the budget is 0.0 MiB: raise it, or ask for a smaller"):
+    with pytest.raises(
+        AdmissionError, match="MiB alone, the budget is 0.0 MiB: raise it, or ask for a smaller"
+    ):
         dear.future.result()
 
 
@@ -258,7 +262,7 @@ def test_a_limit_that_is_really_there_is_tried_ever_less_often():
         rows.went_well()
     pauses = [later - earlier for earlier, later in zip([0, *tries], tries, strict=False)]
     assert pauses[0] == GOOD_CALLS and len(tries) == 5
-    assert all(later > 1.9 * earlier for earlier, later in zip(pauses, pauses[1:], strict=False))
+    assert all(later > 1.9 * earlier for earlier, later in pairwise(pauses))
 
 
 def test_what_a_failed_call_had_made_is_gone_before_the_next_try(runner):
@@ -344,7 +348,9 @@ def test_guidance_that_stops_gives_its_rows_to_others(runner):
 @pytest.mark.parametrize("max_rows", [None, 8, 10])
 def test_an_edit_among_unrelated_edits_equals_the_edit_alone(runner, max_rows: int | None):
     every = plans()
-    for together, one in zip(denoise(list(every.values()), runner, max_rows=max_rows), every.values(), strict=True):
+    for together, one in zip(
+        denoise(list(every.values()), runner, max_rows=max_rows), every.values(), strict=True
+    ):
         alike(together, denoise([one], runner)[0])
 
 
@@ -395,7 +401,12 @@ def test_a_scheduler_that_is_idle_holds_no_buffers(runner):
 def test_plans_that_need_more_count_for_more(runner):
     less = plan_bytes(plan(1), runner)
     known, empty = noise(STEPS, 4, SIDE, SIDE), noise(STEPS, 6, 24)
-    for changes in ({"source_latents": known}, {"record": True}, {"unconditional_steps": empty}, {"collect": True}):
+    for changes in (
+        {"source_latents": known},
+        {"record": True},
+        {"unconditional_steps": empty},
+        {"collect": True},
+    ):
         assert plan_bytes(plan(1, **changes), runner) > less
 
 

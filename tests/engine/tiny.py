@@ -44,7 +44,9 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 
 def ddim(steps: int = STEPS) -> Schedule:
-    spacing = "leading" if steps > 2 else "trailing"  # which of so few steps ends where the model knows pictures
+    spacing = (
+        "leading" if steps > 2 else "trailing"
+    )  # which of so few steps ends where the model knows pictures
     return Schedule.from_scheduler(DDIMScheduler(clip_sample=False, timestep_spacing=spacing), steps)
 
 
@@ -117,9 +119,15 @@ def key_tokens(tracks: int = 2) -> Tensor:
 def blend(tracks: int = 2, **changes: Any) -> LocalBlend:
     """Of one token of every track but the first; changes: numbers hold for all tracks."""
     fields: dict[str, Any] = {"threshold": 0.3, "start": 0.2, "grow": 1, **changes}
-    fields |= {name: torch.full((tracks,), value) for name, value in fields.items() if not torch.is_tensor(value)}
+    fields |= {
+        name: torch.full((tracks,), value) for name, value in fields.items() if not torch.is_tensor(value)
+    }
     return LocalBlend(
-        **{"token_weights": key_tokens(tracks).float(), "source_weights": torch.zeros(tracks, TOKENS), **fields}
+        **{
+            "token_weights": key_tokens(tracks).float(),
+            "source_weights": torch.zeros(tracks, TOKENS),
+            **fields,
+        }
     )
 
 
@@ -141,5 +149,7 @@ def adaptive(tracks: int = 2, **changes: Any) -> Adaptive:
         "self_layers": torch.zeros(tracks, 0, dtype=torch.bool),
         **changes,
     }
-    fields |= {name: torch.full((tracks,), value) for name, value in fields.items() if not torch.is_tensor(value)}
+    fields |= {
+        name: torch.full((tracks,), value) for name, value in fields.items() if not torch.is_tensor(value)
+    }
     return Adaptive(**{"key_tokens": key_tokens(tracks), "word_of_token": words, **fields})

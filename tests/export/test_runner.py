@@ -16,6 +16,7 @@ from adapedit_engine.manifest import GraphSpec, TensorSpec
 from adapedit_engine.runners import BUNDLE_RUNNERS, RunnerError, open_bundle_runner
 from adapedit_engine.runners.graphs import Buffers, check_call
 from adapedit_engine.runners.pytorch import CompiledRunner, why_not_compiled
+from adapedit_kernels.errors import AdapEditError
 from tests.helpers.edits import LONGER, SOURCE, TARGET, grey_levels, request
 
 EDITS = [
@@ -51,8 +52,10 @@ def test_unrelated_edits_share_a_batch(in_torch, in_onnxruntime):
 
 
 def test_another_size_is_refused(in_onnxruntime):
-    with pytest.raises(RunnerError, match=r"unet: input 'sample' has shape \(2, 4, 12, 8\), wanted float32"):
-        in_onnxruntime(SOURCE, TARGET, height=24, num_inference_steps=2)
+    with pytest.raises(
+        AdapEditError, match=r"the edit is 16 x 24 pixels, bundle .* for 16 x 16; export .*--height 24"
+    ):
+        in_onnxruntime(SOURCE, TARGET, height=24, num_inference_steps=3)
 
 
 def test_a_graph_that_is_not_the_manifests_is_refused_when_it_is_opened(bundle, tmp_path):

@@ -121,3 +121,30 @@ def shell_violations(source: str, where: str) -> list[str]:
 
 def is_false(node: ast.expr) -> bool:
     return isinstance(node, ast.Constant) and node.value is False
+
+
+MAX_LINES, MAX_PARAMETERS = 60, 8
+
+
+def size_violations(source: str, name: str) -> list[str]:
+    """Functions of more than a screen, or of more parameters than anybody keeps in mind."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            continue
+        lines = (node.end_lineno or node.lineno) - node.lineno + 1
+        every = (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
+        parameters = len([one for one in every if one.arg not in ("self", "cls")])
+        if lines > MAX_LINES or parameters > MAX_PARAMETERS:
+            found.append(f"{name}:{node.lineno}: {node.name} has {lines} lines, {parameters} parameters")
+    return found
+
+
+def name_violations(paths: list[Path]) -> list[str]:
+    """Modules of one folder whose names differ by their number alone."""
+    stems = {(path.parent, path.stem) for path in paths}
+    return [
+        f"{folder}/{stem}.py stands beside {stem}s.py"
+        for folder, stem in stems
+        if (folder, f"{stem}s") in stems
+    ]

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from tests.house.rules import ROOMS, ROOT, pickle_violations, python_files, shell_violations
+from tests.house.rules import (
+    ROOMS,
+    ROOT,
+    name_violations,
+    pickle_violations,
+    python_files,
+    shell_violations,
+    size_violations,
+)
 
 FILES = [path for folder in ROOMS.values() for path in python_files(folder)]
 
@@ -15,6 +23,39 @@ def test_no_file_breaks_the_rule(rule):
         line for path in FILES for line in rule(path.read_text(encoding="utf-8"), str(path.relative_to(ROOT)))
     ]
     assert not found, "\n".join(found)
+
+
+# Kernels and what calls them have as many arguments as the operation; so have commands, a traced graph, and what
+# mirrors diffusers' own call.
+LARGE = (
+    "kernels/",
+    "adapedit/cli/",
+    "adapedit/pipeline",
+    "export/adapedit_export/graphs",
+    "benchmarks/quality/__main__",
+)
+
+
+def test_functions_fit_a_screen():
+    files = [path for path in FILES if "tests" not in path.parts]
+    found = [
+        line
+        for path in files
+        if not str(path.relative_to(ROOT)).startswith(LARGE)
+        for line in size_violations(path.read_text(encoding="utf-8"), str(path.relative_to(ROOT)))
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_no_module_is_named_as_another_beside_it():
+    assert name_violations(FILES) == []
+
+
+def test_the_checker_sees_a_long_function_and_a_wide_one():
+    long = "def f():\n" + "    pass\n" * 60
+    wide = "def f(a, b, c, d, e, f, g, h, *, i): ..."
+    assert len(size_violations(long, "sample.py")) == len(size_violations(wide, "sample.py")) == 1
+    assert name_violations([ROOT / "layout.py", ROOT / "layouts.py"])
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 
 from adapedit_kernels import edited_attention
 from benchmarks import gpu, kernels
-from benchmarks.attention_cases import Layer, eager, error, least_bytes, make_case, variants
+from benchmarks.kernels import Layer, eager, error, least_bytes, make_case, variants
 from tests.kernels.inputs import assert_close
 
 LAYER = Layer(side=3, width=8)

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import common, kernels, on_device
-from benchmarks.attention_cases import Layer
+from benchmarks import kernels
+from benchmarks.kernels import Layer
 
 
 class Device:
@@ -71,24 +71,11 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
 
 
 def test_a_call_takes_what_the_device_takes(device: Device):
-    assert on_device.median_seconds(device.call) == pytest.approx(1e-3)
+    assert kernels.median_seconds(device.call) == pytest.approx(1e-3)
     assert kernels.milliseconds({"one": device.call, "two": device.twice}) == {
         "one": pytest.approx(1),
         "two": pytest.approx(2),
     }
-
-
-def test_the_ceiling_is_of_products_that_fill_the_device(device: Device, monkeypatch: pytest.MonkeyPatch):
-    class Matrix:
-        def __init__(self, *size: int, **_) -> None:
-            self.size = size
-
-        def __matmul__(self, other) -> None:
-            assert self.size == other.size == (8192, 8192)
-            device.call()
-
-    monkeypatch.setattr(torch, "randn", Matrix)
-    assert common.matrix_ceiling("cuda", "float16") == pytest.approx(2 * 8192**3 / 1e-3)
 
 
 def test_a_layer_is_told_with_the_hosts_time_beside_the_devices(device: Device, monkeypatch):

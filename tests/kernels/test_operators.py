@@ -18,8 +18,8 @@ from adapedit_kernels.edited_attention import edited_attention_maps_operator, ed
 from adapedit_kernels.guided_step import guided_step_operator
 from adapedit_kernels.spatial_similarity import spatial_similarity_operator
 from adapedit_kernels.word_relation import word_relation_operator
-from tests.helpers.graph_unet import GraphUNet
 from tests.engine.tiny import SIDE, TEXT, TOKENS, largest, noise, tiny_unet
+from tests.helpers.graph_unet import GraphUNet
 from tests.kernels.inputs import AttentionShape, attention_inputs, mixed_knobs, relation_inputs, step_inputs
 
 attention_module = importlib.import_module("adapedit_kernels.edited_attention")  # not the function

@@ -14,6 +14,7 @@ from diffusers import (
 )
 
 from adapedit import AdapEditPipeline, EditResult
+from adapedit_engine.runners.pytorch import PyTorchRunner
 from tests.helpers.edits import TARGET, grey_levels, request
 from tests.helpers.methods import context_of, run
 
@@ -47,6 +48,7 @@ def test_every_strength_is_that_of_diffusers(
     assert plan.steps == int(strength * STEPS)
     (edited,) = run(pipe, [plan])
     model = pipe.model
+    assert isinstance(model.runner, PyTorchRunner)
     theirs = StableDiffusionImg2ImgPipeline(
         vae=model.vae, text_encoder=model.text_encoder, tokenizer=model.tokenizer,
         unet=model.runner.controlled.unet, scheduler=DDIMScheduler.from_config(model.scheduler.config),

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from adapedit import AdapEditError
 from benchmarks.quality.judge import (
     Judge,
-    JudgeError,
     Verdict,
     fit_scene,
     masked_psnr,
@@ -124,7 +124,7 @@ def test_psnr_and_ssim_are_the_closed_forms() -> None:
 
 
 def test_pictures_of_another_size_are_refused() -> None:
-    with pytest.raises(JudgeError, match="got a picture of 64 x 64"):
+    with pytest.raises(AdapEditError, match="got a picture of 64 x 64"):
         Judge(PerfectReader()).view(CASES[0], Image.new("RGB", (64, 64)))
 
 

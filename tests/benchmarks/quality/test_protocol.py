@@ -201,8 +201,7 @@ def test_the_papers_figures_are_shown_where_the_model_is_like_its_own(
     editor, page = PaintingEditor(), tmp_path / "out" / "pairs.html"
     assert run_pairs(editor, lines_of(tmp_path), protocol_of(), tmp_path / "out")["paper"] is None
     assert "27.08" not in page.read_text()
-    monkeypatch.setattr(protocol, "TEXT_WIDTH", editor.model.text_encoder.config.hidden_size)
-    monkeypatch.setattr(protocol, "LATENT_SIDE", editor.model.latent_size)
+    monkeypatch.setattr(protocol, "PAPERS_SHAPE", (2, editor.model.latent_size))
     report = run_pairs(editor, lines_of(tmp_path), protocol_of(), tmp_path / "out")
     assert report["paper"]["means"]["adapedit"]["clip_score"] == 27.08
     assert "Not measured here" in page.read_text() and "27.08" in page.read_text()

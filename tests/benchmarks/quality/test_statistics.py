@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from adapedit import AdapEditError
 from benchmarks.quality.statistics import (
-    StatisticsError,
     curve_correlation,
     mean_interval,
     paired_comparison,
@@ -81,7 +81,7 @@ def test_a_curve_that_rises_is_found_under_noise() -> None:
 
 @pytest.mark.parametrize("values", [[], [1.0, float("nan")], [[1.0]]])
 def test_what_is_no_sample_is_refused(values: list[float]) -> None:
-    with pytest.raises(StatisticsError, match="finite numbers"):
+    with pytest.raises(AdapEditError, match="finite numbers"):
         mean_interval(values)
 
 
@@ -103,7 +103,7 @@ def test_a_single_edit_is_its_own_interval() -> None:
 
 
 def test_pairs_that_do_not_match_are_refused() -> None:
-    with pytest.raises(StatisticsError, match="got 2 and 3"):
+    with pytest.raises(AdapEditError, match="got 2 and 3"):
         paired_comparison([1, 2], [1, 2, 3])
-    with pytest.raises(StatisticsError, match=r"wanted scores \[edits, 3\]"):
+    with pytest.raises(AdapEditError, match=r"wanted scores \[edits, 3\]"):
         curve_correlation([1, 2, 3], [[1, 2]])

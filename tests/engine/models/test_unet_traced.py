@@ -97,7 +97,11 @@ class GraphRunner(PyTorchRunner):
 
 def test_whole_edits_through_the_graph_equal_those_in_pytorch(unet, graph):
     table = self_interval(unet, 0.5)
-    plans = [plan(1), edit_plan(1, 2, collect=True, self_attention=SelfEdit(query=table, key=table)), edit_plan(3, 4, 5)]
+    plans = [
+        plan(1),
+        edit_plan(1, 2, collect=True, self_attention=SelfEdit(query=table, key=table)),
+        edit_plan(3, 4, 5),
+    ]
     with PyTorchRunner(unet, map_divisor=1) as runner:
         expected = denoise(plans, runner)
     runner = GraphRunner(unet, graph)
