@@ -15,8 +15,9 @@ from diffusers import (
 
 from adapedit import AdapEditPipeline, EditResult
 from adapedit_engine.runners.pytorch import PyTorchRunner
-from tests.helpers.edits import TARGET, grey_levels, request
+from tests.helpers.edits import SOURCE, TARGET, grey_levels, request
 from tests.helpers.methods import context_of, run
+from tests.helpers.pictures import request as of_a_picture
 
 STEPS = 10
 
@@ -88,3 +89,9 @@ def test_other_schedulers(pipe: AdapEditPipeline, kind: Any) -> None:
     scheduler.set_timesteps(5)
     expected = seen.latents + scheduler.sigmas[2] * context.latents / context.schedule.init_noise_sigma
     torch.testing.assert_close(method.plan(context, seen).latents, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_picture_is_redrawn_under_its_own_prompt(pipe: AdapEditPipeline):
+    """The target prompt is the source's: its track is a target's all the same, and begins at noise of its own."""
+    (result,) = pipe.edit_batch([of_a_picture(method="sdedit", strength=0.5, target_prompt=SOURCE)])
+    assert grey_levels(result.source_image, result.target_image) > 1
