@@ -93,5 +93,6 @@ def test_other_schedulers(pipe: AdapEditPipeline, kind: Any) -> None:
 
 def test_a_picture_is_redrawn_under_its_own_prompt(pipe: AdapEditPipeline):
     """The target prompt is the source's: its track is a target's all the same, and begins at noise of its own."""
-    (result,) = pipe.edit_batch([of_a_picture(method="sdedit", strength=0.5, target_prompt=SOURCE)])
+    method = {"name": "sdedit", "strength": 0.5}
+    (result,) = pipe.edit_batch([of_a_picture(method=method, inversion=None, target_prompt=SOURCE)])
     assert grey_levels(result.source_image, result.target_image) > 1
