@@ -13,7 +13,6 @@ import torch
 
 from adapedit import AdapEditPipeline
 from adapedit_engine.runners import open_bundle_runner
-from adapedit_engine.runners.graphs import BundleRunner
 from tests.helpers.edits import request
 
 
@@ -49,7 +48,9 @@ def slow(bundle):
         loaded.append(graph)
         return SlowSession(bundle.graph(graph))
 
-    return BundleRunner(bundle, "slow", load, "cpu"), loaded
+    runner = open_bundle_runner(bundle)
+    runner._opener = load
+    return runner, loaded
 
 
 def test_threads_that_share_a_runner_get_their_own_outputs(slow):
@@ -69,8 +70,8 @@ def test_predictions_outlive_the_next_call(bundle, in_onnxruntime, monkeypatch):
     runner, calls = open_bundle_runner(bundle), []
     infer = runner.infer
 
-    def kept(inputs, outputs=None):
-        found = infer(inputs, outputs)
+    def kept(inputs, outputs=None, **options):
+        found = infer(inputs, outputs, **options)
         calls.append((found, {name: tensor.clone() for name, tensor in found.items()}))
         return found
 
