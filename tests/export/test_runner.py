@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from adapedit import AdapEditPipeline
-from adapedit.model import ModelError, load_any, load_bundle
+from adapedit.model import load_any, load_bundle
 from adapedit_engine.bundle import BundleError, describe_files
 from adapedit_engine.manifest import GraphSpec, TensorSpec
 from adapedit_engine.runners import BUNDLE_RUNNERS, RunnerError, open_bundle_runner
