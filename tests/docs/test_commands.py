@@ -30,17 +30,13 @@ NOT_RUN = {
     "make": "is what runs these tests, or takes minutes; its target has to be there",
     "source": "is for a terminal",
     "pip": "changes the environment",
-    "cmake": "takes minutes; the tests of the C library build it",
     "pre-commit": "changes the clone",
-    "python -m pytest": "is what runs this",
     "python -m benchmarks.latency": "takes minutes; its options have to be there",
     "python -m benchmarks.serving": "takes minutes",
     "python -m benchmarks.kernels": "needs a GPU",
     "python -m benchmarks.gpu": "needs a GPU",
     "python -m benchmarks.quality": "takes minutes to hours, or weights of metrics; its options have to be there",
-    "python -m benchmarks.scenes": "takes hours",
     "python -m tests.kernels.mutation_check": "takes minutes",
-    "python -m adapedit_kernels.aot": "takes minutes",
     "adapedit build": "takes TensorRT, and a minute",
     "adapedit export builtin --out half": "takes as long as the export beside it, which is run",
 }
@@ -72,7 +68,9 @@ def blocks(page: Path) -> list[tuple[str, str]]:
 def statements(text: str) -> Iterator[str]:
     """The commands of a block: comments gone, lines that go on joined, a here-document with its command."""
     for found in re.finditer(r"^.*<<'END'\n(?:.*\n)*?END$|^(?:.*\\\n)*.*$", text, re.M):
-        command = found[0] if "<<" in found[0] else re.sub(r"\s+#.*$|^#.*$", "", found[0].replace("\\\n", " "))
+        command = (
+            found[0] if "<<" in found[0] else re.sub(r"\s+#.*$|^#.*$", "", found[0].replace("\\\n", " "))
+        )
         if command.strip():
             yield command.strip()
 
@@ -118,7 +116,9 @@ def run_one(command: str) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_what_is_not_run_is_there(page, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "200")
-    written = [command for language, text in blocks(page) if language == "bash" for command in statements(text)]
+    written = [
+        command for language, text in blocks(page) if language == "bash" for command in statements(text)
+    ]
     for command in [*inline(page), *written]:
         words = [word for word in command.split() if "=" not in word or word.startswith("-")]
         if words[0] == "make":
@@ -136,7 +136,10 @@ def help_of(module: str, first: list[str], monkeypatch, capsys) -> str | None:
     if module == "benchmarks.quality":
         command = get_command(quality).commands[first[0]] if first else get_command(quality)
         return " ".join(option for parameter in command.params for option in parameter.opts)
-    scripts = {f"benchmarks.{script.__name__.rpartition('.')[2]}": script for script in (gpu, kernels, latency, serving)}
+    scripts = {
+        f"benchmarks.{script.__name__.rpartition('.')[2]}": script
+        for script in (gpu, kernels, latency, serving)
+    }
     if module in scripts:
         monkeypatch.setattr("sys.argv", [module, "--help"])
         with pytest.raises(SystemExit):
