@@ -1,4 +1,4 @@
-"""Every command and snippet of the README and of docs/ works: it is run, on the tiny model, or held to what there is."""
+"""Every command and snippet of the README and of docs/ works: it is run on the tiny model, or held to what there is."""
 
 from __future__ import annotations
 
@@ -86,19 +86,36 @@ def reason(command: str) -> str | None:
     return next((why for start, why in NOT_RUN.items() if f"{command} ".startswith(f"{start} ")), None)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_what_a_page_says_works(page, tiny_folder, tmp_path, monkeypatch):
+@pytest.fixture
+def tiny_world(tiny_folder, tmp_path, monkeypatch) -> None:
+    """The tiny model in place of any, few steps where none are named, and a folder to write in."""
     monkeypatch.setattr("adapedit.model.BUILTIN", tiny_folder)
     monkeypatch.setitem(AdapEditPipeline.__call__.__kwdefaults__, "num_inference_steps", 2)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "stable-diffusion-v1-4").symlink_to(tiny_folder)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_says_works(page, tiny_world):
+    run_all([block for block in blocks(page) if "bundle" not in block[1]], page.name)
+
+
+@pytest.mark.slow
+def test_what_the_guide_says_of_bundles_works(tiny_world):
+    page = ROOT / "docs" / "guide.md"
+    first = [block for block in blocks(page) if block[0] == "python"][:1]
+    run_all([*first, *(block for block in blocks(page) if "bundle" in block[1])], page.name)
+
+
+def run_all(wanted: list[tuple[str, str]], name: str) -> None:
+    """Blocks of a page one after the other; later snippets know the names of earlier ones."""
     names: dict[str, object] = {}
-    for language, text in blocks(page):
+    for language, text in wanted:
         if language == "bash":
             for command in statements(text):
                 run_one(command)
         elif not any(sign in text for sign in SNIPPETS_NOT_RUN):
-            exec(compile(text, page.name, "exec"), names)
+            exec(compile(text, name, "exec"), names)
 
 
 def run_one(command: str) -> None:
