@@ -10,7 +10,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import torch
 from typer.main import get_command
 
 from adapedit import AdapEditPipeline
@@ -18,7 +17,6 @@ from adapedit.cli import bundles, edits
 from adapedit.cli.main import run
 from benchmarks import gpu, kernels, latency, serving
 from benchmarks.quality.__main__ import app as quality
-from tests.helpers.tiny_model import save_tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -44,20 +42,6 @@ NOT_RUN = {
 
 SNIPPETS_NOT_RUN = {"alexnet-owt-7be5be79.pth": "files of weights that are somewhere else"}
 """What is in a snippet, with the reason why it is not run."""
-
-
-@pytest.fixture(scope="module")
-def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The tensors here are so small that a second thread only costs."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
