@@ -19,8 +19,8 @@ from adapedit_kernels.errors import AdapEditError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from adapedit.configs import ModelFacts
     from adapedit.images import OpenedImage
-    from adapedit.model import ModelFacts
     from adapedit.prompts.alignment import Alignment
     from adapedit_engine.models.layers import ModelSpecs
     from adapedit_engine.plan import Adaptive, CrossEdit, EditOutcome, EditPlan, LocalBlend, SelfEdit

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
 from adapedit import AdapEditError, AdapEditPipeline
-from adapedit.model import ModelError, ModelFacts, load_vocabulary
+from adapedit.configs import ModelError, ModelFacts
+from adapedit.model import load_vocabulary
 from tests.helpers.edits import SOURCE, TARGET, grey_levels
 from tests.helpers.tiny_model import STABLE_DIFFUSION_2, save_tiny_model
 
@@ -165,7 +166,7 @@ def test_pickled_weights_are_never_read(copy):
 
 def test_broken_configurations(copy):
     (copy / "unet" / "config.json").write_text("{")
-    refused(copy, r"unet/config.json can't be read as JSON .*copy the model again")
+    refused(copy, "unet/config.json: Invalid JSON.*copy this one again")
 
 
 def changed(folder: Path, part: str, **values: object) -> None:
@@ -176,19 +177,39 @@ def changed(folder: Path, part: str, **values: object) -> None:
 @pytest.mark.parametrize(
     ("part", "values", "message"),
     [
-        ("vae", {"layers_per_block": 1_000_000}, "vae .* has layers_per_block 1000000, wanted at most 64"),
-        ("unet", {"in_channels": 9}, "unet .* has in_channels 9, wanted 4, or 8 for InstructPix2Pix"),
-        ("vae", {"latent_channels": 16}, "unet .* has out_channels 4, wanted the VAE's 16 latent channels"),
-        ("vae", {"scaling_factor": None}, "vae .* has scaling_factor None, wanted a positive number"),
-        ("vae", {"_class_name": "AutoencoderTiny"}, "vae .* has _class_name 'AutoencoderTiny', wanted Auto"),
-        ("unet", {"sample_size": "x"}, "unet .* has sample_size 'x', wanted a whole number"),
-        ("unet", {"cross_attention_dim": 7}, "unet .* has cross_attention_dim 7, wanted the text encoder's"),
+        (
+            "vae",
+            {"layers_per_block": 1_000_000},
+            "layers_per_block: .*less than or equal to 64, got 1000000;",
+        ),
+        (
+            "unet",
+            {"in_channels": 9},
+            "in_channels: wanted 4, or 8 for InstructPix2Pix, got 9",
+        ),
+        (
+            "vae",
+            {"latent_channels": 16},
+            "out_channels: wanted the VAE's 16 latent channels, got 4",
+        ),
+        ("vae", {"scaling_factor": None}, "scaling_factor: .*valid number, got None"),
+        (
+            "vae",
+            {"_class_name": "AutoencoderTiny"},
+            "_class_name: .*'AutoencoderKL', got 'AutoencoderTiny'",
+        ),
+        ("unet", {"sample_size": "x"}, "sample_size: .*valid integer, got 'x'"),
+        (
+            "unet",
+            {"cross_attention_dim": 7},
+            "cross_attention_dim: wanted the text encoder's 32, got 7",
+        ),
     ],
 )
 def test_what_can_not_be_edited_is_refused_before_weights_are_read(copy, monkeypatch, part, values, message):
     monkeypatch.setattr("adapedit.model.read_part", lambda *args, **options: pytest.fail("it was read"))
     changed(copy, part, **values)
-    refused(copy, message)
+    refused(copy, f"{part}/config.json: {message}")
 
 
 def test_a_size_of_two_sides_is_the_smaller(copy):
@@ -247,8 +268,8 @@ def test_facts_beside_a_model(copy):
 )
 def test_facts_that_can_not_be_used(copy, facts):
     (copy / "adapedit.json").write_text(facts)
-    refused(copy, r"adapedit.json can't be used \(.*\); correct it or remove it")
+    refused(copy, "adapedit.json: .*; correct it or remove it")
 
 
-def test_no_facts_are_those_of_the_paper():
-    assert ModelFacts.read(None) == ModelFacts(guidance_scale=7.5, self_divisor=4)
+def test_no_facts_are_those_of_the_paper(tmp_path):
+    assert ModelFacts.read(tmp_path) == ModelFacts(guidance_scale=7.5, self_divisor=4)
