@@ -258,6 +258,11 @@ def load_model(
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
     tokenizer = settled(read_part(folder, "tokenizer", CLIPTokenizer))
+    if len(tokenizer) > text_config.vocab_size:
+        raise ModelError(
+            f"the tokenizer of {folder} has {len(tokenizer)} tokens, its text encoder knows {text_config.vocab_size}; "
+            "copy both from one checkpoint"
+        )
     if scheduler is None:
         # Whatever scheduler the checkpoint names, DDIM takes its noise schedule; clipping would not be linear.
         scheduler = read_part(folder, "scheduler", DDIMScheduler, clip_sample=False, thresholding=False)
@@ -394,7 +399,7 @@ def is_bundle(source: str | Path | None) -> bool:
 def locate(source: str | Path | None) -> tuple[str, Path]:
     """Name and folder of the built-in model (None or "builtin"), a folder, or a hub name.
 
-    Raises `ModelError` for anything else. Of a folder the layout is looked at, and that its safetensors files are whole.
+    Raises `ModelError` for anything else. The layout is looked at, and that safetensors files are whole.
     """
     name = "builtin" if source is None else str(source)
     folder = BUILTIN if name == "builtin" else expanded(name)

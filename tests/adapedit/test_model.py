@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
 from adapedit import AdapEditError, AdapEditPipeline
+from adapedit.cli.main import USER_ERROR, run
 from adapedit.configs import ModelError, ModelFacts
 from adapedit.model import load_vocabulary
 from tests.helpers.edits import SOURCE, TARGET, grey_levels
@@ -210,6 +213,65 @@ def test_what_can_not_be_edited_is_refused_before_weights_are_read(copy, monkeyp
     monkeypatch.setattr("adapedit.model.read_part", lambda *args, **options: pytest.fail("it was read"))
     changed(copy, part, **values)
     refused(copy, f"{part}/config.json: {message}")
+
+
+CASES = [json.loads(line) for line in (Path(__file__).parents[1] / "data" / "files.jsonl").open()]
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case["of"] == "checkpoint"], ids=str)
+def test_each_field_that_failed_once_is_refused_before_weights_are_read(copy, monkeypatch, capfd, case):
+    monkeypatch.setattr("adapedit.model.read_part", lambda *args, **options: pytest.fail("it was read"))
+    path = copy / case["file"]
+    path.write_text(json.dumps({**json.loads(path.read_text()), case["path"][0]: case["value"]}))
+    refused(copy, f"{case['file']}: {case['path'][0]}[.:]")
+    assert run(["edit", SOURCE, TARGET, "--model", str(copy)]) == USER_ERROR
+    assert capfd.readouterr().err.count("\n") == 1
+
+
+FILES = (
+    *(f"{part}/config.json" for part in ("unet", "vae", "text_encoder")),
+    "tokenizer/tokenizer_config.json",
+    "scheduler/scheduler_config.json",
+    "model_index.json",
+)
+ODD = (
+    *(None, True, False, 0, 1, -1, 2, 3, 7, 64, 65, 1_000_000, 2**31, 2**63, 10**29, 0.0, 0.5, -1e300, 1e300),
+    *(float("nan"), float("inf"), "", "x", "silu", "a" * 10_000, "\ud800", [], [1], [0] * 9, [[]], ["x"], {}),
+    *({"a": {}}, [1e9], [-1, 2], [8, 16], [16, 8]),
+)
+
+
+def fuzzed(folder: Path, file: str, field: int, value: object) -> None:
+    """With a field of a file changed the model loads and edits, or is refused in a line."""
+    path = folder / file
+    before = path.read_text()
+    fields = json.loads(before)
+    fields[sorted(fields)[field % len(fields)]] = value
+    path.write_text(json.dumps(fields))
+    try:
+        AdapEditPipeline.from_pretrained(folder)(SOURCE, TARGET, num_inference_steps=1)
+    except AdapEditError as error:
+        assert "\n" not in str(error)
+    finally:
+        path.write_text(before)
+
+
+any_field = given(st.sampled_from(FILES), st.integers(0, 100), st.sampled_from(ODD))
+calm = {"derandomize": True, "database": None, "deadline": None}
+calm["suppress_health_check"] = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+
+
+@settings(max_examples=300, **calm)
+@any_field
+def test_configurations_fuzzed(copy, file, field, value):
+    fuzzed(copy, file, field, value)
+
+
+@pytest.mark.slow
+@settings(max_examples=2000, **calm)
+@any_field
+def test_configurations_fuzzed_for_long(copy, file, field, value):
+    fuzzed(copy, file, field, value)
 
 
 def test_a_size_of_two_sides_is_the_smaller(copy):
