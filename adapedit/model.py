@@ -499,7 +499,7 @@ def read_part(folder: Path, part: str, kind: Any, **options: Any) -> Any:
     if modular:
         options |= {"use_safetensors": True, "output_loading_info": True}
     try:
-        with _quiet_libraries():
+        with torch.device("cpu"), _quiet_libraries():
             read = kind.from_pretrained(folder, subfolder=part, **options)
     except Exception as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
