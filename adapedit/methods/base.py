@@ -229,7 +229,10 @@ class Context:
 
         from adapedit_engine.plan import held_steps
 
-        ends = [torch.as_tensor(share, dtype=torch.float64, device=getattr(share, "device", "cpu")) for share in (start, stop)]
+        ends = [
+            torch.as_tensor(share, dtype=torch.float64, device=getattr(share, "device", "cpu"))
+            for share in (start, stop)
+        ]
         device = max((end.device for end in ends), key=lambda device: device.type != "cpu")
         steps = torch.stack([held_steps(end.to(device), len(self.schedule)) for end in ends]).long()
         return self.on_target(layers.to(device).unsqueeze(1) * steps)

@@ -280,7 +280,7 @@ class PlanKey:
     @property
     def name(self) -> str:
         """File name without ending: the graph, and a digest of everything above."""
-        text = json.dumps(asdict(self), sort_keys=True)
+        text = json.dumps(asdict(self), sort_keys=True, allow_nan=False)
         return f"{self.graph}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
     def profile_of(self, shapes: dict[str, tuple[int, ...]]) -> int | None:
