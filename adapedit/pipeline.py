@@ -147,9 +147,8 @@ class AdapEditPipeline:
         """
         if isinstance(source_prompt, EditRequest):
             raise AdapEditError("got a request, wanted prompts; use edit_batch([request])[0]")
-        refuse_names(
-            name for name in knobs if method not in METHODS or name not in METHODS[method].model_fields
-        )
+        own = METHODS[method].model_fields if isinstance(method, str) and method in METHODS else ()
+        refuse_names(name for name in knobs if name not in own)
         prompts = {"source_prompt": source_prompt, "target_prompt": target_prompt}
         request = EditRequest.make(
             **{name: prompt for name, prompt in prompts.items() if prompt is not None},

@@ -233,8 +233,8 @@ def _picture_warnings(size: tuple[int, int], decibels: float | None, model: Edit
     """What is asked of a model that it was not trained for. decibels: of a real picture as it comes back."""
     if max(size) > LARGE * model.side:
         yield (
-            f"{size[0]} x {size[1]} pixels are more than {LARGE} times the {model.side} that the model was trained for: "
-            "things may come twice; leave height and width out"
+            f"{size[0]} x {size[1]} pixels are more than {LARGE} times the model's {model.side}: things may come "
+            "twice; leave height and width out"
         )
     if decibels is not None and decibels < POOR:
         mend = "try another inversion or more steps"

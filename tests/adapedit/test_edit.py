@@ -28,8 +28,7 @@ def part(model: EditModel, name: str) -> Any:
     return {
         "the VAE's decoder": model.vae and model.vae.decoder.conv_in,
         "the VAE's encoder": model.vae and model.vae.encoder.conv_in,
-        "the text encoder": model.text_encoder
-        and model.text_encoder.get_submodule("embeddings.token_embedding"),
+        "the text encoder": model.text_encoder and model.text_encoder.get_submodule("final_layer_norm"),
         "the model at step 1": model.runner.controlled.unet.conv_out,  # type: ignore[attr-defined]
     }[name]
 
