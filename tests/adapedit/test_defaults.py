@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from adapedit import AdapEditPipeline, EditRequest, EditResult
+from adapedit import AdapEditPipeline, EditResult
 from adapedit.inversion.base import INVERSIONS
 from adapedit.methods import METHODS
 from tests.helpers import pictures
