@@ -293,7 +293,7 @@ def _instruction(request: EditRequest, model: EditModel, caches: Caches) -> Tens
         return None
     refuse_unknown_words(text, "instruction", model)
     ids = tokenize_words(text, model.tokenizer, max_length=model.max_tokens, name="instruction").input_ids
-    return _encoded(torch.tensor(ids), model, caches)
+    return _encoded(torch.tensor(ids, dtype=torch.int64, device="cpu"), model, caches)
 
 
 def _of_picture(context: Context, request: EditRequest, model: EditModel) -> Context:

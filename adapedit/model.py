@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 import torch
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from adapedit.methods import make_settings, one_line
+from adapedit.configs import (
+    SCHEDULER_FILE,
+    TOKENIZER_FILE,
+    Config,
+    ModelError,
+    ModelFacts,
+    SchedulerConfig,
+    TokenizerConfig,
+    read_config,
+    read_configs,
+    read_words_configs,
+)
 from adapedit.prompts.tokens import framed_ids, settled
 from adapedit.result import folder_path
 from adapedit_engine.bundle import Bundle
@@ -43,7 +52,6 @@ if TYPE_CHECKING:
     from adapedit_export.export import Checkpoint
 
 BUILTIN = Path(__file__).parent / "builtin"
-FACTS_FILE = "adapedit.json"
 COMPONENTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
 WITH_WEIGHTS = ("text_encoder", "unet", "vae")
 MAX_NAME = 200
@@ -56,12 +64,6 @@ OTHER_FAMILIES = {
     "PixArt": "PixArt",
     "Kandinsky": "Kandinsky",
 }
-MAX_LAYERS, MAX_WIDTH = 64, 1 << 16
-"""Of what a configuration may ask for: blocks or layers, and channels or tokens."""
-
-
-class ModelError(AdapEditError):
-    """A model that is not there, is broken, or is of a kind that can't be edited."""
 
 
 class NumericError(AdapEditError):
@@ -74,41 +76,6 @@ class NumericError(AdapEditError):
             f"{where} gave numbers that are none (NaN or infinite); load the model with torch_dtype torch.bfloat16 or "
             "torch.float32 (--dtype), and keep guidance_scale moderate"
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelFacts:
-    """What the method has to know of a model beyond its configuration; from `adapedit.json` where there is one.
-
-    map_divisor:    latent side over map side; None: half of the latent side where that exists (SD: 32 of 64).
-    self_divisor:   self-attention is taken from the source where the side is at most 1/self_divisor of the latents'.
-    guidance_scale: what a request gets that names none.
-    known_words:    all words of a model with a closed vocabulary, else None.
-    defaults:       per method, knobs that differ from the paper's, found by measurement.
-    """
-
-    map_divisor: Annotated[int, Field(ge=1, le=64)] | None = None
-    self_divisor: Annotated[int, Field(ge=1, le=64)] = 4
-    guidance_scale: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)] = 7.5
-    known_words: tuple[str, ...] | None = None
-    defaults: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
-
-    @classmethod
-    def read(cls, folder: Path | None) -> ModelFacts:
-        """The facts beside a checkpoint, or the paper's where there are none. Raises `ModelError` for a bad file."""
-        path = None if folder is None else folder / FACTS_FILE
-        if path is None or not path.exists():
-            return cls()
-        try:
-            facts = TypeAdapter(cls).validate_python(json.loads(path.read_text(encoding="utf-8")))
-            for method, knobs in facts.defaults.items():
-                make_settings(method, **knobs)
-        except (ValueError, OSError, RecursionError) as error:
-            reason = one_line(error) if isinstance(error, ValidationError) else str(error)
-            raise ModelError(f"{path} can't be used ({reason}); correct it or remove it") from error
-        return facts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,39 +250,45 @@ def load_model(
     dtype = torch.float32 if dtype is None else dtype
     if not isinstance(dtype, torch.dtype):
         raise ModelError(f"dtype is {dtype!r}, wanted one of PyTorch, for example torch.float16")
-    place = locate(source)
-    facts = ModelFacts.read(place.folder)
-    configs = read_configs(place)
+    name, folder = locate(source)
+    facts = ModelFacts.read(folder)
+    unet_config, vae_config, text_config = read_configs(folder)
     on = usable_device(device)
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-    tokenizer = settled(read_part(place, "tokenizer", CLIPTokenizer))
+    tokenizer = settled(read_part(folder, "tokenizer", CLIPTokenizer))
+    if len(tokenizer) > text_config.vocab_size:
+        raise ModelError(
+            f"the tokenizer of {folder} has {len(tokenizer)} tokens, its text encoder knows {text_config.vocab_size}; "
+            "copy both from one checkpoint"
+        )
     if scheduler is None:
         # Whatever scheduler the checkpoint names, DDIM takes its noise schedule; clipping would not be linear.
-        scheduler = read_part(place, "scheduler", DDIMScheduler, clip_sample=False, thresholding=False)
+        scheduler = read_part(folder, "scheduler", DDIMScheduler, clip_sample=False, thresholding=False)
     else:
         Schedule.from_scheduler(scheduler, 10)
-    text_encoder = read_part(place, "text_encoder", CLIPTextModel, dtype=dtype)
-    unet = read_part(place, "unet", UNet2DConditionModel, torch_dtype=dtype)
-    vae = read_part(place, "vae", AutoencoderKL, torch_dtype=dtype)
+    text = CLIPTextConfig(**text_config.fields)
+    text_encoder = read_part(folder, "text_encoder", CLIPTextModel, config=text, dtype=dtype)
+    unet = read_part(folder, "unet", UNet2DConditionModel, torch_dtype=dtype)
+    vae = read_part(folder, "vae", AutoencoderKL, torch_dtype=dtype)
     for module in (text_encoder, unet, vae):
         module.requires_grad_(False)
         # Convolutions want channels last, and would turn what comes to them, or their weights, at every call.
         module.to(on, memory_format=torch.channels_last).eval()
     kind = CompiledRunner if runner == "pytorch-compiled" else PyTorchRunner
     return EditModel(
-        name=place.name,
+        name=name,
         tokenizer=tokenizer,
         text_encoder=text_encoder,
         runner=kind(unet, map_divisor=facts.map_divisor),
         vae=vae,
         scheduler=scheduler,
         facts=facts,
-        latent_size=configs.side,
-        latent_scale=configs.latent_scale,
-        vae_factor=configs.vae_factor,
-        max_tokens=configs.max_tokens,
+        latent_size=unet_config.sample_size,
+        latent_scale=vae_config.scaling_factor,
+        vae_factor=2 ** (len(vae_config.block_out_channels) - 1),
+        max_tokens=text_config.max_position_embeddings,
     )
 
 
@@ -334,9 +307,10 @@ def load_bundle(folder: str | Path, runner: str = "onnxruntime", *, verify: bool
         raise ModelError(
             f"{folder} names the scheduler {manifest.scheduler!r}, which diffusers does not have"
         )
-    place = Place(name=str(folder), folder=bundle.folder)
-    tokenizer = settled(read_part(place, "tokenizer", CLIPTokenizer))
-    scheduler = read_part(place, "scheduler", kind)
+    read_config(bundle.folder / TOKENIZER_FILE, TokenizerConfig)
+    read_config(bundle.folder / SCHEDULER_FILE, SchedulerConfig)
+    tokenizer = settled(read_part(bundle.folder, "tokenizer", CLIPTokenizer))
+    scheduler = read_part(bundle.folder, "scheduler", kind)
     return BundleModel(
         name=str(folder),
         tokenizer=tokenizer,
@@ -354,19 +328,20 @@ def load_bundle(folder: str | Path, runner: str = "onnxruntime", *, verify: bool
 
 def load_vocabulary(source: str | Path | None = None) -> Vocabulary:
     """The tokenizer of a bundle or of a checkpoint alone, which is enough to align prompts. Raises as loading does."""
-    from transformers import CLIPTextConfig, CLIPTokenizer
+    from transformers import CLIPTokenizer
 
     if is_bundle(source):
-        bundle = Bundle.open(expanded(str(source)), verify=False)
-        place, tokens = Place(name=str(source), folder=bundle.folder), bundle.manifest.tokens
+        name, bundle = str(source), Bundle.open(expanded(str(source)), verify=False)
+        folder, tokens = bundle.folder, bundle.manifest.tokens
+        read_config(folder / TOKENIZER_FILE, TokenizerConfig)
     else:
-        place = locate(source)
-        tokens = int(read_part(place, "text_encoder", CLIPTextConfig).max_position_embeddings)
+        name, folder = locate(source)
+        tokens = read_words_configs(folder).max_position_embeddings
     return Vocabulary(
-        name=place.name,
-        tokenizer=settled(read_part(place, "tokenizer", CLIPTokenizer)),
+        name=name,
+        tokenizer=settled(read_part(folder, "tokenizer", CLIPTokenizer)),
         max_tokens=tokens,
-        facts=ModelFacts.read(place.folder),
+        facts=ModelFacts.read(folder),
     )
 
 
@@ -406,33 +381,6 @@ def usable_device(device: str | torch.device | None) -> torch.device:
 # -- finding and checking a checkpoint
 
 
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where a checkpoint is. name: as asked for; folder: on disk, or None where `name` is one of a hub.
-
-    cached: take nothing but what was fetched from the hub before.
-    """
-
-    name: str
-    folder: Path | None
-    cached: bool = False
-
-    @property
-    def location(self) -> str | Path:
-        """What `from_pretrained` takes."""
-        return self.name if self.folder is None else self.folder
-
-
-@dataclass(frozen=True, kw_only=True)
-class Configs:
-    """What configurations say of a checkpoint that can be edited; see `EditModel`."""
-
-    side: int
-    latent_scale: float
-    vae_factor: int
-    max_tokens: int
-
-
 def expanded(path: str | Path) -> Path:
     """With `~` and `~user` replaced; where there is no such user it stays, as a name that nothing has."""
     if not isinstance(path, (str, os.PathLike)):
@@ -445,16 +393,13 @@ def expanded(path: str | Path) -> Path:
 
 def is_bundle(source: str | Path | None) -> bool:
     """Whether `source` is the folder of a bundle, whole or not."""
-    try:
-        return source is not None and (expanded(source) / MANIFEST_FILE).is_file()
-    except OSError:
-        return False  # too long for a name, or closed to us: whoever opens it says so
+    return source is not None and os.path.isfile(expanded(source) / MANIFEST_FILE)
 
 
-def locate(source: str | Path | None) -> Place:
-    """The built-in model (None or "builtin"), a folder, or a hub name; raises `ModelError` for anything else.
+def locate(source: str | Path | None) -> tuple[str, Path]:
+    """Name and folder of the built-in model (None or "builtin"), a folder, or a hub name.
 
-    Of a folder the layout is looked at, and that its safetensors files are whole.
+    Raises `ModelError` for anything else. The layout is looked at, and that safetensors files are whole.
     """
     name = "builtin" if source is None else str(source)
     folder = BUILTIN if name == "builtin" else expanded(name)
@@ -462,48 +407,52 @@ def locate(source: str | Path | None) -> Place:
         raise ModelError(
             f"{folder} is a bundle; open it with AdapEditPipeline.from_bundle, or --model with --runner"
         )
-    if _is_folder(folder):
-        _check_folder(folder)
-        return Place(name=name, folder=folder)
-    if len(name) < MAX_NAME and HUB_NAME.fullmatch(name) and not folder.exists():
-        return _on_hub(name)
-    shown = name if len(name) < MAX_NAME else name[:MAX_NAME] + "..."
-    raise ModelError(
-        f"there is no model at {shown!r}; give 'builtin', a folder in the diffusers layout, or a hub name (owner/name)"
-    )
+    if not os.path.isdir(folder):
+        if len(name) >= MAX_NAME or not HUB_NAME.fullmatch(name) or os.path.exists(folder):
+            raise ModelError(
+                f"there is no model at {name[:MAX_NAME]!r}; give 'builtin', a folder in the diffusers layout, or a hub "
+                "name (owner/name)"
+            )
+        folder = _fetched(name)
+    _check_folder(folder)
+    return name, folder
 
 
-def _on_hub(name: str) -> Place:
-    """Asks once whether the hub can be reached: its own client tries for minutes, file after file."""
-    from huggingface_hub import constants, try_to_load_from_cache
+def _fetched(name: str) -> Path:
+    """The folder of a hub's model, with nothing but what is read of it.
 
-    url = urlsplit(constants.ENDPOINT)
-    reached = not constants.HF_HUB_OFFLINE
+    Asks once whether the hub can be reached: its own client tries for minutes, file after file.
+    """
+    from huggingface_hub import constants, snapshot_download
+
+    url, reached = urlsplit(constants.ENDPOINT), not constants.HF_HUB_OFFLINE
     if reached and not getproxies():
         try:
             port = url.port or (443 if url.scheme == "https" else 80)
             socket.create_connection((url.hostname or "", port), timeout=5).close()
         except OSError:
             reached = False
-    if not reached and not isinstance(try_to_load_from_cache(name, "model_index.json"), str):
-        raise ModelError(
-            f"there is no folder {name!r}, and the hub at {constants.ENDPOINT} can't be reached to fetch it; "
-            "give a folder in the diffusers layout, or try again with a connection"
-        )
-    return Place(name=name, folder=None, cached=not reached)
-
-
-def _is_folder(path: Path) -> bool:
-    """As `Path.is_dir`, but of what is too long for a path it is no folder, either."""
+    wanted = ["*.json", "*.txt", *(f"{part}/*.safetensors" for part in WITH_WEIGHTS)]
     try:
-        return path.is_dir()
-    except OSError:
-        return False
+        return Path(
+            snapshot_download(
+                name, allow_patterns=wanted, ignore_patterns="*.*.safetensors", local_files_only=not reached
+            )
+        )
+    except Exception as error:
+        if not reached:
+            raise ModelError(
+                f"there is no folder {name!r}, and the hub at {constants.ENDPOINT} can't be reached to fetch it; "
+                "give a folder in the diffusers layout, or try again with a connection"
+            ) from error
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"model {name!r} can't be fetched ({reason}); give a folder instead") from error
 
 
 def _check_folder(folder: Path) -> None:
     if (folder / "model_index.json").is_file():
-        pipeline = str(_json(folder / "model_index.json").get("_class_name", ""))
+        index = read_config(folder / "model_index.json", Config).model_extra or {}
+        pipeline = str(index.get("_class_name", ""))
         for prefix, family in OTHER_FAMILIES.items():
             if pipeline.startswith(prefix):
                 raise ModelError(
@@ -544,101 +493,17 @@ def _check_weights(folder: Path) -> None:
             raise ModelError(f"{path} is corrupt or cut short ({error}); copy it again") from error
 
 
-def read_configs(place: Place) -> Configs:
-    """What an edit needs of the configurations, checked before weights are read. Raises `ModelError`."""
-    unet, vae, text = (_config(place, part) for part in WITH_WEIGHTS[1:] + WITH_WEIGHTS[:1])
-    for part, config, wanted in (("unet", unet, "UNet2DConditionModel"), ("vae", vae, "AutoencoderKL")):
-        if config.get("_class_name", wanted) != wanted:
-            raise _unfit(place, part, "_class_name", config["_class_name"], wanted)
-    _bounded(place, "unet", unet)
-    _bounded(place, "vae", vae)
-    _bounded(place, "text_encoder", text)
-    channels, latent = unet.get("in_channels", 4), vae.get("latent_channels", 4)
-    if unet.get("out_channels", 4) != latent:
-        raise _unfit(
-            place, "unet", "out_channels", unet.get("out_channels"), f"the VAE's {latent} latent channels"
-        )
-    if channels not in (latent, 2 * latent):
-        raise _unfit(place, "unet", "in_channels", channels, f"{latent}, or {2 * latent} for InstructPix2Pix")
-    scale = vae.get("scaling_factor", 0.18215)
-    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < 1e6:
-        raise _unfit(place, "vae", "scaling_factor", scale, "a positive number")
-    if unet.get("cross_attention_dim", 1280) != text.get("hidden_size", 512):
-        got = unet.get("cross_attention_dim")
-        raise _unfit(
-            place, "unet", "cross_attention_dim", got, f"the text encoder's {text.get('hidden_size')}"
-        )
-    blocks = vae.get("block_out_channels", (64,))
-    side = unet.get("sample_size")
-    sides = side if isinstance(side, list) and side else [64 if side is None else side]
-    if not all(isinstance(one, int) and 1 <= one <= 4096 for one in sides):
-        raise _unfit(place, "unet", "sample_size", side, "a whole number of latent cells, or two of them")
-    return Configs(
-        side=min(sides),
-        latent_scale=float(scale),
-        vae_factor=2 ** (len(blocks) - 1),
-        max_tokens=int(text.get("max_position_embeddings", 77)),
-    )
-
-
-def _config(place: Place, part: str) -> dict[str, Any]:
-    if place.folder is not None:
-        return _json(place.folder / part / "config.json")
-    from huggingface_hub import hf_hub_download
-
-    try:
-        path = hf_hub_download(place.name, "config.json", subfolder=part, local_files_only=place.cached)
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"the {part} of model {place.name!r} can't be fetched: {reason}") from error
-    return _json(Path(path))
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path} can't be read as JSON ({error}); copy the model again") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{path} is no JSON object; copy the model again")
-    return content
-
-
-def _bounded(place: Place, part: str, config: dict[str, Any]) -> None:
-    """Sizes that a model of this kind has: a configuration that asks for a million layers is built for hours."""
-    for name, value in config.items():
-        counts = name.startswith(("num_", "layers_per", "transformer_layers", "mid_block_layers"))
-        limit = MAX_LAYERS if counts and "train" not in name and "embeddings" not in name else MAX_WIDTH
-        values = value if isinstance(value, list) else [value]
-        if len(values) > MAX_LAYERS and name.endswith(("types", "channels", "block")):
-            raise _unfit(place, part, name, f"{len(values)} entries", f"at most {MAX_LAYERS}")
-        wide = ("channels", "dim", "size", "embeddings")
-        if (not counts and not name.endswith(wide)) or name == "vocab_size":
-            continue
-        for one in values:
-            if isinstance(one, int) and not isinstance(one, bool) and not 0 <= one <= limit:
-                raise _unfit(place, part, name, one, f"at most {limit}")
-
-
-def _unfit(place: Place, part: str, name: str, got: Any, wanted: str) -> ModelError:
-    return ModelError(
-        f"the {part} of model {place.name!r} has {name} {got!r}, wanted {wanted}; give another checkpoint"
-    )
-
-
-def read_part(place: Place, part: str, kind: Any, **options: Any) -> Any:
+def read_part(folder: Path, part: str, kind: Any, **options: Any) -> Any:
     """One component, by its class's `from_pretrained`; raises `ModelError` where it can't be built from the files."""
     modular = issubclass(kind, nn.Module)
-    if place.cached:
-        options["local_files_only"] = True
     if modular:
         options |= {"use_safetensors": True, "output_loading_info": True}
     try:
-        with _quiet_libraries():
-            read = kind.from_pretrained(place.location, subfolder=part, **options)
+        with torch.device("cpu"), _quiet_libraries():
+            read = kind.from_pretrained(folder, subfolder=part, **options)
     except Exception as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ModelError(f"the {part} of model {place.name!r} can't be loaded: {reason}") from error
+        raise ModelError(f"the {part} of model {str(folder)!r} can't be loaded: {reason}") from error
     if not modular:
         return read
     module, info = read
@@ -647,25 +512,25 @@ def read_part(place: Place, part: str, kind: Any, **options: Any) -> Any:
     absent, spare = (sorted(info.get(name, ())) for name in ("missing_keys", "unexpected_keys"))
     if absent:
         raise ModelError(
-            f"the {part} of model {place.name!r} lacks {len(absent)} of its weights, {absent[0]} among them; "
+            f"the {part} of model {str(folder)!r} lacks {len(absent)} of its weights, {absent[0]} among them; "
             "copy the model again"
         )
     spare = [name for name in spare if not name.endswith("position_ids")]
     if spare:
         raise ModelError(
-            f"the {part} of model {place.name!r} has {len(spare)} weights that it has no place for, {spare[0]} among "
+            f"the {part} of model {str(folder)!r} has {len(spare)} weights that it has no place for, {spare[0]} among "
             "them; if these are a LoRA's, merge it (fuse_lora) before saving"
         )
-    _check_numbers(module, part, place)
+    _check_numbers(module, part, folder)
     return module
 
 
-def _check_numbers(module: nn.Module, part: str, place: Place) -> None:
+def _check_numbers(module: nn.Module, part: str, folder: Path) -> None:
     for name, weight in module.named_parameters():
         # A sum costs one pass and no memory, and no infinity or NaN is lost in it.
         if not bool(weight.detach().sum(dtype=torch.float32).isfinite()):
             raise ModelError(
-                f"the {part} of model {place.name!r} has numbers in {name} that are none (NaN or infinite); "
+                f"the {part} of model {str(folder)!r} has numbers in {name} that are none (NaN or infinite); "
                 "copy the model again"
             )
 

@@ -10,11 +10,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
+from adapedit.configs import ModelError
 from adapedit.edit import Edit, finish, passes, prepare
 from adapedit.images import Fit, ImageInput
-from adapedit.methods import make_settings
+from adapedit.methods import METHODS, make_settings
 from adapedit.model import EditModel, load_any
-from adapedit.request import EditRequest, check_callback, check_count, check_request, check_requests
+from adapedit.request import (
+    EditRequest,
+    check_callback,
+    check_count,
+    check_request,
+    check_requests,
+    refuse_names,
+)
 from adapedit.result import EditResult
 from adapedit.sharing import Caches, share
 from adapedit_engine.cache import HostCopies
@@ -25,6 +33,19 @@ if TYPE_CHECKING:
     from adapedit.server import EditServer, Finished
 
 MAX_ROWS = 32
+LOADING = {
+    **dict.fromkeys(("variant", "revision", "subfolder"), "a folder that holds what is wanted"),
+    "dtype": "torch_dtype",
+    "device_map": "device",
+    **dict.fromkeys(
+        ("local_files_only", "token", "cache_dir", "force_download"), "HF_HUB_OFFLINE, HF_TOKEN, HF_HOME"
+    ),
+    **dict.fromkeys(("safety_checker", "feature_extractor", "use_safetensors"), "none: leave it out"),
+    **dict.fromkeys(
+        ("unet", "vae", "text_encoder", "tokenizer"), "the folder of a pipeline saved with that part"
+    ),
+}
+"""Names of diffusers' `from_pretrained`, and what to use instead."""
 
 Progress = Callable[[int, int], None]
 
@@ -58,13 +79,20 @@ class AdapEditPipeline:
         torch_dtype: torch.dtype = torch.float32,
         scheduler: Any = None,
         runner: str | None = None,
+        **others: Any,
     ) -> AdapEditPipeline:
         """Load the built-in model (None), or a diffusers folder or hub name of Stable Diffusion 1.x or 2.x.
 
         device: None: CUDA where there is a device of it, else the CPU. scheduler: a diffusers scheduler in place of
         DDIM; see `Schedule.from_scheduler` for those that work. runner: "pytorch" (None), or "pytorch-compiled".
-        Raises `ModelError` in one line for anything that is no such model.
+        Raises `ModelError` in one line for anything that is no such model, and for options of diffusers' that are not
+        supported.
         """
+        refuse_names(others, LOADING)
+        if others:
+            raise ModelError(
+                f"no option {min(others)!r}; the options: device, torch_dtype, scheduler, runner"
+            )
         return cls(load_any(model, device=device, dtype=torch_dtype, scheduler=scheduler, runner=runner))
 
     @classmethod
@@ -91,8 +119,8 @@ class AdapEditPipeline:
 
     def __call__(
         self,
-        source_prompt: str,
-        target_prompt: str,
+        source_prompt: str | None = None,
+        target_prompt: str | None = None,
         *,
         method: str = "adapedit",
         num_inference_steps: int = 50,
@@ -117,9 +145,13 @@ class AdapEditPipeline:
         generator: what the first latents are drawn from, as in diffusers.
         callback(done, total): called after every step; raising in it cancels.
         """
+        if isinstance(source_prompt, EditRequest):
+            raise AdapEditError("got a request, wanted prompts; use edit_batch([request])[0]")
+        own = METHODS[method].model_fields if isinstance(method, str) and method in METHODS else ()
+        refuse_names(name for name in knobs if name not in own)
+        prompts = {"source_prompt": source_prompt, "target_prompt": target_prompt}
         request = EditRequest.make(
-            source_prompt=source_prompt,
-            target_prompt=target_prompt,
+            **{name: prompt for name, prompt in prompts.items() if prompt is not None},
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             guidance_until=guidance_until,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,10 +27,32 @@ from adapedit.inversion import InversionSettings
 from adapedit.methods import MethodSettings, make_settings, one_line
 from adapedit_kernels.errors import AdapEditError
 
-GONE = dict.fromkeys(
-    ("cross_attention_until", "feature_interval"), "use num_inference_steps=20 with solver='dpm++'"
-)
-"""Fields of earlier versions, and what to do instead."""
+UNSUPPORTED = {
+    **dict.fromkeys(
+        ("cross_attention_until", "feature_interval"), "num_inference_steps=20 with solver='dpm++'"
+    ),
+    **dict.fromkeys(("prompt", "prompt_embeds"), "source_prompt and target_prompt"),
+    **dict.fromkeys(("negative_prompt", "negative_prompt_embeds"), "target_prompt alone: say what to show"),
+    "prompt_2": "a checkpoint of Stable Diffusion 1.x or 2.x, which has one prompt",
+    **dict.fromkeys(("num_images_per_prompt", "num_images"), "edit_batch with requests of several seeds"),
+    "strength": "method='sdedit' with strength",
+    "image_guidance_scale": "method='instruct-pix2pix' with image_guidance",
+    "mask_image": "local_blend of method='prompt-to-prompt', or the mask of method='adapedit'",
+    **dict.fromkeys(("callback_on_step_end", "callback_steps"), "callback(done, total)"),
+    **dict.fromkeys(("output_type", "return_dict"), "the result's source_image and target_image"),
+    **dict.fromkeys(("latents", "generators"), "seed or generator"),
+    **dict.fromkeys(("timesteps", "sigmas", "eta"), "num_inference_steps, and a scheduler of your choice"),
+    **dict.fromkeys(("cross_attention_kwargs", "ip_adapter_image", "controlnet"), "method with its knobs"),
+    **dict.fromkeys(("guidance_rescale", "clip_skip"), "guidance_scale"),
+}
+"""Names of diffusers' pipelines and of earlier versions, and what to use instead."""
+
+
+def refuse_names(names: Iterable[str], unsupported: Mapping[str, str] = UNSUPPORTED) -> None:
+    """Raise for the first name that others use for what is done, or is not done, otherwise here."""
+    for name in names:
+        if name in unsupported:
+            raise AdapEditError(f"{name} is not supported, use {unsupported[name]}")
 
 
 def _single(prompt: Any) -> Any:
@@ -99,9 +121,7 @@ class EditRequest(BaseModel):
 
         method: settings, or the name of a method for its defaults.
         """
-        gone = next((name for name in fields if name in GONE), None)
-        if gone is not None:
-            raise AdapEditError(f"{gone} is gone: {GONE[gone]}")
+        refuse_names(fields)
         if isinstance(fields.get("method"), str):
             fields["method"] = make_settings(fields["method"])
         try:

@@ -109,7 +109,7 @@ def run_batch(
         report.failures[line.id] = " ".join(str(error).split()) or type(error).__name__
         entry = {"id": line.id, "line": line.number, "error": report.failures[line.id]}
         with failures.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+            file.write(json.dumps(entry, allow_nan=False) + "\n")
 
     waiting: list[BatchLine] = []
     for line in lines:

@@ -8,7 +8,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 FORMAT = 1
 LEAST_SPACE = 32 * 2**20
 """Bytes that must be free before work begins; an edit at 512 x 512 pixels writes about 2 MB."""
+LARGE, POOR = 1.5, 20.0
+"""A picture's side over the model's, and decibels of a picture that comes back, from which on there is a warning."""
 SHOWN = 40
 """Characters of a prompt in the short form of a result."""
 
@@ -204,6 +206,7 @@ def make_result(
     def grid(values: Tensor) -> NDArray[np.float32]:
         return values.float().cpu().reshape(*context.map_size, *values.shape[1:]).numpy()
 
+    decibels = None if context.image is None else psnr(context.image.picture, source_image)
     return EditResult(
         request=request,
         model=model.name,
@@ -216,10 +219,28 @@ def make_result(
         target_maps=grid(edited.maps[1]),
         spatial_map=None if found.spatial_map is None else grid(found.spatial_map),
         timings=dict(seconds),
-        warnings=(*prompt_warnings(context.alignment, changes_more=bool(more)), *found.warnings),
+        warnings=(
+            *prompt_warnings(context.alignment, changes_more=bool(more)),
+            *_picture_warnings(target_image.size, decibels, model),
+            *found.warnings,
+        ),
         image=context.image,
-        reconstruction_psnr=None if context.image is None else psnr(context.image.picture, source_image),
+        reconstruction_psnr=decibels,
     )
+
+
+def _picture_warnings(size: tuple[int, int], decibels: float | None, model: EditModel) -> Iterator[str]:
+    """What is asked of a model that it was not trained for. decibels: of a real picture as it comes back."""
+    if max(size) > LARGE * model.side:
+        yield (
+            f"{size[0]} x {size[1]} pixels are more than {LARGE} times the model's {model.side}: things may come "
+            "twice; leave height and width out"
+        )
+    if decibels is not None and decibels < POOR:
+        mend = "try another inversion or more steps"
+        if model.name == "builtin":
+            mend = "the built-in model knows only its drawings: name another by --model or from_pretrained"
+        yield f"the picture comes back at {decibels:.1f} dB, hardly to be known again; {mend}"
 
 
 def psnr(one: Image.Image, other: Image.Image) -> float:

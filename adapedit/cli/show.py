@@ -347,9 +347,8 @@ def print_bundle(found: Any, json: bool) -> None:
         highlight=False,
     )
     opsets = ", ".join(str(opset) for opset in sorted({graph.opset for graph in manifest.graphs.values()}))
-    graphs = Table(
-        "graph", "inputs", "outputs", "nodes", "MB", title=f"Graphs, opset {opsets}", box=box.SIMPLE
-    )
+    columns = ("graph", "inputs", "outputs", "nodes", "MB")
+    graphs = _table(*columns, title=f"Graphs, opset {opsets}", names=3)
     for name, graph in manifest.graphs.items():
         size = sum(spec.bytes for file, spec in manifest.files.items() if file.startswith(graph.file))
         shown = ["\n".join(map(_tensor, tensors)) for tensors in (graph.inputs, graph.outputs)]
@@ -421,11 +420,12 @@ def _plan_table(found: Any, records: Sequence[Any]) -> Table:
     return table
 
 
-def _table(*columns: str, title: str) -> Table:
-    """A table whose numbers are never cut: names give way first."""
+def _table(*columns: str, title: str, names: int = 2) -> Table:
+    """A table whose numbers are never cut: names, the first columns, give way."""
     table = Table(title=title, box=box.SIMPLE, pad_edge=False)
     for place, column in enumerate(columns):
-        table.add_column(column, no_wrap=place > 1, overflow="fold", justify="left" if place < 2 else "right")
+        number = place >= names
+        table.add_column(column, no_wrap=number, overflow="fold", justify="right" if number else "left")
     return table
 
 

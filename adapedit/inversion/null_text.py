@@ -167,6 +167,6 @@ class _Search:
 
         scale, time = float(self._schedule.input_scale[step]), float(self._schedule.timesteps[step])
         sample = (x * scale).to(self._dtype)
-        timestep = torch.full((1,), time, device=self._device)
+        timestep = torch.full((1,), time, dtype=torch.float32, device=self._device)
         found = self._unet(sample, timestep, hidden_states[None], capture=False)
         return found.noise_pred.float()

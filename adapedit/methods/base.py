@@ -19,8 +19,8 @@ from adapedit_kernels.errors import AdapEditError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from adapedit.configs import ModelFacts
     from adapedit.images import OpenedImage
-    from adapedit.model import ModelFacts
     from adapedit.prompts.alignment import Alignment
     from adapedit_engine.models.layers import ModelSpecs
     from adapedit_engine.plan import Adaptive, CrossEdit, EditOutcome, EditPlan, LocalBlend, SelfEdit
@@ -229,7 +229,10 @@ class Context:
 
         from adapedit_engine.plan import held_steps
 
-        ends = [torch.as_tensor(share, dtype=torch.float64) for share in (start, stop)]
+        ends = [
+            torch.as_tensor(share, dtype=torch.float64, device=getattr(share, "device", "cpu"))
+            for share in (start, stop)
+        ]
         device = max((end.device for end in ends), key=lambda device: device.type != "cpu")
         steps = torch.stack([held_steps(end.to(device), len(self.schedule)) for end in ends]).long()
         return self.on_target(layers.to(device).unsqueeze(1) * steps)

@@ -621,7 +621,7 @@ class Call:
         """Per control, the layers in which some row takes from another: at this step, or for capture at any."""
         found = {}
         for name in SELF_NAMES:
-            layers = torch.zeros(len(self.batch.runner.specs.self_layers), dtype=torch.bool)
+            layers = torch.zeros(len(self.batch.runner.specs.self_layers), dtype=torch.bool, device="cpu")
             for seat in self.seats:
                 if name in seat.taken:
                     start, stop = seat.taken[name].unbind(1)
@@ -715,7 +715,7 @@ def _taken(plan: EditPlan) -> dict[str, Tensor]:
             taken[name] = torch.stack([start, torch.where(never, 0, value[..., 1]).amax(0)], 1)
     if plan.adaptive is not None:
         layers = plan.adaptive.self_layers.cpu().any(0)
-        always = torch.stack([torch.zeros(len(layers)), torch.full((len(layers),), plan.steps)], 1).long()
+        always = torch.tensor([[0, plan.steps]], dtype=torch.int64, device="cpu").repeat(len(layers), 1)
         for name in SELF_NAMES[:2]:
             own = taken.get(name, torch.zeros_like(always))
             taken[name] = torch.where(layers.unsqueeze(1), always, own)

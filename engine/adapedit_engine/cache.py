@@ -103,7 +103,7 @@ def digest(tensor: Tensor) -> bytes:
     content = hashlib.blake2b(f"{tuple(tensor.shape)}{tensor.dtype}".encode(), digest_size=16)
     flat = tensor.detach().cpu().flatten()
     # A copy: a view of one element may keep a stride that can't be viewed as bytes.
-    content.update(torch.empty(flat.shape, dtype=flat.dtype).copy_(flat).view(torch.uint8).numpy().data)
+    content.update(torch.empty(flat.shape, dtype=flat.dtype, device="cpu").copy_(flat).view(torch.uint8).numpy().data)
     return content.digest()
 
 
@@ -175,7 +175,7 @@ class HostCopies:
         return nullcontext() if self._stream is None else self._cuda.stream(self._stream)
 
     def _pinned(self, value: Tensor) -> Tensor:
-        return torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+        return torch.empty(value.shape, dtype=value.dtype, device="cpu", pin_memory=True)
 
 
 def _each(outcome: Any, copied: Callable[[Tensor], Tensor]) -> Any:

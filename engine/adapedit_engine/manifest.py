@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import reprlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, field
@@ -28,6 +29,8 @@ ROWS = "rows"
 """The side that is known at run time."""
 
 MAX_BYTES, MAX_LAYERS, MAX_LEVEL, MAX_SIDE = 1 << 24, 1000, 8, 1 << 20
+WHOLE = ("value_error", "missing", "unexpected_keyword_argument", "json_invalid")
+"""Kinds of pydantic's errors that are about more than the value that they name."""
 STRICT = ConfigDict(strict=True, extra="forbid")
 
 Name = Annotated[str, Field(min_length=1, max_length=1000)]
@@ -48,19 +51,23 @@ class BundleError(AdapEditError):
 
 
 @contextmanager
-def reading(path: Path, mend: str = "export the model again") -> Iterator[None]:
-    """A block in which a file is read: what a library raises there is one `BundleError` that names the file."""
+def reading(
+    path: Path, mend: str = "export the model again", kind: type[AdapEditError] = BundleError
+) -> Iterator[None]:
+    """A block in which a file is read: what a library raises there is one error of a kind, which names the file."""
     try:
         yield
-    except AdapEditError:
-        raise
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = "".join(f"{part}: " for part in [".".join(map(str, first["loc"]))] if part)
-        raise BundleError(f"{path}: {where}{first['msg'].removeprefix('Value error, ')}; {mend}") from error
+        got = f", got {reprlib.repr(first['input'])}" if first["type"] not in WHOLE else ""
+        wanted = " ".join(first["msg"].removeprefix("Value error, ").split())
+        raise kind(f"{path}: {where}{wanted}{got}; {mend}") from error
+    except AdapEditError:
+        raise
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or "no reason was given"
-        raise BundleError(f"{path} can't be read ({type(error).__name__}: {reason}); {mend}") from error
+        raise kind(f"{path} can't be read ({type(error).__name__}: {reason}); {mend}") from error
 
 
 def _relative(name: str) -> str:
@@ -273,7 +280,7 @@ class PlanKey:
     @property
     def name(self) -> str:
         """File name without ending: the graph, and a digest of everything above."""
-        text = json.dumps(asdict(self), sort_keys=True)
+        text = json.dumps(asdict(self), sort_keys=True, allow_nan=False)
         return f"{self.graph}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
     def profile_of(self, shapes: dict[str, tuple[int, ...]]) -> int | None:

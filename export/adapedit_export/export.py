@@ -83,7 +83,7 @@ def export_bundle(
             graphs[name] = exporter.write(name, folder)
         checkpoint.tokenizer.save_pretrained(folder / "tokenizer")
         checkpoint.scheduler.save_config(folder / "scheduler")
-        (folder / FACTS_FILE).write_text(json.dumps(checkpoint.facts, indent=1) + "\n")
+        (folder / FACTS_FILE).write_text(json.dumps(checkpoint.facts, indent=1, allow_nan=False) + "\n")
         say("computing the reference")
         reference = exporter.reference(graphs)
         reference.save(folder)

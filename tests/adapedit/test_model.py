@@ -10,12 +10,16 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
 from adapedit import AdapEditError, AdapEditPipeline
-from adapedit.model import ModelError, ModelFacts, load_vocabulary
+from adapedit.cli.main import USER_ERROR, run
+from adapedit.configs import ModelError, ModelFacts, read_configs
+from adapedit.model import load_vocabulary, locate
 from tests.helpers.edits import SOURCE, TARGET, grey_levels
 from tests.helpers.tiny_model import STABLE_DIFFUSION_2, save_tiny_model
 
@@ -165,7 +169,7 @@ def test_pickled_weights_are_never_read(copy):
 
 def test_broken_configurations(copy):
     (copy / "unet" / "config.json").write_text("{")
-    refused(copy, r"unet/config.json can't be read as JSON .*copy the model again")
+    refused(copy, "unet/config.json: Invalid JSON.*copy this one again")
 
 
 def changed(folder: Path, part: str, **values: object) -> None:
@@ -176,19 +180,104 @@ def changed(folder: Path, part: str, **values: object) -> None:
 @pytest.mark.parametrize(
     ("part", "values", "message"),
     [
-        ("vae", {"layers_per_block": 1_000_000}, "vae .* has layers_per_block 1000000, wanted at most 64"),
-        ("unet", {"in_channels": 9}, "unet .* has in_channels 9, wanted 4, or 8 for InstructPix2Pix"),
-        ("vae", {"latent_channels": 16}, "unet .* has out_channels 4, wanted the VAE's 16 latent channels"),
-        ("vae", {"scaling_factor": None}, "vae .* has scaling_factor None, wanted a positive number"),
-        ("vae", {"_class_name": "AutoencoderTiny"}, "vae .* has _class_name 'AutoencoderTiny', wanted Auto"),
-        ("unet", {"sample_size": "x"}, "unet .* has sample_size 'x', wanted a whole number"),
-        ("unet", {"cross_attention_dim": 7}, "unet .* has cross_attention_dim 7, wanted the text encoder's"),
+        (
+            "vae",
+            {"layers_per_block": 1_000_000},
+            "layers_per_block: .*less than or equal to 64, got 1000000;",
+        ),
+        (
+            "unet",
+            {"in_channels": 9},
+            "in_channels: wanted 4, or 8 for InstructPix2Pix, got 9",
+        ),
+        (
+            "vae",
+            {"latent_channels": 16},
+            "out_channels: wanted the VAE's 16 latent channels, got 4",
+        ),
+        ("vae", {"scaling_factor": None}, "scaling_factor: .*valid number, got None"),
+        (
+            "vae",
+            {"_class_name": "AutoencoderTiny"},
+            "_class_name: .*'AutoencoderKL', got 'AutoencoderTiny'",
+        ),
+        ("unet", {"sample_size": "x"}, "sample_size: .*valid integer, got 'x'"),
+        (
+            "unet",
+            {"cross_attention_dim": 7},
+            "cross_attention_dim: wanted the text encoder's 32, got 7",
+        ),
     ],
 )
 def test_what_can_not_be_edited_is_refused_before_weights_are_read(copy, monkeypatch, part, values, message):
     monkeypatch.setattr("adapedit.model.read_part", lambda *args, **options: pytest.fail("it was read"))
     changed(copy, part, **values)
-    refused(copy, message)
+    refused(copy, f"{part}/config.json: {message}")
+
+
+CASES = [json.loads(line) for line in (Path(__file__).parents[1] / "data" / "files.jsonl").open()]
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case["of"] == "checkpoint"], ids=str)
+def test_each_field_that_failed_once_is_refused_before_weights_are_read(copy, monkeypatch, capfd, case):
+    monkeypatch.setattr("adapedit.model.read_part", lambda *args, **options: pytest.fail("it was read"))
+    path = copy / case["file"]
+    path.write_text(json.dumps({**json.loads(path.read_text()), case["path"][0]: case["value"]}))
+    refused(copy, f"{case['file']}: {case['path'][0]}[.:]")
+    assert run(["edit", SOURCE, TARGET, "--model", str(copy)]) == USER_ERROR
+    assert capfd.readouterr().err.count("\n") == 1
+
+
+FILES = (
+    *(f"{part}/config.json" for part in ("unet", "vae", "text_encoder")),
+    "tokenizer/tokenizer_config.json",
+    "scheduler/scheduler_config.json",
+    "model_index.json",
+)
+ODD = (
+    *(None, True, False, 0, 1, -1, 2, 3, 7, 64, 65, 1_000_000, 2**31, 2**63, 10**29, 0.0, 0.5, -1e300, 1e300),
+    *(float("nan"), float("inf"), "", "x", "silu", "a" * 10_000, "\ud800", [], [1], [0] * 9, [[]], ["x"], {}),
+    *({"a": {}}, [1e9], [-1, 2], [8, 16], [16, 8]),
+)
+
+
+def fuzzed(folder: Path, file: str, field: int, value: object, *, whole: bool) -> None:
+    """With a field of a file changed the model loads and edits, or is refused in a line.
+
+    whole: load it also where nothing that is built from the file has changed.
+    """
+    path, usual = folder / file, read_configs(folder)
+    before = path.read_text()
+    fields = json.loads(before)
+    fields[sorted(fields)[field % len(fields)]] = value
+    path.write_text(json.dumps(fields))
+    try:
+        locate(folder)
+        read = read_configs(folder)
+        if whole or [one.fields for one in read] != [one.fields for one in usual]:
+            AdapEditPipeline.from_pretrained(folder)(SOURCE, TARGET, num_inference_steps=1)
+    except AdapEditError as error:
+        assert "\n" not in str(error)
+    finally:
+        path.write_text(before)
+
+
+any_field = given(st.sampled_from(FILES), st.integers(0, 100), st.sampled_from(ODD))
+calm = {"derandomize": True, "database": None, "deadline": None}
+calm["suppress_health_check"] = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+
+
+@settings(max_examples=300, **calm)
+@any_field
+def test_configurations_fuzzed(copy, file, field, value):
+    fuzzed(copy, file, field, value, whole=False)
+
+
+@pytest.mark.slow
+@settings(max_examples=2000, **calm)
+@any_field
+def test_configurations_fuzzed_for_long(copy, file, field, value):
+    fuzzed(copy, file, field, value, whole=True)
 
 
 def test_a_size_of_two_sides_is_the_smaller(copy):
@@ -247,8 +336,8 @@ def test_facts_beside_a_model(copy):
 )
 def test_facts_that_can_not_be_used(copy, facts):
     (copy / "adapedit.json").write_text(facts)
-    refused(copy, r"adapedit.json can't be used \(.*\); correct it or remove it")
+    refused(copy, "adapedit.json: .*; correct it or remove it")
 
 
-def test_no_facts_are_those_of_the_paper():
-    assert ModelFacts.read(None) == ModelFacts(guidance_scale=7.5, self_divisor=4)
+def test_no_facts_are_those_of_the_paper(tmp_path):
+    assert ModelFacts.read(tmp_path) == ModelFacts(guidance_scale=7.5, self_divisor=4)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler
 
 from adapedit import AdapEditError, AdapEditPipeline
 from adapedit.pipeline import EditWarning
@@ -226,6 +229,69 @@ def test_bad_input_is_refused_before_any_work_in_one_line(pipe, untouched, argum
     with pytest.raises(AdapEditError, match=message) as error:
         pipe(**{"source_prompt": SOURCE, "target_prompt": TARGET, "num_inference_steps": 2, **arguments})
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prompt": "a dog"}, "prompt is not supported, use source_prompt and target_prompt"),
+        ({"negative_prompt": "ugly"}, "negative_prompt is not supported, use target_prompt alone"),
+        ({"num_images_per_prompt": 2}, "num_images_per_prompt is not supported, use edit_batch"),
+        ({"strength": 0.5}, "strength is not supported, use method='sdedit'"),
+        ({"method": "masactrl", "callback_on_step_end": print}, "is not supported, use callback"),
+        (
+            {"source_prompt": request(), "target_prompt": None},
+            r"got a request.*use edit_batch\(\[request\]\)",
+        ),
+        ({"target_prompt": None}, "target_prompt is missing"),
+    ],
+)
+def test_names_of_diffusers_are_answered_in_a_line(pipe, untouched, arguments, message):
+    with pytest.raises(AdapEditError, match=message) as error:
+        pipe(**{"source_prompt": SOURCE, "target_prompt": TARGET, **arguments})
+    assert "\n" not in str(error.value)
+
+
+def test_strength_is_sdedits_knob(pipe):
+    assert pipe(SOURCE, TARGET, method="sdedit", strength=0.5, num_inference_steps=2).target_image
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"variant": "fp16"}, "variant is not supported, use a folder"),
+        ({"revision": "main"}, "revision is not supported, use a folder"),
+        ({"dtype": torch.float16}, "dtype is not supported, use torch_dtype"),
+        ({"local_files_only": True}, "local_files_only is not supported, use HF_HUB_OFFLINE"),
+        ({"safety_checker": None}, "safety_checker is not supported, use none: leave it out"),
+        ({"nonsense": 1}, "no option 'nonsense'; the options: device, torch_dtype, scheduler, runner"),
+        ({"scheduler": DDIMScheduler}, "got the class DDIMScheduler, wanted a scheduler made of it"),
+    ],
+)
+def test_options_of_diffusers_loading_are_answered_in_a_line(tiny_folder, options, message):
+    with pytest.raises(AdapEditError, match=message) as error:
+        AdapEditPipeline.from_pretrained(tiny_folder, **options)
+    assert "\n" not in str(error.value)
+
+
+def test_a_pipeline_of_diffusers_is_refused_at_once():
+    with pytest.raises(AdapEditError, match=r"got a DDIMScheduler, wanted a model.*save_pretrained"):
+        AdapEditPipeline(DDIMScheduler())  # type: ignore[arg-type]
+
+
+def test_a_picture_larger_than_the_models_is_warned_of_once(pipe):
+    with pytest.warns(EditWarning, match="40 x 16 pixels are more than 1.5 times the model's 16"):
+        result = pipe(SOURCE, TARGET, num_inference_steps=1, width=40)
+    assert len([line for line in result.warnings if "1.5 times" in line]) == 1
+    assert not [line for line in edit(pipe).warnings if "1.5 times" in line]
+
+
+@pytest.mark.parametrize(("name", "mend"), [("builtin", "knows only its drawings"), ("other", "more steps")])
+def test_a_photograph_that_does_not_come_back_is_warned_of(pipe, name, mend):
+    noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    other = AdapEditPipeline(replace(pipe.model, name=name))
+    with pytest.warns(EditWarning, match=f"comes back at .* dB, hardly to be known again; .*{mend}"):
+        other(SOURCE, TARGET, num_inference_steps=2, image=noise)
 
 
 def test_a_batch_names_the_request_that_is_wrong_before_any_work(pipe, untouched):

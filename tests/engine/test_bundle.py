@@ -206,6 +206,18 @@ def test_a_field_that_is_wrong_is_named(folder, path, value, message):
     assert "\n" not in str(raised.value) and str(folder) in str(raised.value)
 
 
+CASES = [json.loads(line) for line in (Path(__file__).parents[1] / "data" / "files.jsonl").open()]
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case["of"] == "bundle"], ids=str)
+def test_each_field_that_failed_once_is_refused_when_opened(folder, case):
+    change(folder, tuple(case["path"]), case["value"])
+    with pytest.raises(BundleError, match="manifest.json: ") as raised:
+        Bundle.open(folder)
+    *_, field = [name for name in case["path"] if isinstance(name, str) and name not in ("name", "shape")]
+    assert "\n" not in str(raised.value) and field in str(raised.value)
+
+
 @pytest.mark.parametrize(
     "text", [b'{"format": 2, "model"', b"\xff\xfe", b"[" * 100_000, b"[]", b"", b'"\\ud800"']
 )

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from adapedit import EditRequest
-from adapedit.model import ModelFacts
+from adapedit.configs import ModelFacts
 from benchmarks.quality.suite import Case, scene_suite
 from benchmarks.scenes.world import random_scene
 from tests.benchmarks.quality.fake_reader import PerfectReader

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from adapedit.model import FACTS_FILE, load_model
+from adapedit.configs import FACTS_FILE
+from adapedit.model import load_model
 from benchmarks.scenes import publish as stage
 from tests.helpers.tiny_model import save_tiny_model
 

@@ -1,0 +1,199 @@
+"""What the JSON files of a model say, within bounds: checked before anything is built, or a weight is read."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
+
+from adapedit.methods import make_settings
+from adapedit_engine.manifest import read_bytes, reading
+from adapedit_kernels.errors import AdapEditError
+
+FACTS_FILE = "adapedit.json"
+TOKENIZER_FILE, SCHEDULER_FILE = "tokenizer/tokenizer_config.json", "scheduler/scheduler_config.json"
+
+
+class ModelError(AdapEditError):
+    """A model that is not there, is broken, or is of a kind that can't be edited."""
+
+
+def _known_knobs(defaults: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    for method, knobs in defaults.items():
+        make_settings(method, **knobs)
+    return defaults
+
+
+def _smaller(side: Any) -> Any:
+    """Of a size of two sides the smaller; what has none is as Stable Diffusion."""
+    if isinstance(side, (list, tuple)) and all(type(one) is int for one in side):
+        return min(side, default=side)
+    return 64 if side is None else side
+
+
+Count = Annotated[int, Field(ge=1, le=64)]
+Width = Annotated[int, Field(ge=1, le=1 << 16)]
+Small = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+Token = Annotated[int, Field(ge=0, le=1 << 20)]
+Side = Annotated[int, Field(ge=1, le=4096), BeforeValidator(_smaller)]
+Widths = Annotated[tuple[Width, ...], Field(min_length=1, max_length=8)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """What the method has to know of a model beyond its configuration; from `adapedit.json` where there is one.
+
+    map_divisor:    latent side over map side; None: half of the latent side where that exists (SD: 32 of 64).
+    self_divisor:   self-attention is taken from the source where the side is at most 1/self_divisor of the latents'.
+    guidance_scale: what a request gets that names none.
+    known_words:    all words of a model with a closed vocabulary, else None.
+    defaults:       per method, knobs that differ from the paper's, found by measurement.
+    """
+
+    map_divisor: Annotated[int, Field(ge=1, le=64)] | None = None
+    self_divisor: Annotated[int, Field(ge=1, le=64)] = 4
+    guidance_scale: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)] = 7.5
+    known_words: tuple[str, ...] | None = None
+    defaults: Annotated[dict[str, dict[str, Any]], AfterValidator(_known_knobs)] = field(default_factory=dict)
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    @classmethod
+    def read(cls, folder: Path) -> ModelFacts:
+        """The facts beside a checkpoint, or the paper's where there are none. Raises `ModelError` for a bad file."""
+        path = folder / FACTS_FILE
+        if not path.exists():
+            return cls()
+        with reading(path, "correct it or remove it", ModelError):
+            return TypeAdapter(cls).validate_json(read_bytes(path))
+
+
+class Config(BaseModel):
+    """A configuration file. Fields that are not named here have to have their class's default, see `read_config`."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="allow", protected_namespaces=())
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Those that are named here: what may come to the class that is built."""
+        return self.model_dump(exclude=set(self.model_extra or ()))
+
+
+class UNetConfig(Config):
+    """Of a UNet of Stable Diffusion 1.x or 2.x, or of a smaller one of its kind."""
+
+    class_name: Literal["UNet2DConditionModel"] = Field("UNet2DConditionModel", alias="_class_name")
+    sample_size: Side = 64
+    in_channels: Width = 4
+    out_channels: Width = 4
+    down_block_types: tuple[Literal["CrossAttnDownBlock2D", "DownBlock2D"], ...] = ()
+    mid_block_type: Literal["UNetMidBlock2DCrossAttn"] | None = None
+    up_block_types: tuple[Literal["CrossAttnUpBlock2D", "UpBlock2D"], ...] = ()
+    block_out_channels: Widths = (320, 640, 1280, 1280)
+    layers_per_block: Count = 2
+    norm_num_groups: Width = 32
+    cross_attention_dim: Width = 1280
+    attention_head_dim: Width | Widths = 8
+    use_linear_projection: bool = False
+    upcast_attention: bool = False
+
+
+class VaeConfig(Config):
+    """Of the VAE; `scaling_factor`: latents over what its encoder gives."""
+
+    class_name: Literal["AutoencoderKL"] = Field("AutoencoderKL", alias="_class_name")
+    down_block_types: tuple[Literal["DownEncoderBlock2D"], ...] = ()
+    up_block_types: tuple[Literal["UpDecoderBlock2D"], ...] = ()
+    block_out_channels: Widths = (64,)
+    layers_per_block: Count = 1
+    latent_channels: Width = 4
+    norm_num_groups: Width = 32
+    sample_size: Side = 32
+    scaling_factor: Annotated[float, Field(gt=0, le=1e6)] = 0.18215
+    force_upcast: bool = True
+    mid_block_add_attention: bool = True
+
+
+class TextConfig(Config):
+    """Of CLIP's text encoder."""
+
+    model_type: Literal["clip_text_model"] = "clip_text_model"
+    vocab_size: Annotated[int, Field(ge=1, le=1 << 20)] = 49408
+    hidden_size: Width = 512
+    intermediate_size: Width = 2048
+    num_hidden_layers: Count = 12
+    num_attention_heads: Width = 8
+    max_position_embeddings: Annotated[int, Field(ge=3, le=4096)] = 77
+    hidden_act: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    layer_norm_eps: Small = 1e-5
+    pad_token_id: Token = 1
+    bos_token_id: Token = 49406
+    eos_token_id: Token = 49407
+
+
+class TokenizerConfig(Config):
+    """model_max_length: of no use here (the text encoder's limit counts), but asked for by the library."""
+
+    model_max_length: Annotated[int, Field(ge=1)] = 77
+
+
+class SchedulerConfig(Config):
+    """Of any scheduler of diffusers: the noise that the model was trained with."""
+
+    num_train_timesteps: Annotated[int, Field(ge=1, le=10_000)] = 1000
+    beta_start: Small = 0.0001
+    beta_end: Small = 0.02
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear"
+    trained_betas: Annotated[tuple[Small, ...], Field(max_length=10_000)] | None = None
+    steps_offset: Annotated[int, Field(ge=0, le=1000)] = 0
+
+
+AnyConfig = TypeVar("AnyConfig", bound=Config)
+
+
+def read_config(path: Path, kind: type[AnyConfig], built: type | None = None) -> AnyConfig:
+    """A configuration file. Raises `ModelError` in one line that names the file and the field.
+
+    built: what is built from it: fields of it that `kind` does not name change what an edit can do, or can't, and have
+    to have their defaults.
+    """
+    with reading(path, "give another checkpoint, or copy this one again", ModelError):
+        config = kind.model_validate_json(read_bytes(path))
+        known = {} if built is None else inspect.signature(built.__init__).parameters
+        for name, value in (config.model_extra or {}).items():
+            if name in known and value != known[name].default:
+                raise _unfit(path, name, value, repr(known[name].default))
+    return config
+
+
+def read_configs(folder: Path) -> tuple[UNetConfig, VaeConfig, TextConfig]:
+    """The configurations of a checkpoint, which go together. Raises `ModelError`."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    text, unet_file = read_words_configs(folder), folder / "unet" / "config.json"
+    read_config(folder / SCHEDULER_FILE, SchedulerConfig)
+    unet = read_config(unet_file, UNetConfig, UNet2DConditionModel)
+    vae = read_config(folder / "vae" / "config.json", VaeConfig, AutoencoderKL)
+    latent = vae.latent_channels
+    for name, wanted, said in (
+        ("out_channels", (latent,), f"the VAE's {latent} latent channels"),
+        ("in_channels", (latent, 2 * latent), f"{latent}, or {2 * latent} for InstructPix2Pix"),
+        ("cross_attention_dim", (text.hidden_size,), f"the text encoder's {text.hidden_size}"),
+    ):
+        if getattr(unet, name) not in wanted:
+            raise _unfit(unet_file, name, getattr(unet, name), said)
+    return unet, vae, text
+
+
+def read_words_configs(folder: Path) -> TextConfig:
+    """The text encoder's; the tokenizer's is looked at. Raises `ModelError`."""
+    read_config(folder / TOKENIZER_FILE, TokenizerConfig)
+    return read_config(folder / "text_encoder" / "config.json", TextConfig)
+
+
+def _unfit(path: Path, name: str, got: Any, wanted: str) -> ModelError:
+    """The error of a field that does not go with the others."""
+    return ModelError(f"{path}: {name}: wanted {wanted}, got {got!r:.80}; give another checkpoint")
