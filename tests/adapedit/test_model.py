@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -234,7 +235,7 @@ FILES = (
     "scheduler/scheduler_config.json",
     "model_index.json",
 )
-ODD = (
+ODD: tuple[Any, ...] = (
     *(None, True, False, 0, 1, -1, 2, 3, 7, 64, 65, 1_000_000, 2**31, 2**63, 10**29, 0.0, 0.5, -1e300, 1e300),
     *(float("nan"), float("inf"), "", "x", "silu", "a" * 10_000, "\ud800", [], [1], [0] * 9, [[]], ["x"], {}),
     *({"a": {}}, [1e9], [-1, 2], [8, 16], [16, 8]),
@@ -263,7 +264,7 @@ def fuzzed(folder: Path, file: str, field: int, value: object, *, whole: bool) -
 
 
 any_field = given(st.sampled_from(FILES), st.integers(0, 100), st.sampled_from(ODD))
-calm = {"derandomize": True, "database": None, "deadline": None}
+calm: dict[str, Any] = {"derandomize": True, "database": None, "deadline": None}
 calm["suppress_health_check"] = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 
 
