@@ -89,9 +89,8 @@ def check_file(folder: Path, name: str, spec: FileSpec, *, verify: bool = True) 
             f"{folder}: {name} was {what} ({size} bytes, the manifest says {spec.bytes}); copy the bundle again"
         )
     if verify and sha256_of(path) != spec.sha256:
-        raise BundleError(
-            f"{folder}: {name} was changed: its SHA-256 is not the manifest's; copy the bundle again"
-        )
+        fault = "its SHA-256 is not the manifest's"
+        raise BundleError(f"{folder}: {name} was changed: {fault}; copy the bundle again")
 
 
 def check_graph(
@@ -145,9 +144,7 @@ def refuse_output(out: str | Path, *, replace: bool = False) -> None:
     """Raise `BundleError` unless a bundle may be written to `out`; replace: an earlier one may be there."""
     out = Path(out)
     if out.exists() and not (replace and (out / MANIFEST_FILE).is_file()):
-        hint = (
-            "it is no bundle: choose another name" if replace else "choose another name, or pass --overwrite"
-        )
+        hint = "it is no bundle: choose another name" if replace else "pass --overwrite, or another name"
         raise BundleError(f"{out} is there already; {hint}")
 
 
@@ -168,13 +165,11 @@ def new_folder(out: str | Path, *, replace: bool = False) -> Iterator[Path]:
         raise BundleError(f"can't write to {out} ({error.strerror}); choose another folder") from error
     try:
         yield part
+        old = out.with_name(f".{part.name}.old")
         if out.exists():
-            old = out.with_name(f".{part.name}.old")
             os.replace(out, old)
-            os.replace(part, out)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.replace(part, out)
+        os.replace(part, out)
+        shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise BundleError(
             f"can't write {out} ({error.strerror or error}); free space or choose another"
@@ -210,15 +205,10 @@ def find_plan(
 ) -> PlanRecord:
     """The plan of a graph for this library and GPU. Raises `BundleError` that says what there is instead."""
     records = [record for record in read_records(bundle) if record.key.graph == graph]
-    fitting = [
-        record
-        for record in records
-        if not is_stale(bundle, record)
-        and (record.key.family, record.key.version) == (family, version)
-        and record.key.compute_capability == compute_capability
-    ]
-    if fitting:
-        return fitting[0]
+    for record in records:
+        key, wanted = record.key, (family, version, compute_capability)
+        if (key.family, key.version, key.compute_capability) == wanted and not is_stale(bundle, record):
+            return record
     there = "; ".join(
         f"{record.key.family} {record.key.version} for {record.key.compute_capability}"
         + (" (stale: the graph has changed)" if is_stale(bundle, record) else "")

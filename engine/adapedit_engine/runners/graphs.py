@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from types import TracebackType
 from typing import Any, Protocol
 
 import torch
@@ -16,11 +15,7 @@ from adapedit_engine.manifest import GraphSpec, TensorSpec
 from adapedit_engine.models.layers import ModelSpecs
 from adapedit_engine.runners.base import Capabilities, RunnerError
 
-DTYPES = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "int64": torch.int64,
-}
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "int64": torch.int64}
 
 
 class Session(Protocol):
@@ -87,12 +82,7 @@ class BundleRunner:
             self._open += 1
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: Any) -> None:
         with self._counting:
             self._open -= 1
         self._entered.stacks.pop().close()
@@ -186,11 +176,9 @@ class Buffers:
         """The buffer of output `name`, where the named sides have these sizes."""
         spec = self._outputs[name]
         shape = tuple(side if isinstance(side, int) else sizes[side] for side in spec.shape)
-        held = self._held.get((name, shape))
-        if held is None:
-            held = torch.empty(shape, dtype=DTYPES[spec.dtype], device=self._device)
-            self._held[name, shape] = held
-        return held
+        if (name, shape) not in self._held:
+            self._held[name, shape] = torch.empty(shape, dtype=DTYPES[spec.dtype], device=self._device)
+        return self._held[name, shape]
 
 
 class OwnStream:
@@ -255,10 +243,10 @@ def _check_tensor(graph: str, spec: TensorSpec, given: Tensor, sizes: dict[str, 
     for got, side in zip(given.shape, spec.shape, strict=False):
         fits = fits and got == (side if isinstance(side, int) else sizes.setdefault(side, got))
     if not fits:
-        said = f" with {', '.join(f'{name} = {size}' for name, size in sizes.items())}" if sizes else ""
-        raise RunnerError(
-            f"{graph}: input {spec.name!r} has shape {tuple(given.shape)}, wanted {_shown(spec)}{said}"
-        )
+        wanted = _shown(spec)
+        if sizes:
+            wanted += f" with {', '.join(f'{name} = {size}' for name, size in sizes.items())}"
+        raise RunnerError(f"{graph}: input {spec.name!r} has shape {tuple(given.shape)}, wanted {wanted}")
 
 
 def _shown(spec: TensorSpec) -> str:
