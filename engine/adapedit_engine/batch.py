@@ -296,7 +296,7 @@ class Batch:
         values = {}
         for name in wanted - {"cross_attention.token_map"}:
             entry = FIELDS[name]
-            dtype = _dtype(entry.neutral)
+            dtype = {bool: torch.bool, int: torch.int64}.get(type(entry.neutral), torch.float32)
             if name in given:
                 values[name] = given[name].to(device, dtype)
             else:
@@ -341,8 +341,8 @@ class Batch:
     def _prompts(self, plan: EditPlan) -> dict[str, Tensor]:
         if plan.unconditional_steps is None:
             return {}
-        found = self.runner.condition(plan.unconditional_steps)
-        return {name: value.unsqueeze(1) for name, value in found.items()}
+        steps = self.runner.condition(plan.unconditional_steps)
+        return {name: value.unsqueeze(1) for name, value in steps.items()}
 
 
 class Call:
@@ -356,7 +356,7 @@ class Call:
         whole, all_controls = batch.whole, batch.runner.capabilities.all_controls
         self.first_row, self.first_track = seats[0].row, seats[0].track
         self.used = sum(plan.rows for plan in plans)
-        self.size = max(self.used, size_for(self.used, batch.sizes))
+        self.size = size_for(self.used, batch.sizes)
         batch._reserve(self.first_row + self.size)
         tracks = self.size if whole and not self.first_row else sum(plan.tracks for plan in plans)
         self.tracks = {n: v[self.first_track : self.first_track + tracks] for n, v in batch.tracks.items()}
@@ -650,9 +650,8 @@ def _columns(plan: EditPlan) -> Tensor:
 def _taken(plan: EditPlan) -> dict[str, Tensor]:
     """By self-attention control, [L, 2] on the host: first and last step of all tracks."""
     taken = {}
-    part = plan.self_attention
     for name, entry in SELF_FIELDS.items():
-        value = None if part is None else getattr(part, entry)
+        value = getattr(plan.self_attention, entry, None)  # None of a plan without the part, too
         if value is not None:
             value = value.cpu()
             never = value[..., 0] >= value[..., 1]
@@ -673,7 +672,3 @@ def _neutral(name: str) -> float | bool:
         assert value is not None
         return value
     return {"broken_step": -1, "is_conditional": False}.get(name, 0)
-
-
-def _dtype(neutral: float | bool | None) -> torch.dtype:
-    return {bool: torch.bool, int: torch.int64}.get(type(neutral), torch.float32)

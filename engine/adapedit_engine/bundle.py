@@ -16,7 +16,6 @@ from safetensors.torch import save
 from torch import Tensor
 
 from adapedit_engine.manifest import (
-    FORMAT,
     GRAPHS,
     MANIFEST_FILE,
     BundleError,
@@ -144,7 +143,9 @@ def refuse_output(out: str | Path, *, replace: bool = False) -> None:
     """Raise `BundleError` unless a bundle may be written to `out`; replace: an earlier one may be there."""
     out = Path(out)
     if out.exists() and not (replace and (out / MANIFEST_FILE).is_file()):
-        hint = "it is no bundle: choose another name" if replace else "pass --overwrite, or another name"
+        hint = "choose another name, or pass --overwrite"
+        if replace:
+            hint = "it is no bundle: choose another name"
         raise BundleError(f"{out} is there already; {hint}")
 
 
@@ -228,7 +229,6 @@ def read_plan(bundle: Bundle, record: PlanRecord) -> bytes:
 
 
 __all__ = [
-    "FORMAT",
     "GRAPHS",
     "PLANS_FOLDER",
     "Bundle",
@@ -240,7 +240,6 @@ __all__ = [
     "PlanRecord",
     "Shapes",
     "TensorSpec",
-    "Tensors",
     "VaeSpec",
     "check_file",
     "check_graph",
