@@ -153,8 +153,7 @@ def refuse_output(out: str | Path, *, replace: bool = False) -> None:
 def new_folder(out: str | Path, *, replace: bool = False) -> Iterator[Path]:
     """A temporary folder beside `out` that takes its name when the block ends well, and vanishes otherwise.
 
-    replace: allow an earlier bundle in its place, and nothing else. Raises `BundleError` before any work
-    where `out` can't be written.
+    replace: an earlier bundle may be in its place. Raises `BundleError` before any work where `out` can't be written.
     """
     out = Path(out)
     refuse_output(out, replace=replace)

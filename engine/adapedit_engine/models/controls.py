@@ -56,14 +56,7 @@ class Controls:
 
     @classmethod
     def identity(
-        cls,
-        *,
-        batch: int,
-        tokens: int,
-        pixels: int,
-        layers: int,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
+        cls, *, batch: int, tokens: int, pixels: int, layers: int, device: torch.device | str = "cpu"
     ) -> Controls:
         """All tensors present, and every row its own: plain generation for a graph with fixed inputs.
 
@@ -72,13 +65,11 @@ class Controls:
         rows = torch.arange(batch, device=device)
         return cls(
             source_row=rows,
-            token_map=torch.eye(tokens, device=device, dtype=dtype).repeat(batch, 1, 1),
-            own_weight=torch.zeros(batch, tokens, device=device, dtype=dtype),
-            spatial_weight=torch.zeros(batch, tokens, device=device, dtype=dtype),
-            spatial_map=torch.ones(batch, pixels, device=device, dtype=dtype),
-            self_query_row=rows.repeat(layers, 1),
-            self_key_row=rows.repeat(layers, 1),
-            self_value_row=rows.repeat(layers, 1),
+            token_map=torch.eye(tokens, device=device, dtype=torch.float32).repeat(batch, 1, 1),
+            own_weight=torch.zeros(batch, tokens, device=device, dtype=torch.float32),
+            spatial_weight=torch.zeros(batch, tokens, device=device, dtype=torch.float32),
+            spatial_map=torch.ones(batch, pixels, device=device, dtype=torch.float32),
+            **{name: rows.repeat(layers, 1) for name in SELF_NAMES},
         )
 
     def validate(self, *, batch: int, tokens: int, pixels: int, layers: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -75,9 +75,9 @@ class BundleRunner:
         """Load the UNet unless it is. May be nested."""
         with self._locks["unet"]:
             self._session("unet")
-        stack = ExitStack()
-        stack.enter_context(self.around())
-        self._entered.stacks.append(stack)
+        block = self.around()
+        block.__enter__()
+        self._entered.blocks.append(block)
         with self._counting:
             self._open += 1
         return self
@@ -85,7 +85,7 @@ class BundleRunner:
     def __exit__(self, *error: Any) -> None:
         with self._counting:
             self._open -= 1
-        self._entered.stacks.pop().close()
+        self._entered.blocks.pop().__exit__(None, None, None)
 
     def around(self) -> AbstractContextManager[None]:
         """What a thread is in while it has the runner open, or runs a small graph."""
@@ -161,7 +161,7 @@ class _Entered(threading.local):
     """The blocks that each thread is in."""
 
     def __init__(self) -> None:
-        self.stacks: list[ExitStack] = []
+        self.blocks: list[AbstractContextManager[None]] = []
 
 
 class Buffers:
@@ -184,11 +184,9 @@ class Buffers:
 class OwnStream:
     """A CUDA stream of its own for a library that runs graphs beside PyTorch.
 
-    PyTorch's usual stream is CUDA's default one, whose handle is 0: ONNX Runtime takes that for "none given" and makes
-    one of its own, which nothing waits for, and no work on it can be captured as a graph. Work here begins after what
-    PyTorch has queued, and what PyTorch queues next begins after it; nothing waits on the host.
-
-    cuda: `torch.cuda`, or what stands in for it.
+    PyTorch's usual one has the handle 0: ONNX Runtime takes that for "none given" and makes one of its own, which
+    nothing waits for, and no work on it can be captured as a graph. Work here begins after what PyTorch has queued, and
+    what PyTorch queues next begins after it; nothing waits on the host. cuda: `torch.cuda`, or what stands in for it.
     """
 
     def __init__(self, device: torch.device, cuda: Any = torch.cuda) -> None:

@@ -96,8 +96,7 @@ class OnnxRuntimeRunner(BundleRunner):
 
     @contextmanager
     def around(self) -> Iterator[None]:
-        """On the CPU torch gets one thread: its threads go on spinning after each small operation, on the cores that
-        the graph wants."""
+        """On the CPU torch gets one thread: more would go on spinning on the cores that the graph wants."""
         before = torch.get_num_threads()
         if self.device.type != "cpu" or before == 1:
             yield

@@ -38,6 +38,11 @@ class Flavour:
     builds: bool
     install: str
 
+    @property
+    def installed(self) -> str | None:
+        """The first of its modules that is there."""
+        return next((name for name in self.modules if find_spec(name) is not None), None)
+
 
 FLAVOURS = {
     "tensorrt": Flavour(modules=("tensorrt",), builds=True, install="pip install tensorrt"),
@@ -72,7 +77,7 @@ class TensorRT:
 def why_not_load(flavour: str) -> str | None:
     """What keeps a flavour from loading, and how to mend it; None where nothing does."""
     kind = FLAVOURS[flavour]
-    if not any(find_spec(name) is not None for name in kind.modules):
+    if not kind.installed:
         return f"needs the package {kind.modules[0]}; {kind.install}"
     try:
         load(flavour)
@@ -87,24 +92,23 @@ def load(flavour: str) -> TensorRT:
     kind = FLAVOURS.get(flavour)
     if kind is None:
         raise RunnerError(f"there is no TensorRT {flavour!r}; use one of: {', '.join(FLAVOURS)}")
-    for name in kind.modules:
-        if find_spec(name) is None:
-            continue
-        try:
-            if name == RTX_BINDINGS:
-                _preload_rtx()
-            module = importlib.import_module(name)
-        except (ImportError, OSError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise RunnerError(f"{name} is installed but does not load ({reason}); {kind.install}") from error
-        return TensorRT(flavour=flavour, module=module, version=module.__version__)
-    raise RunnerError(f"{flavour} is not installed; {kind.install}")
+    name = kind.installed
+    if name is None:
+        raise RunnerError(f"{flavour} is not installed; {kind.install}")
+    try:
+        if name == RTX_BINDINGS:
+            _preload_rtx()
+        module = importlib.import_module(name)
+    except (ImportError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RunnerError(f"{name} is installed but does not load ({reason}); {kind.install}") from error
+    return TensorRT(flavour=flavour, module=module, version=module.__version__)
 
 
 def load_builder() -> TensorRT:
     """The first flavour that is installed and builds plans: the full library before RTX."""
     for flavour, kind in FLAVOURS.items():
-        if kind.builds and any(find_spec(name) is not None for name in kind.modules):
+        if kind.builds and kind.installed:
             return load(flavour)
     hints = " or ".join(kind.install for kind in FLAVOURS.values() if kind.builds)
     raise RunnerError(f"no TensorRT that builds plans is installed; {hints}")
@@ -136,9 +140,9 @@ class Messages:
         self.logger, listener = _logger(tensorrt)
         listener[:] = [self._hear]
 
-    def first(self, otherwise: str = "no reason was given") -> str:
+    def first(self) -> str:
         """The first error, in a line of moderate length."""
-        return self._said[0][:400] if self._said else otherwise
+        return self._said[0][:400] if self._said else "no reason was given"
 
     def _hear(self, serious: bool, message: str) -> None:
         if serious:
