@@ -79,9 +79,7 @@ class NullText(Inversion, name="null-text"):
             if cache is not None:
                 cache.keep(key, found)
         return Inverted(
-            schedule=context.schedule,
-            latents=found["latents"],
-            unconditional_steps=found["unconditional"],
+            schedule=context.schedule, latents=found["latents"], unconditional_steps=found["unconditional"]
         )
 
     def _cache(self) -> InversionCache | None:

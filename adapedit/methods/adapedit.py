@@ -17,9 +17,8 @@ if TYPE_CHECKING:
     from adapedit.prompts.alignment import Alignment
     from adapedit_engine.plan import Adaptive, EditOutcome, EditPlan, LocalBlend
 
-RELEASED = {"threshold_mode": "absolute", "normalise": "sum", "centre": False}
-RELEASED_THRESHOLD = 0.002
-"""alpha_tau of the authors' code; the paper's is 0.03."""
+RELEASED = {"threshold": 0.002, "threshold_mode": "absolute", "normalise": "sum", "centre": False}
+"""The authors' code's; the paper's threshold, alpha_tau, is 0.03."""
 
 
 class AdapEdit(Method, name="adapedit"):
@@ -202,16 +201,10 @@ class AdapEdit(Method, name="adapedit"):
 
     def _relation(self) -> dict[str, Any]:
         """The knobs of `RelationKnobs.make`, but lambda_tau."""
-        knobs: dict[str, Any] = {
-            "threshold_mode": self.threshold_mode,
-            "normalise": self.normalise,
-            "centre": self.centre,
-        }
-        threshold = self.alpha_tau
-        if self.variant == "released":
-            knobs, threshold = dict(RELEASED), RELEASED_THRESHOLD
-        threshold = threshold if self.mask else 0.0
-        return {**knobs, "threshold": threshold, "temperature": self.temperature, "variant": self.variant}
+        own = {name: getattr(self, name) for name in ("threshold_mode", "normalise", "centre")}
+        knobs = RELEASED if self.variant == "released" else {**own, "threshold": self.alpha_tau}
+        masked = {} if self.mask else {"threshold": 0.0}
+        return {**knobs, **masked, "temperature": self.temperature, "variant": self.variant}
 
     def _blend(self, context: Context, observed: EditOutcome | None) -> LocalBlend | None:
         """The local blend, by what the pass before the edit saw of both prompts, where there is one."""
@@ -234,14 +227,13 @@ class AdapEdit(Method, name="adapedit"):
             wide = widened(torch.maximum(of_source, of_target), context.map_size, grow)[0]
             mask = (wide > self.blend_threshold).to(torch.float32)
             if self.blend_difference is not None and bool(mask.mean() <= 0.5):
-                mask = with_difference(
-                    mask.unflatten(0, (height, width)), observed.latents, self.blend_difference
-                )
+                cells = mask.unflatten(0, (height, width))
+                mask = with_difference(cells, observed.latents, self.blend_difference).flatten()
         known = torch.tensor([False, True], device="cpu")
         return replace(
             blend,
             known=known,
-            places=context.on_target(mask.flatten()),
+            places=context.on_target(mask),
             threshold=torch.where(known, 0.5, blend.threshold),
             grow=torch.zeros_like(blend.grow),
         )
