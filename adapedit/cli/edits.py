@@ -120,17 +120,14 @@ def words(
     from adapedit.cli import show
 
     if no_run:
-        alignment = show.align_only(request, runtime.model)
-        if json:
-            show.print_json(show.words_dict(alignment))
-        else:
-            show.print_words(alignment)
-        return
-    result = show.run_edits([request], runtime)[0]
-    if json:
-        show.print_json({**show.words_dict(result.alignment), **result.to_dict()})
+        alignment, reports, more = show.align_only(request, runtime.model), None, {}
     else:
-        show.print_words(result.alignment, result.words)
+        result = show.run_edits([request], runtime)[0]
+        alignment, reports, more = result.alignment, result.words, result.to_dict()
+    if json:
+        show.print_json({**show.words_dict(alignment), **more})
+    else:
+        show.print_words(alignment, reports)
 
 
 def batch(
