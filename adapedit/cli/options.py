@@ -11,7 +11,9 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 
-Texts, Text, Number = list[str] | None, str | None, float | None
+Texts = list[str] | None
+Text = str | None
+Number = float | None
 METHOD, MODEL, OUTPUT, PICTURE = "Method", "Model", "Output", "Real picture"
 
 
