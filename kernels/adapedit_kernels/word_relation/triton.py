@@ -11,7 +11,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from adapedit_kernels.dispatch import check_contiguous, check_last_stride
 from adapedit_kernels.word_relation.reference import FREED_EARLY, HELD_BASE, RelationKnobs, WordRelation
 
 _TINY = tl.constexpr(1e-12)
@@ -205,15 +204,7 @@ def finish_kernel(
 def launch(
     maps: Tensor, features: Tensor, key_tokens: Tensor, word_of_token: Tensor, knobs: RelationKnobs
 ) -> WordRelation:
-    """Launch the kernels on arguments that fit; features of any strides.
-
-    Raises:
-        AdapEditError: strides that the kernels don't take.
-    """
-    check_last_stride("word_relation", "maps", maps)
-    named = {"key_tokens": key_tokens, "word_of_token": word_of_token, **knobs._asdict()}
-    for name, tensor in named.items():
-        check_contiguous("word_relation", name, tensor)
+    """Launch the kernels on arguments that fit; features of any strides."""
     batch, pixels, tokens = maps.shape
     channels = features.shape[2]
 
