@@ -100,24 +100,11 @@ def launch(
     if out.numel() == 0:
         return out
     grid = (triton.cdiv(channels * height * width, _BLOCK), tracks)
+    weights = (guidance_rows, guidance_weights, sample_weight, output_weight)
+    sizes = (noise_pred.shape[0], tracks, guidance_rows.shape[1], channels, height, width)
     guided_step_kernel[grid](
-        noise_pred,
-        latents,
-        guidance_rows,
-        guidance_weights,
-        sample_weight,
-        output_weight,
-        noise,
-        noise_weight,
-        blend_mask,
-        blend_source,
-        out,
-        noise_pred.shape[0],
-        tracks,
-        guidance_rows.shape[1],
-        channels,
-        height,
-        width,
+        *(noise_pred, latents, *weights, noise, noise_weight, blend_mask, blend_source, out),
+        *sizes,
         *noise_pred.stride(),
         BLOCK=_BLOCK,
         NOISE=noise is not None,
