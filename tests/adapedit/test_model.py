@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DDIMScheduler, StableDiffusionPipeline
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -20,7 +20,7 @@ from transformers import CLIPTokenizer
 from adapedit import AdapEditError, AdapEditPipeline
 from adapedit.cli.main import USER_ERROR, run
 from adapedit.configs import ModelError, ModelFacts, read_configs
-from adapedit.model import load_vocabulary, locate
+from adapedit.model import load_model, load_vocabulary, locate
 from tests.helpers.edits import SOURCE, TARGET, grey_levels
 from tests.helpers.tiny_model import STABLE_DIFFUSION_2, save_tiny_model
 
@@ -342,3 +342,10 @@ def test_facts_that_can_not_be_used(copy, facts):
 
 def test_no_facts_are_those_of_the_paper(tmp_path):
     assert ModelFacts.read(tmp_path) == ModelFacts(guidance_scale=7.5, self_divisor=4)
+
+
+def test_an_old_scheduler_is_read_as_diffusers_pipelines_read_it(tmp_path):
+    folder = save_tiny_model(tmp_path / "old", steps_offset=0, clip_sample=True)
+    for given in (None, DDIMScheduler(steps_offset=0, clip_sample=True)):
+        config = load_model(folder, scheduler=given).scheduler.config
+        assert (config.steps_offset, config.clip_sample) == (1, False)
