@@ -346,6 +346,6 @@ def test_no_facts_are_those_of_the_paper(tmp_path):
 
 def test_an_old_scheduler_is_read_as_diffusers_pipelines_read_it(tmp_path):
     folder = save_tiny_model(tmp_path / "old", steps_offset=0, clip_sample=True)
-    for given in (None, DDIMScheduler(steps_offset=0, clip_sample=True)):
-        config = load_model(folder, scheduler=given).scheduler.config
+    for one in (None, DDIMScheduler(steps_offset=0, clip_sample=True)):
+        config = load_model(folder, scheduler=one).scheduler.config
         assert (config.steps_offset, config.clip_sample) == (1, False)
