@@ -135,7 +135,6 @@ class EditModel:
 
     def with_scheduler(self, scheduler: Any) -> EditModel:
         """The same with another diffusers scheduler. Raises `ScheduleError` for one that can't be used."""
-        scheduler = follow_pipelines(scheduler)
         Schedule.from_scheduler(scheduler, 10)
         return dataclasses.replace(self, scheduler=scheduler)
 

@@ -37,7 +37,7 @@ UNSUPPORTED = {
     **dict.fromkeys(("num_images_per_prompt", "num_images"), "edit_batch with requests of several seeds"),
     "strength": "method='sdedit' with strength",
     "image_guidance_scale": "method='instruct-pix2pix' with image_guidance",
-    "mask_image": "local_blend of method='prompt-to-prompt', or the mask of method='adapedit'",
+    "mask_image": "local_blend, which finds the place from words",
     **dict.fromkeys(("callback_on_step_end", "callback_steps"), "callback(done, total)"),
     **dict.fromkeys(("output_type", "return_dict"), "the result's source_image and target_image"),
     **dict.fromkeys(("latents", "generators"), "seed or generator"),
