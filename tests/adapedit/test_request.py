@@ -57,7 +57,7 @@ def test_a_folder_that_is_no_path_is_refused(pipe):
 @pytest.mark.parametrize("field", ["cross_attention_until", "feature_interval"])
 @pytest.mark.parametrize("value", [1, 1.0, 0.5, 3])
 def test_a_field_that_is_gone_says_what_to_use(field: str, value: float, tmp_path: Path) -> None:
-    said = f"^{field} is gone: use num_inference_steps=20 with solver='dpm\\+\\+'$"
+    said = f"^{field} is not supported, use num_inference_steps=20 with solver='dpm\\+\\+'$"
     with pytest.raises(AdapEditError, match=said):
         EditRequest.make(**PROMPTS, **{field: value})
     (tmp_path / "edit.json").write_text(json.dumps({"request": {**PROMPTS, field: value}}))
