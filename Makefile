@@ -1,9 +1,12 @@
 # make demo   make the environment, edit a picture with the built-in model, say where the pictures are
 # make test   run the tests (the quick ones: neither slow nor gpu)
-# Others:     lint, format, bench, gpu, train, clean
+# Others:     test-slow, lint, format, bench, gpu, pictures, train, clean
 
 PYTHON ?= python3
-# For example PIP_FLAGS="--extra-index-url URL" with the index of a build of torch; see constraints.txt.
+# URL of an index of torch's CPU build: looked at where there is no nvidia-smi. May stay in the environment for good.
+TORCH_INDEX ?=
+# TORCH=any takes whatever build of torch pip finds, CUDA's too.
+TORCH ?=
 PIP_FLAGS ?=
 OUT ?= out/demo
 
@@ -11,7 +14,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(BIN)/adapedit
 
-.PHONY: demo test test-slow lint format bench gpu train clean $(VENV)
+GPU := $(shell command -v nvidia-smi 2>/dev/null)
+ifeq ($(GPU),)
+ifneq ($(TORCH_INDEX),)
+PIP_FLAGS += --extra-index-url $(TORCH_INDEX)
+endif
+endif
+
+.PHONY: demo test test-slow lint format bench gpu pictures train clean $(VENV)
 
 demo: $(INSTALLED)
 	$(BIN)/adapedit edit "a red dog standing on the grass" "a red dog sitting on the grass" --seed 3 --out $(OUT)
@@ -33,11 +43,17 @@ format: $(INSTALLED)
 	$(BIN)/python -m ruff format .
 
 bench: $(INSTALLED)
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.latency
+	$(BIN)/python -m benchmarks.serving
 
 # Everything that only a CUDA device can say; without make and an environment: python3 -m benchmarks.gpu
 gpu: $(INSTALLED)
 	$(BIN)/python -m benchmarks.gpu
+
+# Those of the README and docs, in docs/pictures.
+pictures: $(INSTALLED)
+	$(BIN)/adapedit edit "a red dog standing on the grass" "a red dog sitting on the grass" --seed 3 --out out/pictures
+	cp out/pictures/maps.png docs/pictures/edit.png
 
 train: $(INSTALLED)
 	$(BIN)/python -m benchmarks.scenes train
@@ -49,6 +65,12 @@ $(VENV): $(INSTALLED)
 $(INSTALLED):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python %d.%d found, 3.10 or later wanted: make PYTHON=python3.12" % sys.version_info[:2])'
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+ifeq ($(GPU)$(TORCH),)
+	@! $(BIN)/python -m pip install --dry-run --ignore-installed --quiet --report - -c constraints.txt $(PIP_FLAGS) torch \
+		| grep -q '"name": "nvidia-' \
+		|| { echo "pip would fetch torch's CUDA build, gigabytes, and there is no nvidia-smi:" \
+			"make $(MAKECMDGOALS) TORCH_INDEX=URL with the CPU index of PyTorch's install page, or TORCH=any" >&2; exit 1; }
+endif
 	$(BIN)/python -m pip install --quiet -c constraints.txt $(PIP_FLAGS) -e ".[dev]"
 
 # What the training stages have written stays: it is hours of work. To begin anew: rm -rf out/training

@@ -165,9 +165,9 @@ def _observed(
         if known[key] is None and plan is not None and key not in {keys[other] for other in missing}:
             missing[i] = plan
     fresh = (yield from _shared(missing)) if missing else {}
-    for i, outcome in fresh.items():
-        known[keys[i]] = outcome
-        caches.observations.keep(keys[i], outcome)
+    for i, fresh_one in fresh.items():
+        known[keys[i]] = fresh_one
+        caches.observations.keep(keys[i], fresh_one)
     return {i: outcome for i, key in keys.items() if (outcome := known[key]) is not None}
 
 

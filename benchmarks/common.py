@@ -32,7 +32,7 @@ def arguments(description: str | None, **defaults: Any) -> argparse.ArgumentPars
     """The options of every benchmark. defaults: of `--steps`, `--repeats` and the like."""
     parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="a small run that shows that the script works")
-    parser.add_argument("--model", default="builtin", help="builtin, a folder or a hub name")
+    parser.add_argument("--model", default="builtin", help="builtin, sd-v1-shape, a folder or a hub name")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"))
     parser.add_argument("--threads", type=int, default=None, help="of PyTorch, by default its own choice")
@@ -51,11 +51,14 @@ def pipeline(options: argparse.Namespace, dtype: str | None = None) -> Any:
 
     from adapedit.model import load_any
     from adapedit.pipeline import AdapEditPipeline
+    from benchmarks.shapes import folder_of
 
     if options.threads:
         torch.set_num_threads(options.threads)
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    model = load_any(options.model, device=options.device, dtype=getattr(torch, dtype or options.dtype))
+    model = load_any(
+        folder_of(options.model), device=options.device, dtype=getattr(torch, dtype or options.dtype)
+    )
     return AdapEditPipeline(model)
 
 

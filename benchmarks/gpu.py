@@ -24,6 +24,9 @@ from typing import IO, Any, NamedTuple
 
 from benchmarks.common import RESULTS, ROOT
 
+STABLE_DIFFUSION = "sd-v1-shape"
+"""Of `benchmarks.shapes`, which imports diffusers."""
+
 ROOMS = (ROOT, ROOT / "kernels", ROOT / "engine", ROOT / "export")
 TESTS = {"kernels": "tests/kernels/test_gpu.py", "edits": "tests/adapedit/test_gpu_edits.py"}
 LEAST, GRACE = 15.0, 10.0
@@ -51,14 +54,10 @@ def parts(results: Path, options: Sequence[str]) -> list[Part]:
         return Part(name, seconds, (*python, f"benchmarks.{name}", *given, *more))
 
     return [
-        *(Part(f"tests-{name}", 150, (*pytest, path)) for name, path in TESTS.items()),
-        benchmark("trace", 60),
-        benchmark("kernels", 90),
-        benchmark("neighbours", 90),
-        benchmark("overhead", 90),
-        benchmark("latency", 120),
-        benchmark("scaling", 150),
-        benchmark("throughput", 270, "--arrivals", "100", "--bursts", "2", "--sizes", "8,16"),
+        *(Part(f"tests-{name}", 90, (*pytest, path)) for name, path in TESTS.items()),
+        benchmark("kernels", 60),
+        benchmark("latency", 150, "--model", STABLE_DIFFUSION),
+        benchmark("serving", 120, "--max-rows", "64", "--static-rows", "64"),
     ]
 
 
@@ -67,9 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument(
-        "--seconds", type=float, default=float("inf"), help="that all parts may take together"
-    )
+    parser.add_argument("--seconds", type=float, default=360.0, help="that all parts may take together")
     parser.add_argument("--only", help="names of parts, separated by commas")
     own, options = parser.parse_known_args(arguments)
     wanted = parts(own.results.resolve(), options)

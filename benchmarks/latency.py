@@ -2,9 +2,9 @@
 
 Whole edits from prompts to pictures, in one pass and in two, by PyTorch and by ONNX Runtime (from a bundle that is
 exported first), beside what others do for the same pictures: diffusers' plain loop for both prompts, and the eager
-controller way with a first pass of its own. Then the loop alone: an edit's four rows against the same rows unedited,
-through the same runner. `--beside N` runs it beside N processes that compute. Before any time counts the pictures of
-all runners are compared, and the sources with diffusers' own.
+controller way, with a first pass of its own as the authors run it. Then the loop alone: an edit's four rows against
+the same rows unedited, through the same runner. `--beside N` runs it beside N processes that compute. Before any time
+counts the pictures of all ways are compared.
 """
 
 from __future__ import annotations
@@ -71,14 +71,19 @@ def runners(options: Any, folder: Path) -> dict[str, Any]:
 
 
 def parity(pipes: dict[str, Any], steps: int) -> dict[str, int]:
-    """Grey levels between runners' pictures, and between the source and diffusers' own. Raises `SystemExit` above 1."""
-    asked = common.request(0, steps)
+    """Grey levels between the pictures of runners and of others' ways, for one edit. Raises `SystemExit` above 1."""
+    asked = common.request(0, steps, method=LOOP)
     results = {name: pipe.edit_batch([asked])[0] for name, pipe in pipes.items()}
-    first = next(iter(results.values()))
-    found = {name: common.gate(common.grey_levels(first, result)) for name, result in results.items()}
-    plain = OtherWays(pipes["pytorch"]).plain(asked)[0].permute(1, 2, 0).mul(255).round().numpy()
-    distance = int(np.abs(plain - np.asarray(first.source_image, np.float32)).max())
-    return found | {"diffusers": common.gate(distance)}
+    first, others = results["pytorch"], OtherWays(pipes["pytorch"])
+    found = {name: common.grey_levels(first, result) for name, result in results.items()}
+    ours = np.stack([np.asarray(image, np.float32) for image in (first.source_image, first.target_image)])
+    for name, theirs in {
+        "diffusers": others.plain(asked)[:1],
+        "eager controller": others.eager(asked),
+    }.items():
+        pictures = theirs.permute(0, 2, 3, 1).float().cpu().mul(255).round().numpy()
+        found[name] = int(np.abs(pictures - ours[: len(pictures)]).max())
+    return {name: common.gate(apart) for name, apart in found.items()}
 
 
 def edits(pipes: dict[str, Any], steps: int) -> dict[str, Callable[[], Any]]:

@@ -202,7 +202,11 @@ class AdapEdit(Method, name="adapedit"):
 
     def _relation(self) -> dict[str, Any]:
         """The knobs of `RelationKnobs.make`, but lambda_tau."""
-        knobs = {"threshold_mode": self.threshold_mode, "normalise": self.normalise, "centre": self.centre}
+        knobs: dict[str, Any] = {
+            "threshold_mode": self.threshold_mode,
+            "normalise": self.normalise,
+            "centre": self.centre,
+        }
         threshold = self.alpha_tau
         if self.variant == "released":
             knobs, threshold = dict(RELEASED), RELEASED_THRESHOLD

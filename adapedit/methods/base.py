@@ -299,7 +299,7 @@ def side_by_side(source: EditOutcome, target: EditOutcome) -> EditOutcome:
     """One outcome of two passes of a track each, where the target lies: what both have, one behind the other."""
     import torch
 
-    found = {}
+    found: dict[str, Any] = {}
     for entry in fields(target):
         one, two = getattr(source, entry.name), getattr(target, entry.name)
         if isinstance(two, torch.Tensor) and entry.name != "trajectory":

@@ -47,6 +47,7 @@ class SDEdit(Method, name="sdedit"):
             schedule=context.schedule.tail(first),
             noise=None if context.noise is None else context.noise[first:],
             unconditional_steps=None,
+            source_latents=None,
             latents=latents,
         )
         return rest.plan((context.target,))

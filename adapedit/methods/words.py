@@ -133,7 +133,7 @@ def blend_tokens(alignment: Alignment, words: Any) -> Tensor:
     if isinstance(words, bool):
         return torch.stack([alignment.source_key_tokens, key_tokens(alignment)]).to(torch.float32)
     weights = torch.zeros(2, alignment.num_tokens, dtype=torch.float32, device="cpu")
-    each = [(text, PROMPTS) for text in words if isinstance(text, str)]
+    each: list[tuple[str, tuple[Any, ...]]] = [(text, PROMPTS) for text in words if isinstance(text, str)]
     if not each:
         each = [(text, (prompt,)) for texts, prompt in zip(words, PROMPTS, strict=True) for text in texts]
     for text, prompts in each:

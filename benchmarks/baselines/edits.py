@@ -12,9 +12,6 @@ from adapedit.sharing import Caches
 from benchmarks.baselines.eager import Controller, controlled
 from benchmarks.baselines.plain import as_loaded, plain_loop
 
-ROWS = {"plain": 4, "eager": 6}
-"""Rows of the UNet that an edit takes at every step."""
-
 
 class OtherWays:
     """Runs on a copy of the model's UNet with diffusers' own processors.

@@ -42,7 +42,7 @@ each, and without all but one."""
 
 VARIANTS: Mapping[str, Variant] = {
     "adapedit": {},
-    "single pass": {"single_pass": True},
+    "two passes": {"two_pass": True},
     "released formulas": {"variant": "released"},
 }
 

@@ -70,3 +70,11 @@ def test_its_maps_and_steps_tell_words_apart(trained):
     assert np.corrcoef(grass, result.spatial_map.ravel())[0, 1] < -0.5
     same = trained(SOURCE, SOURCE, num_inference_steps=STEPS)
     assert grey_levels(same.source_image, same.target_image) == 0
+
+
+def test_a_wheel_would_hold_all_of_it() -> None:
+    tomllib = pytest.importorskip("tomllib")
+    with (BUILTIN.parents[1] / "pyproject.toml").open("rb") as file:
+        patterns = tomllib.load(file)["tool"]["setuptools"]["package-data"]["adapedit"]
+    packed = {path for pattern in patterns for path in BUILTIN.parent.glob(pattern)}
+    assert {path for path in BUILTIN.rglob("*") if path.is_file()} <= packed

@@ -49,7 +49,7 @@ def test_a_deadline_that_passes_is_no_neighbours(
 ):
     """Wherever the edits are when it does."""
     if where == "in the scheduler":
-        found, passed = server_module._late, [{}]  # the first look finds nobody late
+        found, passed = server_module._late, list[Any]([{}])  # the first look finds nobody late
         monkeypatch.setattr(server_module, "_late", lambda edits: passed.pop() if passed else found(edits))
     now = time.monotonic()
     with pipe.serve(max_rows=20) as server:

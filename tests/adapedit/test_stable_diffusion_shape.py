@@ -7,101 +7,18 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    EulerAncestralDiscreteScheduler,
-    UNet2DConditionModel,
-)
+from diffusers import EulerAncestralDiscreteScheduler
 from PIL import Image
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from adapedit import AdapEditPipeline
+from benchmarks.shapes import NOISE, TOKENS, save_stable_diffusion, save_unet
 from tests.helpers.edits import SOURCE, TARGET
-from tests.helpers.tiny_model import SCHEDULER
-from tests.helpers.tokenizers import small_clip_tokenizer
 
-TOKENS = 77
-VOCABULARY = 49408
 SIDE = 256
-
-
-def save_part(make: Callable[[], Any], folder: Path) -> int:
-    """Write a module in float16 with random weights, and return its number of parameters.
-
-    The library's own initialisation of a billion weights takes longer than the edit; here one strip of noise is laid
-    over all of them, scaled so that layers keep the size of what passes through.
-    """
-    with torch.device("meta"):
-        part = make()
-    part = part.half().to_empty(device="cpu")
-    noise = torch.randn(2**20 + 7, dtype=torch.float32, generator=torch.Generator().manual_seed(0)).half()
-    with torch.no_grad():
-        for parameter in part.parameters():
-            if parameter.ndim > 1:
-                strips = noise.repeat(parameter.numel() // len(noise) + 1)[: parameter.numel()]
-                parameter.copy_(strips.view(parameter.shape) * parameter[0].numel() ** -0.5)
-            else:
-                parameter.fill_(0.0)
-        for name, parameter in part.named_parameters():
-            if "norm" in name and name.endswith("weight"):
-                parameter.fill_(1.0)
-    part.save_pretrained(folder)
-    return sum(parameter.numel() for parameter in part.parameters())
-
-
-def save_unet(folder: Path, in_channels: int = 4) -> int:
-    return save_part(
-        lambda: UNet2DConditionModel(
-            sample_size=64,
-            in_channels=in_channels,
-            block_out_channels=(320, 640, 1280, 1280),
-            cross_attention_dim=768,
-            attention_head_dim=8,
-        ),
-        folder / "unet",
-    )
-
-
-def save_stable_diffusion(folder: Path) -> dict[str, int]:
-    """The five parts with the dimensions of CompVis/stable-diffusion-v1-4. Returns parameters by part."""
-    tokenizer = small_clip_tokenizer(max_length=TOKENS)
-    tokenizer.save_pretrained(folder / "tokenizer")
-    DDIMScheduler(**SCHEDULER).save_pretrained(folder / "scheduler")
-    text = CLIPTextConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=768,
-        intermediate_size=3072,
-        projection_dim=768,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        max_position_embeddings=TOKENS,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    counts = {"text_encoder": save_part(lambda: CLIPTextModel(text), folder / "text_encoder")}
-    counts["unet"] = save_unet(folder)
-    counts["vae"] = save_part(
-        lambda: AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            block_out_channels=(128, 256, 512, 512),
-            layers_per_block=2,
-            sample_size=512,
-            scaling_factor=0.18215,
-        ),
-        folder / "vae",
-    )
-    (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
-    return counts
 
 
 @pytest.mark.slow
@@ -138,7 +55,7 @@ def test_a_step_of_an_instruct_pix2pix_checkpoint(tmp_path):
     editor = tmp_path / "editor"
     save_stable_diffusion(editor)
     assert save_unet(editor, in_channels=8) == 859_520_964 + 4 * 320 * 9
-    noise: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    noise = {name: NOISE[name] for name in ("beta_start", "beta_end", "beta_schedule")}
     EulerAncestralDiscreteScheduler(**noise).save_pretrained(editor / "scheduler")
     (editor / "model_index.json").write_text(
         json.dumps({"_class_name": "StableDiffusionInstructPix2PixPipeline"})

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
-from adapedit_engine.batch import Batch, observe, size_for, widened, word_places
+from adapedit_engine.batch import Batch, Seat, observe, size_for, widened, word_places
 from adapedit_engine.models.controls import Controls
 from adapedit_engine.plan import PlanError
 from adapedit_engine.runners.pytorch import PyTorchRunner
@@ -42,7 +43,7 @@ def runner() -> Iterator[PyTorchRunner]:
 def test_every_kind_of_plan_beside_all_others_is_as_alone(runner, whole: bool):
     """Each joins a step after the one before, and leaves when it is done; captured calls are filled up to sizes."""
     waiting, batch, ended = dict(plans()), Batch(runner, 64, whole=whole), {}
-    running = {}
+    running: dict[str, Seat] = {}
     while waiting or running:
         if waiting:
             name = next(iter(waiting))
@@ -198,6 +199,7 @@ def test_the_single_pass_recomputes_from_what_it_has_seen(runner):
     )
     (single,) = denoise([edited], runner)
     knobs, source = vars(adaptive(self_layers=layers)), torch.tensor([0, 0])
+    cross: Any
     cross, selves, latents = edited.cross_attention, None, edited.latents
     maps = features = torch.zeros(())
     for index in range(STEPS):

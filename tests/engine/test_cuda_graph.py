@@ -54,12 +54,13 @@ class Cuda:
         if self.fails:
             raise RuntimeError("operation not permitted when stream is capturing")
         self.captured += 1
-        real, ran = cuda_graph.run, []
-        cuda_graph.run = ran.append
+        module: Any = cuda_graph
+        real, ran = module.run, list[Any]()
+        module.run = ran.append
         try:
             yield
         finally:
-            cuda_graph.run = real
+            module.run = real
         graph.step = torch.inference_mode()(lambda: real(ran[0]))
 
 

@@ -36,9 +36,14 @@ def make(name: str, **changes: Any) -> Any:
 def cases() -> list[Case]:
     """Schedulers, with changes of their configuration, options of `step`, and steps."""
     found: list[Case] = []
+    changes: dict[str, Any]
     for prediction in ("epsilon", "v_prediction", "sample"):
         for spacing in ("leading", "trailing", "linspace"):
-            shared = {"prediction_type": prediction, "timestep_spacing": spacing, "steps_offset": 1}
+            shared: dict[str, Any] = {
+                "prediction_type": prediction,
+                "timestep_spacing": spacing,
+                "steps_offset": 1,
+            }
             if spacing in BY_STRIDE:
                 found += [
                     ("DDIMScheduler", {**shared, "set_alpha_to_one": one}, {"eta": eta}, steps)

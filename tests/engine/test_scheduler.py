@@ -46,7 +46,8 @@ class Watching(PyTorchRunner):
 
 @pytest.fixture
 def runner() -> Iterator[Watching]:
-    with Watching() as opened:
+    opened = Watching()
+    with opened:
         yield opened
 
 

@@ -255,5 +255,5 @@ def test_a_record_that_was_changed_is_refused(copied, tensorrt):
     with pytest.raises(BundleError, match="describes another plan"):
         read_records(copied)
     path.write_text("{")
-    with pytest.raises(BundleError, match=f"{record.key.name}.json: Invalid JSON"):
+    with pytest.raises(BundleError, match="json: Invalid JSON.*; remove it and build again"):
         read_records(copied)

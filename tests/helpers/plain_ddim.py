@@ -27,7 +27,7 @@ class PlainDDIM:
         )
         scheduler = copy.deepcopy(pipe.model.scheduler)
         scheduler.set_timesteps(len(context.schedule))
-        self.timesteps = [int(timestep) for timestep in scheduler.timesteps]
+        self.timesteps = scheduler.timesteps.tolist()
         products = scheduler.alphas_cumprod.double()
         self.levels = [float(products[t]) for t in self.timesteps] + [float(products[0])]
 

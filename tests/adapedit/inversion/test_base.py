@@ -208,7 +208,7 @@ def test_inversions_that_cant_be_done_are_refused_before_any_work(tiny_folder: P
 def test_settings_are_validated() -> None:
     with pytest.raises(
         AdapEditError,
-        match="there is no inversion 'none'; use one of: ddim, direct, edit-friendly, null-text",
+        match="no inversion 'none'; use one of: ddim, direct, edit-friendly, null-text",
     ):
         make_inversion_settings("none")
     with pytest.raises(AdapEditError, match="inversion direct has no knob 'skip'; its knobs: targets"):

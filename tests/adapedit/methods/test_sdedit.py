@@ -14,8 +14,10 @@ from diffusers import (
 )
 
 from adapedit import AdapEditPipeline, EditResult
-from tests.helpers.edits import TARGET, grey_levels, request
+from adapedit_engine.runners.pytorch import PyTorchRunner
+from tests.helpers.edits import SOURCE, TARGET, grey_levels, request
 from tests.helpers.methods import context_of, run
+from tests.helpers.pictures import request as of_a_picture
 
 STEPS = 10
 
@@ -47,6 +49,7 @@ def test_every_strength_is_that_of_diffusers(
     assert plan.steps == int(strength * STEPS)
     (edited,) = run(pipe, [plan])
     model = pipe.model
+    assert isinstance(model.runner, PyTorchRunner)
     theirs = StableDiffusionImg2ImgPipeline(
         vae=model.vae, text_encoder=model.text_encoder, tokenizer=model.tokenizer,
         unet=model.runner.controlled.unet, scheduler=DDIMScheduler.from_config(model.scheduler.config),
@@ -86,3 +89,10 @@ def test_other_schedulers(pipe: AdapEditPipeline, kind: Any) -> None:
     scheduler.set_timesteps(5)
     expected = seen.latents + scheduler.sigmas[2] * context.latents / context.schedule.init_noise_sigma
     torch.testing.assert_close(method.plan(context, seen).latents, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_picture_is_redrawn_under_its_own_prompt(pipe: AdapEditPipeline):
+    """The target prompt is the source's: its track is a target's all the same, and begins at noise of its own."""
+    method = {"name": "sdedit", "strength": 0.5}
+    (result,) = pipe.edit_batch([of_a_picture(method=method, inversion=None, target_prompt=SOURCE)])
+    assert grey_levels(result.source_image, result.target_image) > 1

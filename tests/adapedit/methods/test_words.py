@@ -53,7 +53,7 @@ def test_where_no_pixel_belongs_to_the_words_all_of_the_source_is_kept(pipe, met
     ],
 )
 def test_words_of_a_blend(prompts, words, lost, gained):
-    alignment = align(*prompts, small_clip_tokenizer())
+    alignment = align(prompts[0], prompts[1], small_clip_tokenizer())
     weights = blend_tokens(alignment, make_settings("adapedit", local_blend=words).local_blend)
     for row, own, expected in ((0, alignment.source_words, lost), (1, alignment.target_words, gained)):
         found = [word.text for word in own if weights[row, list(word.tokens)].all()]
