@@ -162,7 +162,7 @@ def read_config(path: Path, kind: type[AnyConfig], built: type | None = None) ->
     """
     with reading(path, "give another checkpoint, or copy this one again", ModelError):
         config = kind.model_validate_json(read_bytes(path))
-        known = {} if built is None else inspect.signature(built.__init__).parameters
+        known = {} if built is None else inspect.signature(built).parameters
         for name, value in (config.model_extra or {}).items():
             if name in known and value != known[name].default:
                 raise _unfit(path, name, value, repr(known[name].default))

@@ -103,7 +103,9 @@ def digest(tensor: Tensor) -> bytes:
     content = hashlib.blake2b(f"{tuple(tensor.shape)}{tensor.dtype}".encode(), digest_size=16)
     flat = tensor.detach().cpu().flatten()
     # A copy: a view of one element may keep a stride that can't be viewed as bytes.
-    content.update(torch.empty(flat.shape, dtype=flat.dtype, device="cpu").copy_(flat).view(torch.uint8).numpy().data)
+    content.update(
+        torch.empty(flat.shape, dtype=flat.dtype, device="cpu").copy_(flat).view(torch.uint8).numpy().data
+    )
     return content.digest()
 
 

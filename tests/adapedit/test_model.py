@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -130,6 +132,21 @@ def test_a_hub_that_is_out_of_reach_is_said_at_once(monkeypatch):
     refused("some-owner/some-model", "no folder 'some-owner/some-model', and the hub .* can't be reached")
 
 
+def test_of_a_hubs_model_nothing_is_fetched_but_what_is_read(tiny_folder, monkeypatch):
+    """Stands in for the hub's client; a model that was fetched is checked as any folder."""
+    asked: dict[str, object] = {}
+    monkeypatch.setattr("socket.create_connection", lambda *args, **kwargs: socket.socket())
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", lambda name, **options: asked.update(options) or str(tiny_folder)
+    )
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    model = AdapEditPipeline.from_pretrained("some-owner/some-model").model
+    assert model.name == "some-owner/some-model" and not asked["local_files_only"]
+    assert "unet/*.safetensors" in asked["allow_patterns"]  # type: ignore[operator]
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: 1 / 0)
+    refused("some-owner/some-model", r"'some-owner/some-model' can't be fetched \(division by zero\)")
+
+
 @pytest.mark.parametrize("keep", [0, 4, 300, 0.5, -100])
 def test_truncated_weights(copy, keep):
     path = copy / WEIGHTS
@@ -234,7 +251,7 @@ FILES = (
     "scheduler/scheduler_config.json",
     "model_index.json",
 )
-ODD = (
+ODD: tuple[object, ...] = (
     *(None, True, False, 0, 1, -1, 2, 3, 7, 64, 65, 1_000_000, 2**31, 2**63, 10**29, 0.0, 0.5, -1e300, 1e300),
     *(float("nan"), float("inf"), "", "x", "silu", "a" * 10_000, "\ud800", [], [1], [0] * 9, [[]], ["x"], {}),
     *({"a": {}}, [1e9], [-1, 2], [8, 16], [16, 8]),
@@ -263,7 +280,7 @@ def fuzzed(folder: Path, file: str, field: int, value: object, *, whole: bool) -
 
 
 any_field = given(st.sampled_from(FILES), st.integers(0, 100), st.sampled_from(ODD))
-calm = {"derandomize": True, "database": None, "deadline": None}
+calm: dict[str, Any] = {"derandomize": True, "database": None, "deadline": None}
 calm["suppress_health_check"] = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 
 
