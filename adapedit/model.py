@@ -45,7 +45,7 @@ from adapedit_engine.runners.base import (
 )
 from adapedit_engine.runners.graphs import BundleRunner
 from adapedit_engine.runners.pytorch import CompiledRunner, PyTorchRunner
-from adapedit_engine.schedule import Schedule, scheduler_of
+from adapedit_engine.schedule import Schedule, follow_pipelines, scheduler_of
 from adapedit_kernels.errors import AdapEditError
 
 if TYPE_CHECKING:
@@ -135,6 +135,7 @@ class EditModel:
 
     def with_scheduler(self, scheduler: Any) -> EditModel:
         """The same with another diffusers scheduler. Raises `ScheduleError` for one that can't be used."""
+        scheduler = follow_pipelines(scheduler)
         Schedule.from_scheduler(scheduler, 10)
         return dataclasses.replace(self, scheduler=scheduler)
 
@@ -266,8 +267,8 @@ def load_model(
     if scheduler is None:
         # Whatever scheduler the checkpoint names, DDIM takes its noise schedule; clipping would not be linear.
         scheduler = read_part(folder, "scheduler", DDIMScheduler, clip_sample=False, thresholding=False)
-    else:
-        Schedule.from_scheduler(scheduler, 10)
+    scheduler = follow_pipelines(scheduler)
+    Schedule.from_scheduler(scheduler, 10)
     text = CLIPTextConfig(**text_config.fields)
     text_encoder = read_part(folder, "text_encoder", CLIPTextModel, config=text, dtype=dtype)
     unet = read_part(folder, "unet", UNet2DConditionModel, torch_dtype=dtype)

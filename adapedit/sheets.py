@@ -67,8 +67,10 @@ def sheet(
         for start in range(0, max(1, len(cells)), columns):
             wrapped.append((title if start == 0 else "", cells[start : start + columns]))
     inner = max([len(cells) * (cell + GAP) - GAP for _, cells in wrapped] + [NARROWEST])
-    plain = all(text.isascii() for text in _texts(rows, headings))
-    pen = _Pen(plain)
+    texts = [word for heading in headings for word, _ in heading.words]
+    for title, cells in rows:
+        texts += [title, *(part for one in cells for part in (one.label, one.note))]
+    pen = _Pen(plain=all(text.isascii() for text in texts))
 
     placed: list[tuple[int, int, _Text | Image.Image]] = []
     y, names = MARGIN, max((pen.width(f"{h.name}  ", HEADING_SIZE) for h in headings), default=0)
@@ -88,17 +90,11 @@ def sheet(
             x = MARGIN + column * (cell + GAP)
             label = pen.wrap(_runs(one.label), LABEL_SIZE, cell, INK, most=3)
             note = pen.wrap(_runs(one.note), NOTE_SIZE, cell, FAINT, most=4)
-            placed += [
-                (
-                    x,
-                    y,
-                    ImageOps.pad(
-                        one.image.convert("RGB"), (cell, cell), Image.Resampling.LANCZOS, color=PAPER
-                    ),
-                ),
-                (x, y + cell + 3, label),
-            ]
-            placed.append((x, y + cell + 3 + label.height, note))
+            shown = ImageOps.pad(
+                one.image.convert("RGB"), (cell, cell), Image.Resampling.LANCZOS, color=PAPER
+            )
+            under = y + cell + 3
+            placed += [(x, y, shown), (x, under, label), (x, under + label.height, note)]
             below = max(below, label.height + note.height)
         y += cell + 3 + below + GAP
     picture = Image.new("RGB", (inner + 2 * MARGIN, y + MARGIN - GAP), PAPER)
@@ -141,7 +137,7 @@ class _Pen:
         lines: list[list[tuple[float, str, tuple[int, int, int]]]] = [[]]
         x = 0.0
         for word, stands_out in runs:
-            for piece in self._pieces(word, size, room):
+            for piece in self._pieces(word, size, room) if word else ():
                 width = self.width(piece, size)
                 if lines[-1] and x + width > room:
                     lines.append([])
@@ -160,7 +156,7 @@ class _Pen:
             if pieces[-1] and self.width(pieces[-1] + letter, size) > room:
                 pieces.append("")
             pieces[-1] += letter
-        return pieces if word else []
+        return pieces
 
     def draw(self, picture: Image.Image, x: int, y: int, text: _Text) -> None:
         pen, step = ImageDraw.Draw(picture), round(text.size * 1.35)
@@ -171,13 +167,6 @@ class _Pen:
 
 def _runs(text: str) -> Runs:
     return tuple((word, False) for word in text.split())
-
-
-def _texts(rows: Sequence[tuple[str, Sequence[Cell]]], headings: Sequence[Heading]) -> list[str]:
-    texts = [word for heading in headings for word, _ in heading.words]
-    for title, cells in rows:
-        texts += [title, *(part for one in cells for part in (one.label, one.note))]
-    return texts
 
 
 @lru_cache

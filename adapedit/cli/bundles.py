@@ -3,64 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from adapedit.cli import options as o
 
 EXPORT, PLAN = "Graphs", "Plans"
+Pixels = Annotated[int | None, o.option("Of the pictures, in pixels.", panel=EXPORT, min=8, max=4096)]
 BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder made by adapedit export.")]
-
-
-class Numbers(str, Enum):
-    """Precision of the graphs."""
-
-    float32 = "float32"
-    float16 = "float16"
-    mixed = "mixed"
-
-
-class Workloads(str, Enum):
-    """Numbers of rows that a plan is made fastest for."""
-
-    latency = "latency"
-    throughput = "throughput"
 
 
 def export(
     model: Annotated[str, typer.Argument(help="builtin, a folder in the diffusers layout, or a hub name.")],
-    out: Annotated[Path, typer.Option(help="Folder of the bundle; it appears whole or not at all.")],
+    out: Annotated[Path, o.option("Folder of the bundle; it appears whole or not at all.")],
     precision: Annotated[
-        Numbers, typer.Option(help="mixed: products in float16, the rest in float32.", rich_help_panel=EXPORT)
-    ] = Numbers.float32,
+        Literal["float32", "float16", "mixed"],
+        o.option("mixed: products in float16, the rest in float32.", panel=EXPORT),
+    ] = "float32",
     rows: Annotated[
-        int | None,
-        typer.Option(help="Fix the rows of a call; by default any number.", rich_help_panel=EXPORT, min=1),
+        int | None, o.option("Fix the rows of a call; by default any number.", panel=EXPORT, min=1)
     ] = None,
-    height: Annotated[
-        int | None, typer.Option(help="Of the pictures, in pixels.", rich_help_panel=EXPORT, min=8, max=4096)
-    ] = None,
-    width: Annotated[
-        int | None, typer.Option(help="Of the pictures, in pixels.", rich_help_panel=EXPORT, min=8, max=4096)
-    ] = None,
-    opset: Annotated[int, typer.Option(help="Of ONNX; 23 has fused attention.", rich_help_panel=EXPORT)] = 23,
+    height: Pixels = None,
+    width: Pixels = None,
+    opset: Annotated[int, o.option("Of ONNX; 23 has fused attention.", panel=EXPORT)] = 23,
     check_steps: Annotated[
-        int,
-        typer.Option(
-            help="Steps of the edit that the graphs are checked along.", rich_help_panel=EXPORT, min=0
-        ),
+        int, o.option("Steps of the edit that the graphs are checked along.", panel=EXPORT, min=0)
     ] = 10,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")] = False,
+    overwrite: Annotated[bool, o.option("Replace a bundle that is there.", "--overwrite")] = False,
     json: o.Json = False,
 ) -> None:
     """Turn a checkpoint into a bundle that ONNX Runtime and TensorRT run, and check it against PyTorch."""
     from adapedit_export.options import ExportOptions, Precision
 
     chosen = ExportOptions(
-        precision=Precision(precision.value),
+        precision=Precision(precision),
         rows=rows,
         height=height,
         width=width,
@@ -92,25 +70,19 @@ def inspect(folder: BundleFolder, json: o.Json = False) -> None:
 def build(
     folder: BundleFolder,
     workload: Annotated[
-        Workloads, typer.Option(help="latency: 4 and 6 rows; throughput: 8, 16 and 32.", rich_help_panel=PLAN)
-    ] = Workloads.latency,
+        Literal["latency", "throughput"],
+        o.option("latency: 4 and 6 rows; throughput: 8, 16 and 32.", panel=PLAN),
+    ] = "latency",
     compute_capability: Annotated[
-        str | None,
-        typer.Option(help="Of the GPUs to build for; by default that of the one here.", rich_help_panel=PLAN),
+        o.Text, o.option("Of the GPUs to build for; by default that of the one here.", panel=PLAN)
     ] = None,
-    refit: Annotated[
-        bool, typer.Option("--refit", help="Leave the weights exchangeable.", rich_help_panel=PLAN)
-    ] = False,
+    refit: Annotated[bool, o.option("Leave the weights exchangeable.", "--refit", panel=PLAN)] = False,
     refit_from: Annotated[
         Path | None,
-        typer.Option(
-            help="Take the plans of this bundle, built with --refit, with this one's weights.",
-            rich_help_panel=PLAN,
-        ),
+        o.option("Take the plans of this bundle, built with --refit, with this one's weights.", panel=PLAN),
     ] = None,
     library: Annotated[
-        str | None,
-        typer.Option(help="tensorrt or tensorrt-rtx; by default what is here.", rich_help_panel=PLAN),
+        o.Text, o.option("tensorrt or tensorrt-rtx; by default what is here.", panel=PLAN)
     ] = None,
     json: o.Json = False,
 ) -> None:
@@ -126,9 +98,7 @@ def build(
     if refit_from is not None:
         show.print_plans(bundle, refit_plans(Bundle.open(refit_from), bundle, tensorrt), json)
         return
-    options = BuildOptions(
-        workload=workload_of(workload.value), compute_capability=compute_capability, refit=refit
-    )
+    options = BuildOptions(workload=workload_of(workload), compute_capability=compute_capability, refit=refit)
     with show.bar() as progress:
         records = build_plans(bundle, tensorrt, options, progress=progress)
     show.print_plans(bundle, records, json)
@@ -136,9 +106,7 @@ def build(
 
 def check(
     folder: BundleFolder,
-    runner: Annotated[
-        list[str] | None, typer.Option(help="A runner to check; by default all that can run here.")
-    ] = None,
+    runner: Annotated[o.Texts, o.option("A runner to check; by default all that can run here.")] = None,
     json: o.Json = False,
 ) -> None:
     """Hold every runner that can run here to what PyTorch gave, on random inputs and along an edit; 1: some differ."""

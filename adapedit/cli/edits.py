@@ -13,62 +13,26 @@ from adapedit.cli import options as o
 
 
 def edit(
-    source: o.Source,
-    target: o.Target,
-    seed: o.Seed = 0,
-    steps: o.Steps = 50,
-    guidance: o.Guidance = None,
+    *,
+    prompts: o.Prompts,
     method: o.Method = "adapedit",
-    lambda_tau: o.LambdaTau = None,
-    lambda_s: o.LambdaS = None,
-    lambda_spatial: o.LambdaSpatial = None,
-    alpha_tau: o.AlphaTau = None,
-    variant: o.Variant = None,
-    two_pass: o.TwoPass = None,
-    no_fwt: o.NoFwt = False,
-    no_dps: o.NoDps = False,
-    no_mask: o.NoMask = False,
-    cross_replace_steps: o.CrossReplaceSteps = None,
-    self_replace_steps: o.SelfReplaceSteps = None,
-    local_blend: o.LocalBlend = None,
+    own: o.Knobs,
     set_: o.Set = None,
     approximate: o.Approximate = None,
-    image: o.Image = None,
-    fit: o.HowToFit = o.Fit.crop,
-    inversion: o.Inversion = None,
-    inversion_set: o.InversionSet = None,
-    model: o.Model = "builtin",
-    runner: o.Runner = None,
-    device: o.Device = "auto",
-    dtype: o.Dtype = None,
+    picture: o.Picture,
+    runtime: o.Runtime,
     out: o.Out = Path("out/edit"),
     json: o.Json = False,
 ) -> None:
     """Edit a picture: writes source.png, target.png, maps.png and edit.json."""
     from adapedit.cli import knobs
 
-    named: dict[str, Any] = {
-        "lambda_tau": lambda_tau,
-        "lambda_s": lambda_s,
-        "lambda_spatial": lambda_spatial,
-        "alpha_tau": alpha_tau,
-        "variant": variant,
-        "two_pass": two_pass,
-        "fwt": False if no_fwt else None,
-        "dps": False if no_dps else None,
-        "mask": False if no_mask else None,
-        "cross_replace_steps": cross_replace_steps,
-        "self_replace_steps": self_replace_steps,
-        "local_blend": local_blend or None,
-    }
-    given = {name: value for name, value in named.items() if value is not None}
-    made = knobs.make(method, {**given, **knobs.parse(set_)})
-    more = knobs.picture(image, fit, inversion, inversion_set, method) | knobs.approximations(approximate)
-    request = _request(_fields(source, target, seed, steps, guidance), made, more)
+    made = knobs.make(method, {**own.given(), **knobs.parse(set_)})
+    more = knobs.picture(picture, method) | knobs.approximations(approximate)
+    request = _request(prompts.fields(), made, more)
     from adapedit.cli import show
 
-    loaded = {"model": model, "runner": runner, "device": device, "dtype": dtype}
-    result = show.run_edits([request], loaded, out=out)[0]
+    result = show.run_edits([request], runtime, out=out)[0]
     result.save(out)
     files = ["source.png", "target.png", "maps.png", "edit.json"]
     if json:
@@ -79,28 +43,15 @@ def edit(
 
 
 def sweep(
-    source: o.Source,
-    target: o.Target,
-    knob: Annotated[
-        str, typer.Option(help="A knob of the method, or seed, steps or guidance.", show_default=False)
-    ],
-    values: Annotated[
-        str, typer.Option(help="With commas between them.", metavar="V,V,...", show_default=False)
-    ],
-    seed: o.Seed = 0,
-    steps: o.Steps = 50,
-    guidance: o.Guidance = None,
+    *,
+    knob: Annotated[str, o.option("A knob of the method, or seed, steps or guidance.")],
+    values: Annotated[str, o.option("With commas between them.", metavar="V,V,...")],
+    prompts: o.Prompts,
     method: o.Method = "adapedit",
     set_: o.Set = None,
     approximate: o.Approximate = None,
-    image: o.Image = None,
-    fit: o.HowToFit = o.Fit.crop,
-    inversion: o.Inversion = None,
-    inversion_set: o.InversionSet = None,
-    model: o.Model = "builtin",
-    runner: o.Runner = None,
-    device: o.Device = "auto",
-    dtype: o.Dtype = None,
+    picture: o.Picture,
+    runtime: o.Runtime,
     max_rows: o.MaxRows = 32,
     out: o.Out = Path("out/sweep"),
     json: o.Json = False,
@@ -108,39 +59,28 @@ def sweep(
     """One knob over several values: writes sweep.png, a contact sheet, and sweep.json."""
     from adapedit.cli import knobs
 
-    more = knobs.picture(image, fit, inversion, inversion_set, method) | knobs.approximations(approximate)
-    fields = {**_fields(source, target, seed, steps, guidance), **more}
+    more = knobs.picture(picture, method) | knobs.approximations(approximate)
+    fields = {**prompts.fields(), **more}
     wanted = [value.strip() for value in values.split(",") if value.strip()]
     requests = knobs.varied(fields, method, knobs.parse(set_), knob, wanted)
     from adapedit.cli import show
 
     name = knobs.knob_name(knob)
     labels = [f"{name} = {value}" for value in wanted]
-    loaded = {"model": model, "runner": runner, "device": device, "dtype": dtype}
-    results = show.run_edits(requests, loaded, out=out, max_rows=max_rows, labels=labels)
+    results = show.run_edits(requests, runtime, out=out, max_rows=max_rows, labels=labels)
     show.save_sheet(out, "sweep", results, labels, {"knob": name, "values": wanted}, json)
 
 
 def compare(
-    source: o.Source,
-    target: o.Target,
+    *,
     methods: Annotated[
-        str | None,
-        typer.Option(help="With commas between them; by default all it can run.", rich_help_panel=o.METHOD),
+        o.Text, o.option("With commas between them; by default all it can run.", panel=o.METHOD)
     ] = None,
     set_: o.Set = None,
     approximate: o.Approximate = None,
-    seed: o.Seed = 0,
-    steps: o.Steps = 50,
-    guidance: o.Guidance = None,
-    image: o.Image = None,
-    fit: o.HowToFit = o.Fit.crop,
-    inversion: o.Inversion = None,
-    inversion_set: o.InversionSet = None,
-    model: o.Model = "builtin",
-    runner: o.Runner = None,
-    device: o.Device = "auto",
-    dtype: o.Dtype = None,
+    prompts: o.Prompts,
+    picture: o.Picture,
+    runtime: o.Runtime,
     max_rows: o.MaxRows = 32,
     out: o.Out = Path("out/compare"),
     json: o.Json = False,
@@ -155,72 +95,55 @@ def compare(
     )
     chosen = [name.strip() for name in methods.split(",")] if methods else every
     made = knobs.make_each(chosen, knobs.parse(set_))
-    more = knobs.picture(image, fit, inversion, inversion_set) | knobs.approximations(approximate)
-    requests = [_request(_fields(source, target, seed, steps, guidance), one, more) for one in made]
+    more = knobs.picture(picture) | knobs.approximations(approximate)
+    requests = [_request(prompts.fields(), one, more) for one in made]
     from adapedit.cli import show
 
-    loaded = {"model": model, "runner": runner, "device": device, "dtype": dtype}
-    results = show.run_edits(requests, loaded, out=out, max_rows=max_rows, labels=chosen)
+    results = show.run_edits(requests, runtime, out=out, max_rows=max_rows, labels=chosen)
     show.save_sheet(out, "compare", results, chosen, {"methods": chosen}, json)
 
 
 def words(
-    source: o.Source,
-    target: o.Target,
-    no_run: Annotated[
-        bool, typer.Option("--no-run", help="The alignment alone; the model is not run.")
-    ] = False,
-    seed: o.Seed = 0,
-    steps: o.Steps = 50,
-    guidance: o.Guidance = None,
+    *,
+    no_run: Annotated[bool, o.option("The alignment alone; the model is not run.", "--no-run")] = False,
+    prompts: o.Prompts,
     method: o.Method = "adapedit",
     set_: o.Set = None,
-    model: o.Model = "builtin",
-    runner: o.Runner = None,
-    device: o.Device = "auto",
-    dtype: o.Dtype = None,
+    runtime: o.Runtime,
     json: o.Json = False,
 ) -> None:
     """How the words are aligned, how each is related to the edit, and how long it is held. Writes nothing."""
     from adapedit.cli import knobs
 
     made = knobs.make(method, knobs.parse(set_))
-    request = _request(_fields(source, target, seed, steps, guidance), made)
+    request = _request(prompts.fields(), made)
     from adapedit.cli import show
 
     if no_run:
-        alignment = show.align_only(request, model)
-        if json:
-            show.print_json(show.words_dict(alignment))
-        else:
-            show.print_words(alignment)
-        return
-    loaded = {"model": model, "runner": runner, "device": device, "dtype": dtype}
-    result = show.run_edits([request], loaded)[0]
-    if json:
-        show.print_json({**show.words_dict(result.alignment), **result.to_dict()})
+        alignment, reports, more = show.align_only(request, runtime.model), None, {}
     else:
-        show.print_words(result.alignment, result.words)
+        result = show.run_edits([request], runtime)[0]
+        alignment, reports, more = result.alignment, result.words, result.to_dict()
+    if json:
+        show.print_json({**show.words_dict(alignment), **more})
+    else:
+        show.print_words(alignment, reports)
 
 
 def batch(
+    *,
     requests: Annotated[
         Path,
         typer.Argument(
             help='A file with one request a line: {"source_prompt": "a red dog", "target_prompt": "a blue dog", '
-            '"seed": 3, "method": "adapedit", "id": "blue"}. Pictures may be named relative to it.',
-            show_default=False,
+            '"seed": 3, "method": "adapedit", "id": "blue"}. Pictures may be named relative to it.'
         ),
     ],
     shard: Annotated[
-        str | None,
-        typer.Option(help="i/n: every n-th line from the i-th, for several machines.", metavar="I/N"),
+        o.Text, o.option("i/n: every n-th line from the i-th, for several machines.", metavar="I/N")
     ] = None,
     approximate: o.Approximate = None,
-    model: o.Model = "builtin",
-    runner: o.Runner = None,
-    device: o.Device = "auto",
-    dtype: o.Dtype = None,
+    runtime: o.Runtime,
     max_rows: o.MaxRows = 32,
     out: o.Out = Path("out/batch"),
     json: o.Json = False,
@@ -241,7 +164,7 @@ def batch(
     name = "failures" if shard is None else f"failures-{shard.replace('/', '-of-')}"
     with show.bar() as say:
         say("Loading the model", 0, 0)
-        pipe = show.load_pipeline({"model": model, "runner": runner, "device": device, "dtype": dtype})
+        pipe = show.load_pipeline(runtime)
         with pipe.serve(max_rows=max_rows) as server:
             report = run_batch(
                 server,
@@ -260,20 +183,15 @@ def batch(
 
 
 def invert(
-    image: Annotated[Path, typer.Option(metavar="FILE", help="A picture.", show_default=False)],
-    prompt: Annotated[str, typer.Option(help="What it shows.", show_default=False)],
+    *,
+    image: Annotated[Path, o.option("A picture.", metavar="FILE")],
+    prompt: Annotated[str, o.option("What it shows.")],
     inversions: Annotated[
-        str | None,
-        typer.Option(metavar="NAME,NAME", help="By default all that the model can run.", show_default=False),
+        o.Text, o.option("By default all that the model can run.", metavar="NAME,NAME")
     ] = None,
-    fit: o.HowToFit = o.Fit.crop,
-    seed: o.Seed = 0,
-    steps: o.Steps = 50,
-    guidance: o.Guidance = None,
-    model: o.Model = "builtin",
-    runner: o.Runner = None,
-    device: o.Device = "auto",
-    dtype: o.Dtype = None,
+    fit: o.HowToFit = "crop",
+    sampling: o.Sampling,
+    runtime: o.Runtime,
     out: o.Out = Path("out/invert"),
     json: o.Json = False,
 ) -> None:
@@ -282,14 +200,13 @@ def invert(
     from adapedit.images import ImageInput
     from adapedit.result import check_output
 
-    chosen = knobs.inversions(inversions, _is_bundle(model))
+    chosen = knobs.inversions(inversions, _is_bundle(runtime.model))
     ImageInput(file=str(image)).open((64, 64))
     check_output(out)
     from adapedit.cli import show
 
-    loaded = {"model": model, "runner": runner, "device": device, "dtype": dtype}
-    options = {"num_inference_steps": steps, "guidance_scale": guidance, "seed": seed, "fit": fit.value}
-    show.run_inversions(image, prompt, chosen, loaded, options, out=out, json=json)
+    options = {**sampling.fields(), "fit": fit}
+    show.run_inversions(image, prompt, chosen, runtime, options, out=out, json=json)
 
 
 COMMANDS: dict[Callable[..., None], tuple[str, ...]] = {
@@ -330,16 +247,6 @@ def _is_bundle(model: str) -> bool:
         return (Path(model).expanduser() / "manifest.json").is_file()
     except (OSError, RuntimeError):
         return False
-
-
-def _fields(source: str, target: str, seed: int, steps: int, guidance: float | None) -> dict[str, Any]:
-    return {
-        "source_prompt": source,
-        "target_prompt": target,
-        "seed": seed,
-        "num_inference_steps": steps,
-        "guidance_scale": guidance,
-    }
 
 
 def _request(fields: dict[str, Any], method: Any, more: dict[str, Any] | None = None) -> Any:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from adapedit.cli.options import Fit
+from adapedit.cli.options import Picture
 from adapedit.inversion import INVERSIONS, make_inversion_settings
 from adapedit.methods import METHODS, make_settings
 from adapedit.request import EditRequest
@@ -16,12 +15,9 @@ from adapedit_kernels.errors import AdapEditError
 APPROXIMATIONS = {"guidance_until": "0.6", "solver": "dpm++"}
 """Fields of a request that save time at some loss, each with an example."""
 OF_REQUEST = {
-    "seed": "seed",
     "steps": "num_inference_steps",
-    "num_inference_steps": "num_inference_steps",
     "guidance": "guidance_scale",
-    "guidance_scale": "guidance_scale",
-    **{name: name for name in APPROXIMATIONS},
+    **{name: name for name in ("seed", "num_inference_steps", "guidance_scale", *APPROXIMATIONS)},
 }
 """What can be swept besides a method's knobs."""
 MAX_VALUES = 64
@@ -34,10 +30,9 @@ def knob_name(text: str) -> str:
 
 def knob_value(text: str) -> Any:
     """The value: None for `none`, a number, true or false where it is one, else the text."""
-    if text.lower() in ("none", "true", "false"):
-        text = {"none": "null"}.get(text.lower(), text.lower())
+    words = {"none": "null", "true": "true", "false": "false"}
     try:
-        value = json.loads(text)
+        value = json.loads(words.get(text.lower(), text))
     except (ValueError, RecursionError):
         return text
     return text if isinstance(value, (str, list, dict)) else value
@@ -79,17 +74,15 @@ def make(method: str, knobs: Mapping[str, Any]) -> Any:
     fields, ready = METHODS[method].model_fields if method in METHODS else {}, dict(knobs)
     for name, value in knobs.items():
         kind = str(fields[name].annotation) if name in fields else ""
-        if not isinstance(value, str) or not ("tuple" in kind or "Words" in kind):
+        if not isinstance(value, str) or "tuple" not in kind:
             continue
-        if "WordValue" in kind and ":" in value:
+        if "Word" not in kind:
+            ready[name] = value.replace(",", " ").split()
+        elif ":" in value:
             pairs = [part.rpartition(":") for part in value.split(",")]
             ready[name] = [{"word": word.strip(), "value": knob_value(number)} for word, _, number in pairs]
-        elif "WordValue" in kind and "float" not in kind:
-            raise AdapEditError(f"{name} is {value!r}; write it as WORD:VALUE, such as {name}=dog:0.5")
-        elif "WordValue" in kind:
-            continue
         else:
-            ready[name] = [part for part in value.replace(",", " ").split() if part]
+            raise AdapEditError(f"{name} is {value!r}; write it as WORD:VALUE, such as {name}=dog:0.5")
     return make_settings(method, **ready)
 
 
@@ -132,23 +125,18 @@ def varied(
     return requests
 
 
-def picture(
-    image: Path | None,
-    fit: Fit,
-    inversion: str | None,
-    assignments: Sequence[str] | None,
-    method: str | None = None,
-) -> dict[str, Any]:
+def picture(options: Picture, method: str | None = None) -> dict[str, Any]:
     """What a request has of the options for real pictures. method: the one that runs, where it is one."""
-    given = inversion is not None or bool(assignments)
-    if image is None:
+    name, assignments = options.inversion, options.inversion_set
+    given = name is not None or bool(assignments)
+    if options.image is None:
         if given:
             raise AdapEditError("--inversion wants a picture; give one with --image")
         return {}
     if given and method in METHODS and not METHODS[method].inverts:
         raise AdapEditError(f"{method} edits a picture without inverting it; leave --inversion out")
-    chosen = make_inversion_settings(inversion or "direct", **parse(assignments)) if given else None
-    return {"image": {"file": str(image), "fit": fit.value}, "inversion": chosen}
+    chosen = make_inversion_settings(name or "direct", **parse(assignments)) if given else None
+    return {"image": {"file": str(options.image), "fit": options.fit}, "inversion": chosen}
 
 
 def inversions(names: str | None, without_gradients: bool) -> dict[str, Any]:

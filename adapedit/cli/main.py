@@ -76,7 +76,7 @@ def _app() -> Callable[..., object]:
     import typer
 
     from adapedit.cli import bundles, edits
-    from adapedit.cli.options import examples, root
+    from adapedit.cli.options import examples, root, unfolded
 
     app = typer.Typer(
         name="adapedit",
@@ -94,7 +94,7 @@ def _app() -> Callable[..., object]:
 
     app.callback()(root)
     for command, lines in {**edits.COMMANDS, **bundles.COMMANDS}.items():
-        app.command(epilog=examples(*lines))(command)
+        app.command(epilog=examples(*lines))(unfolded(command))
     return app
 
 
@@ -121,14 +121,10 @@ def _message(error: Exception) -> str | None:
     errors = sys.modules.get("adapedit_kernels.errors")  # not loaded: none of its errors can have been raised
     if errors is not None and isinstance(error, errors.AdapEditError):
         text = str(error)
-    elif hasattr(
-        error, "format_message"
-    ):  # of the command line itself: an unknown option, a missing argument
+    elif hasattr(error, "format_message"):  # of the command line: an unknown option, a missing argument
         command = getattr(getattr(error, "ctx", None), "command_path", "adapedit")
         text = f"{error.format_message()} Try '{command} --help'."
-    elif isinstance(
-        error, OSError
-    ):  # a disk that is full, a name that is too long, a folder that is closed to us
+    elif isinstance(error, OSError):  # a full disk, a name that is too long, a folder that is closed to us
         named = f"{error.filename}: " if error.filename else ""
         text = f"{named}{error.strerror or error}; check the path, its permissions and the space on its disk"
     elif type(error).__name__ == "OutOfMemoryError":

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from enum import Enum
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from functools import partial, wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 
+Texts = list[str] | None
+Text = str | None
+Number = float | None
 METHOD, MODEL, OUTPUT, PICTURE = "Method", "Model", "Output", "Real picture"
 
 
@@ -16,8 +22,35 @@ def examples(*lines: str) -> str:
     return "\n\n".join(["[dim]Examples:[/dim]", *lines])
 
 
-def _option(*names: str, panel: str = METHOD, **more: Any) -> Any:
-    return typer.Option(*names, rich_help_panel=panel, **more)
+def option(help: str, *names: str, panel: str | None = None, **more: Any) -> Any:
+    """An option under the heading `panel`, named after its parameter unless `names` are given."""
+    return typer.Option(*names, help=help, rich_help_panel=panel, **more)
+
+
+_method, _model, _output, _picture = (
+    partial(option, panel=name) for name in (METHOD, MODEL, OUTPUT, PICTURE)
+)
+
+
+def unfolded(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the fields of its dataclass parameters as options of their own."""
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(command, eval_str=True).parameters.values():
+        group = groups.get(parameter.name)
+        own = inspect.signature(group, eval_str=True).parameters.values() if group else [parameter]
+        parameters += [one.replace(kind=one.KEYWORD_ONLY) for one in own]
+
+    @wraps(command)
+    def run(**given: Any) -> None:
+        for name, group in groups.items():
+            given[name] = group(**{field.name: given.pop(field.name) for field in fields(group)})
+        command(**given)
+
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {one.name: one.annotation for one in parameters}
+    return run
 
 
 def _print_version(wanted: bool) -> None:
@@ -30,127 +63,138 @@ def _print_version(wanted: bool) -> None:
 
 def root(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+        bool, option("Print the version.", "--version", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
     """What holds for all commands."""
 
 
-class Precision(str, Enum):
-    """Of weights and activations; latents are float32 throughout."""
-
-    float32 = "float32"
-    float16 = "float16"
-    bfloat16 = "bfloat16"
-
-
-class Fit(str, Enum):
-    """How a picture is brought to the model's size."""
-
-    crop = "crop"
-    pad = "pad"
-    stretch = "stretch"
-
-
-Source = Annotated[str, typer.Argument(help="What the picture shows.", show_default=False)]
-Target = Annotated[str, typer.Argument(help="What it shall show.", show_default=False)]
-Seed = Annotated[int, typer.Option(help="Of the first noise; it decides the source picture.")]
-Steps = Annotated[int, typer.Option("--steps", "--num-inference-steps", help="Denoising steps.")]
-Guidance = Annotated[
-    float | None,
-    typer.Option(
-        "--guidance",
-        "--guidance-scale",
-        help="Guidance scale; by default what suits the model (7.5 for Stable Diffusion).",
-    ),
-]
 Method = Annotated[
-    str,
-    _option(help="adapedit, prompt-to-prompt, masactrl, sdedit, instruct-pix2pix, or plain: the seed alone."),
+    str, _method("adapedit, prompt-to-prompt, masactrl, sdedit, instruct-pix2pix, or plain: the seed alone.")
 ]
 Set = Annotated[
-    list[str] | None,
-    _option(
+    Texts,
+    _method(
+        "Any knob of the method; may be repeated. A wrong name lists those that there are.",
         "--set",
         metavar="KNOB=VALUE",
-        help="Any knob of the method; may be repeated. A wrong name lists those that there are.",
     ),
 ]
 Approximate = Annotated[
-    list[str] | None,
-    _option(
-        "--approximate",
-        metavar="NAME=VALUE",
-        help="Faster, not exact: guidance_until=0.6, solver=dpm++; may be repeated.",
-    ),
-]
-Model = Annotated[
-    str, _option(panel=MODEL, help="builtin, a folder in the diffusers layout, a bundle, or a hub name.")
-]
-Runner = Annotated[
-    str | None,
-    _option(
-        panel=MODEL,
-        help="What executes the model: onnxruntime, tensorrt-rtx, ... for bundles, pytorch or pytorch-compiled "
-        "for checkpoints.",
-    ),
-]
-Device = Annotated[str, _option(panel=MODEL, help="auto (a GPU where there is one), cpu, cuda, cuda:1, mps.")]
-Dtype = Annotated[
-    Precision | None, _option(panel=MODEL, help="Of a checkpoint's weights; by default float32.")
-]
-MaxRows = Annotated[int, _option(panel=MODEL, help="Rows of a call at most: less takes less memory.", min=1)]
-Out = Annotated[Path, _option(panel=OUTPUT, help="Folder for the results; it is made if need be.")]
-Json = Annotated[bool, _option("--json", panel=OUTPUT, help="Print one JSON object and nothing else.")]
-Image = Annotated[
-    Path | None,
-    _option(
-        "--image",
-        panel=PICTURE,
-        metavar="FILE",
-        help="A real picture to edit, which SOURCE describes.",
-        show_default=False,
-    ),
+    Texts,
+    _method("Faster, not exact: guidance_until=0.6, solver=dpm++; may be repeated.", metavar="NAME=VALUE"),
 ]
 HowToFit = Annotated[
-    Fit, _option("--fit", panel=PICTURE, help="To the model's size: its middle, white bars, or stretched.")
+    Literal["crop", "pad", "stretch"], _picture("To the model's size: its middle, white bars, or stretched.")
 ]
-Inversion = Annotated[
-    str | None,
-    _option(
-        panel=PICTURE, help="ddim, null-text, direct or edit-friendly; by default direct.", show_default=False
-    ),
-]
-InversionSet = Annotated[
-    list[str] | None,
-    _option(
-        "--inversion-set",
-        panel=PICTURE,
-        metavar="KNOB=VALUE",
-        help="Any knob of the inversion, such as skip=0.5 of edit-friendly; may be repeated.",
-    ),
-]
-LambdaTau = Annotated[float | None, _option(help="Factor on the words' steps: less frees words earlier.")]
-LambdaS = Annotated[float | None, _option(help="Weight of the target's maps once a word is free, 0 to 1.")]
-LambdaSpatial = Annotated[float | None, _option(help="Factor on the spatial map: less confines the edit.")]
-AlphaTau = Annotated[float | None, _option(help="What of a map counts as looked at, 0 to 1.")]
-Variant = Annotated[str | None, _option(help="paper, or released: the formulas of the authors' code.")]
-TwoPass = Annotated[
-    bool | None,
-    _option(
-        "--two-pass/--single-pass",
-        help="Find the words' steps in a pass before the edit, or during it (default).",
-    ),
-]
-NoFwt = Annotated[bool, _option("--no-fwt", help="Ablation: hold all words equally long.")]
-NoDps = Annotated[bool, _option("--no-dps", help="Ablation: let the edit act everywhere.")]
-NoMask = Annotated[bool, _option("--no-mask", help="Ablation: count all of a map as looked at.")]
-CrossReplaceSteps = Annotated[float | None, _option(help="Share of the steps in which all words are held.")]
-SelfReplaceSteps = Annotated[float | None, _option(help="Share in which self-attention is the source's.")]
-LocalBlend = Annotated[
-    list[str] | None,
-    _option(
-        metavar="WORD",
-        help="Change nothing away from this word; may be repeated (adapedit, prompt-to-prompt).",
-    ),
-]
+MaxRows = Annotated[int, _model("Rows of a call at most: less takes less memory.", min=1)]
+Out = Annotated[Path, _output("Folder for the results; it is made if need be.")]
+Json = Annotated[bool, _output("Print one JSON object and nothing else.", "--json")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How a picture is denoised."""
+
+    seed: Annotated[int, option("Of the first noise; it decides the source picture.")] = 0
+    steps: Annotated[int, option("Denoising steps.", "--steps", "--num-inference-steps")] = 50
+    guidance: Annotated[
+        Number,
+        option(
+            "Guidance scale; by default what suits the model (7.5 for Stable Diffusion).",
+            "--guidance",
+            "--guidance-scale",
+        ),
+    ] = None
+
+    def fields(self) -> dict[str, Any]:
+        """As a request has them."""
+        return {"num_inference_steps": self.steps, "guidance_scale": self.guidance, "seed": self.seed}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompts(Sampling):
+    """A pair of prompts, and how their pictures are denoised."""
+
+    source: Annotated[str, typer.Argument(help="What the picture shows.")]
+    target: Annotated[str, typer.Argument(help="What it shall show.")]
+
+    def fields(self) -> dict[str, Any]:
+        return {"source_prompt": self.source, "target_prompt": self.target, **super().fields()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A real picture, and its inversion."""
+
+    image: Annotated[
+        Path | None, _picture("A real picture to edit, which SOURCE describes.", metavar="FILE")
+    ] = None
+    fit: HowToFit = "crop"
+    inversion: Annotated[Text, _picture("ddim, null-text, direct or edit-friendly; by default direct.")] = (
+        None
+    )
+    inversion_set: Annotated[
+        Texts,
+        _picture(
+            "Any knob of the inversion, such as skip=0.5 of edit-friendly; may be repeated.",
+            metavar="KNOB=VALUE",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """The model, and what it runs on. dtype: of weights and activations; latents are float32 throughout."""
+
+    model: Annotated[str, _model("builtin, a folder in the diffusers layout, a bundle, or a hub name.")] = (
+        "builtin"
+    )
+    runner: Annotated[
+        Text,
+        _model(
+            "What executes the model: onnxruntime, tensorrt-rtx, ... for bundles, pytorch or pytorch-compiled "
+            "for checkpoints."
+        ),
+    ] = None
+    device: Annotated[str, _model("auto (a GPU where there is one), cpu, cuda, cuda:1, mps.")] = "auto"
+    dtype: Annotated[
+        Literal["float32", "float16", "bfloat16"] | None,
+        _model("Of a checkpoint's weights; by default float32."),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Knobs:
+    """Knobs of methods that have an option of their own."""
+
+    lambda_tau: Annotated[Number, _method("Factor on the words' steps: less frees words earlier.")] = None
+    lambda_s: Annotated[Number, _method("Weight of the target's maps once a word is free, 0 to 1.")] = None
+    lambda_spatial: Annotated[Number, _method("Factor on the spatial map: less confines the edit.")] = None
+    alpha_tau: Annotated[Number, _method("What of a map counts as looked at, 0 to 1.")] = None
+    variant: Annotated[Text, _method("paper, or released: the formulas of the authors' code.")] = None
+    two_pass: Annotated[
+        bool | None,
+        _method(
+            "Find the words' steps in a pass before the edit, or during it (default).",
+            "--two-pass/--single-pass",
+        ),
+    ] = None
+    no_fwt: Annotated[bool, _method("Ablation: hold all words equally long.", "--no-fwt")] = False
+    no_dps: Annotated[bool, _method("Ablation: let the edit act everywhere.", "--no-dps")] = False
+    no_mask: Annotated[bool, _method("Ablation: count all of a map as looked at.", "--no-mask")] = False
+    cross_replace_steps: Annotated[Number, _method("Share of the steps in which all words are held.")] = None
+    self_replace_steps: Annotated[Number, _method("Share in which self-attention is the source's.")] = None
+    local_blend: Annotated[
+        Texts,
+        _method(
+            "Change nothing away from this word; may be repeated (adapedit, prompt-to-prompt).",
+            metavar="WORD",
+        ),
+    ] = None
+
+    def given(self) -> dict[str, Any]:
+        """Those that were given."""
+        on = {name: value for name, value in vars(self).items() if not name.startswith("no_")}
+        off = {name: False for name in ("fwt", "dps", "mask") if getattr(self, f"no_{name}")}
+        return {name: value for name, value in on.items() if value not in (None, [])} | off

@@ -25,6 +25,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from adapedit.cli.options import Runtime
 from adapedit.prompts.alignment import Alignment, Word, align
 from adapedit.request import EditRequest
 from adapedit.result import EditResult, OutputFolder, WordReport, check_output, strict_json
@@ -52,11 +53,7 @@ def print_json(value: dict[str, Any]) -> None:
 @contextmanager
 def status(first: str) -> Iterator[Callable[[str], None]]:
     """A line on stderr that says what is being done."""
-    errors = Console(stderr=True)
-    if not errors.is_terminal:
-        yield lambda _: None
-        return
-    with errors.status(first) as shown:
+    with Console(stderr=True).status(first) as shown:
         yield shown.update
 
 
@@ -64,13 +61,8 @@ def status(first: str) -> Iterator[Callable[[str], None]]:
 def bar() -> Iterator[Callable[[str, int, int], None]]:
     """A bar on stderr for one phase after another: what, how much is done, of how much (0: not known)."""
     errors = Console(stderr=True)
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
+    text = TextColumn("{task.description}")
+    columns = (SpinnerColumn(), text, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
         task = progress.add_task("", total=None)
         yield lambda what, done, total: progress.update(
@@ -78,21 +70,17 @@ def bar() -> Iterator[Callable[[str, int, int], None]]:
         )
 
 
-def load_pipeline(loaded: Mapping[str, Any]) -> Any:
+def load_pipeline(runtime: Runtime) -> Any:
     """The pipeline of the options --model, --runner, --device and --dtype."""
     import torch
 
     from adapedit.model import is_bundle, load_any
     from adapedit.pipeline import AdapEditPipeline
 
-    device, dtype = loaded["device"], loaded["dtype"]
-    model = load_any(
-        loaded["model"],
-        runner=loaded["runner"],
-        device=None if device == "auto" else device,
-        dtype=None if dtype is None else getattr(torch, dtype.value),
-    )
-    if is_bundle(loaded["model"]) and device != "auto" and device.partition(":")[0] != model.device.type:
+    device = None if runtime.device == "auto" else runtime.device
+    dtype = None if runtime.dtype is None else getattr(torch, runtime.dtype)
+    model = load_any(runtime.model, runner=runtime.runner, device=device, dtype=dtype)
+    if is_bundle(runtime.model) and device and device.partition(":")[0] != model.device.type:
         raise AdapEditError(
             f"--device is {device}, and the bundle's runner runs on {model.device.type}; choose another by --runner"
         )
@@ -101,7 +89,7 @@ def load_pipeline(loaded: Mapping[str, Any]) -> Any:
 
 def run_edits(
     requests: Sequence[EditRequest],
-    loaded: Mapping[str, Any],
+    runtime: Runtime,
     *,
     out: Path | None = None,
     max_rows: int = 32,
@@ -115,7 +103,7 @@ def run_edits(
         check_output(out)
     with bar() as say:
         say("Loading the model", 0, 0)
-        pipe = load_pipeline(loaded)
+        pipe = load_pipeline(runtime)
         results: list[EditResult] = pipe.edit_batch(
             requests, max_rows=max_rows, callback=lambda done, total: say("Denoising", done, total)
         )
@@ -150,7 +138,7 @@ def run_inversions(
     image: Path,
     prompt: str,
     inversions: Mapping[str, Any],
-    loaded: Mapping[str, Any],
+    runtime: Runtime,
     options: Mapping[str, Any],
     *,
     out: Path,
@@ -161,30 +149,27 @@ def run_inversions(
         from adapedit.images import ImageInput
         from adapedit.inversion.reconstruct import reconstruct
 
-        model = load_pipeline(loaded).model
+        model = load_pipeline(runtime).model
         (found,) = reconstruct(model, [(image, prompt)], inversions=inversions, callback=say, **options)
     size = found[0].picture.size
     opened = ImageInput(file=str(image), fit=options["fit"]).open(size)
     measures = ("inversion", "psnr", "ssim", "latent_rmse", "seconds")
-    rows = [{name: getattr(one, name) for name in measures} for one in found]
     about = {
         "image": str(image),
         "notes": list(opened.notes),
         "prompt": prompt,
         "model": model.name,
         **options,
+        "reconstructions": [{name: getattr(one, name) for name in measures} for one in found],
     }
     cells = [Cell(opened.picture, "input")] + [
         Cell(one.picture, one.inversion, f"{one.psnr:.1f} dB, SSIM {one.ssim:.3f}") for one in found
     ]
     words = tuple((word, False) for word in prompt.split())
-    with OutputFolder(out) as part:
-        cell = 256 if size[0] > 256 else 192
-        drawn = sheet([("", cells)], headings=[Heading("prompt", words)], columns=3, cell=cell)
-        drawn.save(part / "invert.png")
-        (part / "invert.json").write_text(strict_json({**about, "reconstructions": rows}), encoding="utf-8")
+    drawn = sheet([("", cells)], headings=[Heading("prompt", words)], columns=3, cell=_cell_side(size[0]))
+    files = _save(out, "invert", drawn, about)
     if json:
-        print_json({**about, "reconstructions": rows, "out": str(out)})
+        print_json({**about, "out": str(out)})
         return
     columns = ("", "PSNR dB", "SSIM", "latents RMSE", "seconds")
     table = _table(*columns, title="Without an edit, against the picture as the model takes it")
@@ -194,7 +179,7 @@ def run_inversions(
     console().print(table)
     for note in opened.notes:
         console().print(f"The picture: {note}", style="dim", highlight=False)
-    _print_where(out, ["invert.png", "invert.json"], "")
+    _print_where(out, files, "")
 
 
 # -- edits
@@ -252,11 +237,8 @@ def save_sheet(
     json: bool,
 ) -> None:
     """Write NAME.png, a contact sheet, and NAME.json, and say so."""
-    files = [f"{name}.png", f"{name}.json"]
     description = {**about, "edits": [result.to_dict() for result in results]}
-    with OutputFolder(out) as part:
-        edits_sheet(results, labels).save(part / files[0])
-        (part / files[1]).write_text(strict_json(description), encoding="utf-8")
+    files = _save(out, name, edits_sheet(results, labels), description)
     if json:
         print_json({**description, "out": str(out), "files": files})
     else:
@@ -278,8 +260,20 @@ def edits_sheet(results: Sequence[EditResult], labels: Sequence[str]) -> Image.I
             part = slice(start, start + SHEET_COLUMNS)
             pairs = zip(results[part], labels[part], strict=True)
             rows += [("", [Cell(r.source_image, "source", label) for r, label in pairs]), ("", targets[part])]
-    cell = 256 if first.source_image.width > 256 else 192
+    cell = _cell_side(first.source_image.width)
     return sheet(rows, headings=[*first.headings(), same], cell=cell, columns=SHEET_COLUMNS)
+
+
+def _cell_side(width: int) -> int:
+    return 256 if width > 256 else 192
+
+
+def _save(out: Path, name: str, picture: Image.Image, description: dict[str, Any]) -> list[str]:
+    files = [f"{name}.png", f"{name}.json"]
+    with OutputFolder(out) as part:
+        picture.save(part / files[0])
+        (part / files[1]).write_text(strict_json(description), encoding="utf-8")
+    return files
 
 
 def _print_where(folder: Path, files: Sequence[str], more: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from abc import abstractmethod
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from adapedit.methods.base import Context, Settings, made
@@ -48,8 +48,8 @@ class Inverted:
     @property
     def bytes(self) -> int:
         """Of its tensors."""
-        found = [getattr(self, entry.name) for entry in fields(self) if entry.name != "schedule"]
-        return sum(tensor.nbytes for tensor in found if tensor is not None)
+        tensors = (self.latents, self.noise, self.source_latents, self.unconditional_steps)
+        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
 Passes = Generator[list["EditPlan"], list["EditOutcome"], Inverted]
@@ -279,10 +279,3 @@ def together(jobs: Sequence[Passes]) -> Generator[list[EditPlan], list[EditOutco
         for job in jobs:
             job.close()
     return [found[i] for i in range(len(jobs))]
-
-
-def expected_steps(wanted: Sequence[Wanted]) -> int:
-    """Steps of all their plans and pauses together, where none is known yet."""
-    return sum(
-        one.inversion.steps(len(one.context.schedule)) for one in {one.key: one for one in wanted}.values()
-    )

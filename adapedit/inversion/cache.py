@@ -45,13 +45,9 @@ class InversionCache:
                 if (file.metadata() or {}).get("key") != f"{FORMAT}-{key}":
                     raise ValueError("it is of another inversion")
                 found = {name: file.get_tensor(name) for name in shapes}
-            for name, shape in shapes.items():
-                tensor = found[name]
-                if (
-                    tuple(tensor.shape) != shape
-                    or tensor.dtype != torch.float32
-                    or not tensor.isfinite().all()
-                ):
+            for name, tensor in found.items():
+                as_written = tuple(tensor.shape) == shapes[name] and tensor.dtype == torch.float32
+                if not (as_written and tensor.isfinite().all()):
                     raise ValueError(f"its {name} are not what was written")
         except Exception as error:
             reason = " ".join(str(error).split())

@@ -63,9 +63,8 @@ class NullText(Inversion, name="null-text"):
 
         cache, unet = self._cache(), _unet(model)
         key = self._key(context, model) if cache is not None else ""
-        tokens, width = context.source.shape
-        steps, size = len(context.schedule), tuple(context.latents.shape[1:])
-        shapes = {"unconditional": (steps, tokens, width), "latents": (1, *size)}
+        steps = len(context.schedule)
+        shapes = {"unconditional": (steps, *context.source.shape), "latents": tuple(context.latents.shape)}
         found = None if cache is None else cache.find(key, shapes)
         if found is None:
             path = yield from trajectory(context)
@@ -79,9 +78,7 @@ class NullText(Inversion, name="null-text"):
             if cache is not None:
                 cache.keep(key, found)
         return Inverted(
-            schedule=context.schedule,
-            latents=found["latents"],
-            unconditional_steps=found["unconditional"],
+            schedule=context.schedule, latents=found["latents"], unconditional_steps=found["unconditional"]
         )
 
     def _cache(self) -> InversionCache | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
     from adapedit.prompts.alignment import Alignment
     from adapedit_engine.plan import Adaptive, EditOutcome, EditPlan, LocalBlend
+    from adapedit_kernels import WordRelation
 
-RELEASED = {"threshold_mode": "absolute", "normalise": "sum", "centre": False}
-RELEASED_THRESHOLD = 0.002
-"""alpha_tau of the authors' code; the paper's is 0.03."""
+RELEASED = {"threshold": 0.002, "threshold_mode": "absolute", "normalise": "sum", "centre": False}
+"""The authors' code's; the paper's threshold, alpha_tau, is 0.03."""
 
 
 class AdapEdit(Method, name="adapedit"):
@@ -102,10 +102,9 @@ class AdapEdit(Method, name="adapedit"):
         from adapedit_engine.plan import CrossEdit, SelfEdit
 
         alignment = context.alignment.as_variant(self.variant)
-        found = None if observed is None else self._found(context, observed)
-        word_steps, span = self._times(context, found)
+        words, spatial = (None, None) if observed is None else self._found(context, observed)
+        word_steps, span = self._times(context, words)
         rows = context.from_source(context.coarse_layers(), *span)
-        spatial = found.spatial_map[-1] if found is not None and self._spatial else None
         strength = [1.0, self.lambda_s if self.variant == "paper" else 1.0]
         return context.plan(
             cross_attention=CrossEdit(
@@ -113,7 +112,7 @@ class AdapEdit(Method, name="adapedit"):
                 own_weight=context.on_target(alignment.own_weight),
                 word_steps=context.on_target(word_steps),
                 strength=torch.tensor(strength, dtype=torch.float32, device="cpu"),
-                spatial_map=None if spatial is None else context.on_target(spatial),
+                spatial_map=context.on_target(spatial[-1]) if spatial is not None and self._spatial else None,
             ),
             self_attention=SelfEdit(query=rows, key=rows),
             local_blend=self._blend(context, observed),
@@ -123,7 +122,8 @@ class AdapEdit(Method, name="adapedit"):
     def findings(self, context: Context, observed: EditOutcome | None, edited: EditOutcome) -> Findings:
         assert edited.word_steps is not None and edited.spatial_map is not None
         spatial = edited.spatial_map[1].cpu()
-        relation = self._found(context, edited if observed is None else observed).relation[-1].cpu()
+        words, _ = self._found(context, edited if observed is None else observed)
+        relation = words.relation[-1].cpu()
         told = spatial if self._spatial else None
         return Findings(
             word_steps=edited.word_steps[1].cpu(),
@@ -140,7 +140,7 @@ class AdapEdit(Method, name="adapedit"):
     def _spatial(self) -> bool:
         return self.dps and self.variant == "paper"
 
-    def _times(self, context: Context, found: _Found | None) -> tuple[Tensor, tuple[Any, Any]]:
+    def _times(self, context: Context, found: WordRelation | None) -> tuple[Tensor, tuple[Any, Any]]:
         """Word steps [N], and the shares from and to which self-attention is the source's."""
         import torch
 
@@ -148,7 +148,7 @@ class AdapEdit(Method, name="adapedit"):
         word_steps = torch.full((tokens,), self.cross_replace_steps, dtype=torch.float32, device="cpu")
         share: Any = self.cross_replace_steps
         if self.fwt and found is not None:
-            word_steps, share = found.word_steps[-1], found.self_share[-1]
+            word_steps, share = found.word_steps[-1], found.default_steps[-1]
         elif self.fwt and not self.two_pass:
             # Nothing has been seen before the first step: hold every word through it, but those that the edit is
             # about, which are free whatever is seen. The layout is held as long as the other tokens are.
@@ -156,8 +156,8 @@ class AdapEdit(Method, name="adapedit"):
             share = 1 / len(context.schedule)
         return word_steps, (0.0, share) if self.self_replace_steps is None else ends(self.self_replace_steps)
 
-    def _found(self, context: Context, seen: EditOutcome) -> _Found:
-        """What FWT and DPS find in a pass whose last track is the target's."""
+    def _found(self, context: Context, seen: EditOutcome) -> tuple[WordRelation, Tensor]:
+        """What FWT finds, and S [K, P] of DPS, in a pass whose last track is the target's."""
         import torch
 
         from adapedit_engine.batch import observe
@@ -168,8 +168,7 @@ class AdapEdit(Method, name="adapedit"):
         device, tracks = seen.maps.device, len(seen.maps)
         knobs = {name: knob.to(device) for name, knob in vars(self._adaptive(context, tracks)).items()}
         source = torch.zeros(tracks, dtype=torch.int64, device=device)
-        words, spatial = observe(seen.maps, features, knobs, source, context.map_size)
-        return _Found(words.word_steps, words.default_steps, words.relation, spatial)
+        return observe(seen.maps, features, knobs, source, context.map_size)
 
     def _adaptive(self, context: Context, tracks: int) -> Adaptive:
         """What FWT and DPS want to know of the edit, for a plan whose last track is the target."""
@@ -202,16 +201,10 @@ class AdapEdit(Method, name="adapedit"):
 
     def _relation(self) -> dict[str, Any]:
         """The knobs of `RelationKnobs.make`, but lambda_tau."""
-        knobs: dict[str, Any] = {
-            "threshold_mode": self.threshold_mode,
-            "normalise": self.normalise,
-            "centre": self.centre,
-        }
-        threshold = self.alpha_tau
-        if self.variant == "released":
-            knobs, threshold = dict(RELEASED), RELEASED_THRESHOLD
-        threshold = threshold if self.mask else 0.0
-        return {**knobs, "threshold": threshold, "temperature": self.temperature, "variant": self.variant}
+        own = {name: getattr(self, name) for name in ("threshold_mode", "normalise", "centre")}
+        knobs = RELEASED if self.variant == "released" else {**own, "threshold": self.alpha_tau}
+        masked = {} if self.mask else {"threshold": 0.0}
+        return {**knobs, **masked, "temperature": self.temperature, "variant": self.variant}
 
     def _blend(self, context: Context, observed: EditOutcome | None) -> LocalBlend | None:
         """The local blend, by what the pass before the edit saw of both prompts, where there is one."""
@@ -234,26 +227,16 @@ class AdapEdit(Method, name="adapedit"):
             wide = widened(torch.maximum(of_source, of_target), context.map_size, grow)[0]
             mask = (wide > self.blend_threshold).to(torch.float32)
             if self.blend_difference is not None and bool(mask.mean() <= 0.5):
-                mask = with_difference(
-                    mask.unflatten(0, (height, width)), observed.latents, self.blend_difference
-                )
+                cells = mask.unflatten(0, (height, width))
+                mask = with_difference(cells, observed.latents, self.blend_difference).flatten()
         known = torch.tensor([False, True], device="cpu")
         return replace(
             blend,
             known=known,
-            places=context.on_target(mask.flatten()),
+            places=context.on_target(mask),
             threshold=torch.where(known, 0.5, blend.threshold),
             grow=torch.zeros_like(blend.grow),
         )
-
-
-class _Found(NamedTuple):
-    """word_steps and relation [K, N]; self_share [K], tau of tokens without a word; spatial_map [K, P]."""
-
-    word_steps: Tensor
-    self_share: Tensor
-    relation: Tensor
-    spatial_map: Tensor
 
 
 def with_difference(mask: Tensor, latents: Tensor, least: float) -> Tensor:

@@ -66,12 +66,9 @@ class PromptToPrompt(Method, name="prompt-to-prompt"):
         alignment = context.alignment
         token_map, own_weight = self._maps(alignment)
         ones = torch.ones(alignment.num_tokens, dtype=torch.float32, device="cpu")
-        spans = (
-            torch.tensor(ends(self.cross_replace_steps), dtype=torch.float32, device="cpu") * ones[:, None]
-        )
-        spans = with_word_values(
-            spans, alignment, ((one, ends(one.value)) for one in self.word_replace_steps)
-        )
+        every = torch.tensor(ends(self.cross_replace_steps), dtype=torch.float32, device="cpu")
+        by_word = ((one, ends(one.value)) for one in self.word_replace_steps)
+        spans = with_word_values(every * ones[:, None], alignment, by_word)
         factors = with_word_values(ones, alignment, ((one, one.value) for one in self.equalizer))
         rows = context.from_source(context.coarse_layers(), *ends(self.self_replace_steps))
         return context.plan(
@@ -121,10 +118,8 @@ def replacement_map(alignment: Alignment) -> Tensor:
 
     tokens = alignment.num_tokens
     result = torch.zeros(tokens, tokens, dtype=torch.float32, device="cpu")
-    old, new = (
-        _pieces(alignment.source_prompt, alignment.source_words),
-        _pieces(alignment.target_prompt, alignment.target_words),
-    )
+    old = _pieces(alignment.source_prompt, alignment.source_words)
+    new = _pieces(alignment.target_prompt, alignment.target_words)
     source = target = 0  # the first places that nothing was said of
     for (before, places), (after, others) in zip(old, new, strict=True):
         if before == after:
@@ -162,13 +157,8 @@ def refinement_maps(alignment: Alignment) -> tuple[Tensor, Tensor]:
     """
     import torch
 
-    source, target = (
-        ids[: 2 + max(token for word in words for token in word.tokens)].tolist()
-        for ids, words in (
-            (alignment.source_input_ids, alignment.source_words),
-            (alignment.target_input_ids, alignment.target_words),
-        )
-    )
+    source = alignment.source_input_ids[: 2 + alignment.source_words[-1].tokens[-1]].tolist()
+    target = alignment.target_input_ids[: 2 + alignment.target_words[-1].tokens[-1]].tolist()
     best = [[0] * (len(target) + 1) for _ in range(len(source) + 1)]
     for i, old in enumerate(source, 1):
         for j, new in enumerate(target, 1):

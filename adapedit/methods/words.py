@@ -45,10 +45,8 @@ def _by_word(value: Any) -> Any:
         value = list(value.items())
     if not isinstance(value, (tuple, list)):
         raise ValueError("values by word were wanted, such as {'dog': 0.5}")
-    pairs = (list(one) if isinstance(one, (tuple, list)) else one for one in value)
-    return [
-        dict(zip(("word", "value"), one, strict=False)) if isinstance(one, list) else one for one in pairs
-    ]
+    names = ("word", "value")
+    return [dict(zip(names, one, strict=False)) if isinstance(one, (tuple, list)) else one for one in value]
 
 
 Span = Annotated[float | tuple[float, float], BeforeValidator(_span)]

@@ -116,9 +116,7 @@ class Alignment:
 
     @property
     def source_key_tokens(self) -> Tensor:
-        """[N] bool, *source* tokens of what the edit is about: replaced and deleted words, and those that inserted
-        words belong to.
-        """
+        """[N] bool, *source* tokens of words replaced or deleted, and of those that inserted words belong to."""
         lost = [word for word in self.source_words if word.kind != "kept" and not is_neutral(word.text)]
         anchors = {word.anchor for word in self.key_words if word.anchor is not None}
         return self.token_mask([*lost, *(self.source_words[index] for index in anchors)])
@@ -135,8 +133,7 @@ class Alignment:
     ) -> tuple[Word, ...]:
         """The words of a prompt that read ``text``, whatever their case: all of them, or the n-th (from 1).
 
-        Raises:
-            AdapEditError: the prompt has no such word, or not so many; the message lists the words.
+        Raises `AdapEditError`, which lists the words, where the prompt has no such word or not so many.
         """
         words = self.target_words if prompt == "target" else self.source_words
         found = tuple(word for word in words if word.text.casefold() == text.strip().casefold())
@@ -172,14 +169,10 @@ def align(
 ) -> Alignment:
     """Align two prompts.
 
-    Args:
-        tokenizer: a fast one of CLIP's kind.
-        max_length: N, the tokens that the text encoder takes (77 for Stable Diffusion); by default what the
-            tokenizer says.
+    tokenizer:  a fast one of CLIP's kind.
+    max_length: N, the tokens that the text encoder takes (77 for Stable Diffusion); None: what the tokenizer says.
 
-    Raises:
-        AdapEditError: a prompt is empty, has more than N tokens (none is ever cut) or a word that the
-            tokenizer has no token for.
+    Raises `AdapEditError` where a prompt is empty, has more than N tokens (none is ever cut) or a word without token.
     """
     source = tokenize_words(source_prompt, tokenizer, max_length=max_length, name="source prompt")
     target = tokenize_words(target_prompt, tokenizer, max_length=max_length, name="target prompt")

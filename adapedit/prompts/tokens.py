@@ -55,16 +55,10 @@ def tokenize_words(
     """Tokenize ``prompt`` and find the tokens of each word, by the tokenizer's own offsets.
 
     A placeholder of several vectors (``<toy>`` where ``<toy>_1`` was added, too) becomes all of their tokens, as in
-    diffusers, and is one word.
+    diffusers, and is one word. tokenizer, max_length: see `align`; name: what errors call the prompt.
 
-    Args:
-        tokenizer: a fast one of CLIP's kind (start, text, end, padding).
-        max_length: N, the tokens that the text encoder takes; by default what the tokenizer says.
-        name: what errors call the prompt.
-
-    Raises:
-        AdapEditError: the prompt is no string or no text (half a surrogate pair), is empty, has more than N tokens
-            (it is never cut) or a word that the tokenizer has no token for; or the tokenizer is not of CLIP's kind.
+    Raises `AdapEditError` where the prompt is no string or no text (half a surrogate pair), is empty, has more than N
+    tokens (it is never cut) or a word without token, and for a tokenizer that is not of CLIP's kind.
     """
     if not isinstance(prompt, str):
         raise AdapEditError(f"the {name} is of type {type(prompt).__name__}; give a string")
@@ -107,10 +101,8 @@ def _places(
     crossed = {place for start, stop in tokens for place in range(start + 1, stop)}
     texts: list[str] = []
     positions: list[tuple[int, ...]] = []
-    begin, first = (
-        words[0][0],
-        0,
-    )  # of the word at hand: its first character, and the number of tokens before it
+    # Of the word at hand: its first character, and the number of tokens before it.
+    begin, first = words[0][0], 0
     for place, (_, stop) in enumerate(words, start=1):
         if place < len(words) and stop in crossed:
             continue

@@ -121,10 +121,8 @@ class Batch:
             raise PlanError(
                 f"an edit of {rows} rows joins {row} others, max_rows is {self.max_rows}: raise it"
             )
-        if self.seats and kind_of(plan) != kind_of(self.seats[0].plan):
-            raise PlanError(
-                f"plans of sizes {kind_of(plan)} and {kind_of(self.seats[0].plan)} can't share a call"
-            )
+        if self.seats and (kind := kind_of(plan)) != (other := kind_of(self.seats[0].plan)):
+            raise PlanError(f"plans of sizes {kind} and {other} can't share a call")
         tracks, of_rows = self._track_values(plan), self._row_values(plan)
         seat = Seat(plan, track, row, _taken(plan), self._noise(plan), self._prompts(plan))
         self._reserve(row + rows)
@@ -140,7 +138,23 @@ class Batch:
     @torch.inference_mode()
     def leave(self, seat: Seat) -> EditOutcome:
         """What the edit has come to, in tensors of its own; those behind it move up."""
-        outcome = self._outcome(seat)
+        plan, own = seat.plan, slice(seat.track, seat.track + seat.plan.tracks)
+
+        def of(name: str, wanted: bool = True) -> Tensor | None:
+            return self.tracks[name][own].clone() if wanted else None
+
+        seen, edited = plan.needs_maps and seat.step > 0, plan.cross_attention is not None
+        outcome = EditOutcome(
+            latents=self.latents(seat),
+            maps=self.tracks["map_sum"][own] / seat.step if seen else None,
+            features=self.tracks["feature_sum"][own] / seat.step if seen else None,
+            last_features=of("features", seen),
+            word_steps=of("cross_attention.word_steps", edited),
+            spatial_map=of("cross_attention.spatial_map", edited),
+            steps=seat.step,
+            trajectory=torch.stack(seat.trajectory) if seat.trajectory else None,
+            broken_step=of("broken_step"),
+        )
         self.drop(seat)
         return outcome
 
@@ -178,48 +192,18 @@ class Batch:
         again.step, again.trajectory = seat.step, seat.trajectory
         return again
 
-    def _outcome(self, seat: Seat) -> EditOutcome:
-        plan, own = seat.plan, slice(seat.track, seat.track + seat.plan.tracks)
-
-        def of(name: str) -> Tensor | None:
-            return self.tracks[name][own].clone() if name in self.tracks else None
-
-        maps = features = last = None
-        if plan.needs_maps and seat.step:
-            maps, features = (
-                self.tracks["map_sum"][own] / seat.step,
-                self.tracks["feature_sum"][own] / seat.step,
-            )
-            last = of("features")
-        edited = plan.cross_attention is not None
-        latents = of("latents")
-        assert latents is not None
-        return EditOutcome(
-            latents=latents,
-            maps=maps,
-            features=features,
-            last_features=last,
-            word_steps=of("cross_attention.word_steps") if edited else None,
-            spatial_map=of("cross_attention.spatial_map") if edited else None,
-            steps=seat.step,
-            trajectory=torch.stack(seat.trajectory) if seat.trajectory else None,
-            broken_step=of("broken_step"),
-        )
-
     # -- a step
 
     @torch.inference_mode()
     def feed(self, seats: Sequence[Seat]) -> None:
         """Copy what is too large for tables: this step's noise, known latents and changing prompts."""
         for seat in seats:
+            plan = seat.plan
             if seat.noise is not None:
-                self.tracks["noise"][seat.track : seat.track + seat.plan.tracks].copy_(
-                    seat.noise[seat.step], non_blocking=True
-                )
+                own = self.tracks["noise"][seat.track : seat.track + plan.tracks]
+                own.copy_(seat.noise[seat.step], non_blocking=True)
             for name, value in seat.prompts.items():
-                first_rows = self.rows[PROMPT + name][
-                    seat.row : seat.row + seat.plan.rows : seat.plan.guidance
-                ]
+                first_rows = self.rows[PROMPT + name][seat.row : seat.row + plan.rows : plan.guidance]
                 first_rows.copy_(value[seat.step].expand_as(first_rows), non_blocking=True)
 
     def call(self, seats: Sequence[Seat]) -> Call:
@@ -288,10 +272,8 @@ class Batch:
             "source": torch.tensor(plan.source_track, device=device) - torch.arange(tracks, device=device),
         }
         if self.whole or plan.needs_maps:
-            values |= {
-                "map_sum": zeros(pixels, plan.tokens),
-                "feature_sum": zeros(pixels, specs.feature_channels),
-            }
+            values["map_sum"] = zeros(pixels, plan.tokens)
+            values["feature_sum"] = zeros(pixels, specs.feature_channels)
             values["features"] = zeros(pixels, specs.feature_channels)
         if self.whole or plan.schedule.looks_back:
             values["history"] = zeros(*plan.latents.shape[1:])
@@ -314,7 +296,7 @@ class Batch:
         values = {}
         for name in wanted - {"cross_attention.token_map"}:
             entry = FIELDS[name]
-            dtype = _dtype(entry.neutral)
+            dtype = {bool: torch.bool, int: torch.int64}.get(type(entry.neutral), torch.float32)
             if name in given:
                 values[name] = given[name].to(device, dtype)
             else:
@@ -327,47 +309,40 @@ class Batch:
         device, (tracks, guidance) = self.runner.device, (plan.tracks, plan.guidance)
         hidden = plan.encoder_hidden_states.flatten(0, 1)
         values = {PROMPT + name: value for name, value in self._condition(hidden).items()}
-        values |= {
-            f"conditioning.{name}": value.flatten(0, 1).to(device, self.runner.dtype)
-            for name, value in plan.conditioning.items()
-        }
+        for name, value in plan.conditioning.items():
+            values[f"conditioning.{name}"] = value.flatten(0, 1).to(device, self.runner.dtype)
         row = torch.arange(tracks * guidance, device=device)
         values["track"] = row // guidance
         values["is_conditional"] = row % guidance == guidance - 1
         source = torch.tensor(plan.source_track, device=device)
         values["like"] = (source[values["track"]] - values["track"]) * guidance
         if self.whole or plan.cross_attention is not None or self.runner.capabilities.all_controls:
-            token_map = torch.zeros(tracks, plan.tokens, plan.tokens, device=device, dtype=torch.float32)
+            on_rows = torch.zeros(len(row), plan.tokens, plan.tokens, device=device, dtype=torch.float32)
             if plan.cross_attention is not None:
                 token_map = plan.cross_attention.token_map.to(device, torch.float32)
-            on_rows = torch.zeros(len(row), plan.tokens, plan.tokens, device=device, dtype=torch.float32)
-            on_rows[guidance - 1 :: guidance] = token_map
+                on_rows[guidance - 1 :: guidance] = token_map
             values["token_map"] = on_rows
         return values
 
     def _noise(self, plan: EditPlan) -> Tensor | None:
         """[T, K, C, h, w]: what a step adds; of a known track what it is to be."""
+        device, known = self.runner.device, plan.source_latents
         noise = plan.noise if plan.schedule.stochastic else None
-        if noise is None and plan.source_latents is None:
-            return None
-        device = self.runner.device
-        if noise is None:
-            known = plan.source_latents
-            assert known is not None
-            noise = torch.zeros(plan.steps, *plan.latents.shape, dtype=torch.float32, device=device)
-        else:
+        if noise is not None:
             noise = noise if noise.ndim == 5 else noise.unsqueeze(1).expand(-1, plan.tracks, -1, -1, -1)
             noise = noise.to(device, torch.float32)
-        if plan.source_latents is not None:
+        if known is not None:
+            if noise is None:
+                noise = torch.zeros(plan.steps, *plan.latents.shape, dtype=torch.float32, device=device)
             noise = noise.clone()
-            noise[:, 0] = plan.source_latents.to(device, torch.float32)
+            noise[:, 0] = known.to(device, torch.float32)
         return noise
 
     def _prompts(self, plan: EditPlan) -> dict[str, Tensor]:
         if plan.unconditional_steps is None:
             return {}
-        found = self.runner.condition(plan.unconditional_steps)
-        return {name: value.unsqueeze(1) for name, value in found.items()}
+        steps = self.runner.condition(plan.unconditional_steps)
+        return {name: value.unsqueeze(1) for name, value in steps.items()}
 
 
 class Call:
@@ -381,7 +356,7 @@ class Call:
         whole, all_controls = batch.whole, batch.runner.capabilities.all_controls
         self.first_row, self.first_track = seats[0].row, seats[0].track
         self.used = sum(plan.rows for plan in plans)
-        self.size = max(self.used, size_for(self.used, batch.sizes))
+        self.size = size_for(self.used, batch.sizes)
         batch._reserve(self.first_row + self.size)
         tracks = self.size if whole and not self.first_row else sum(plan.tracks for plan in plans)
         self.tracks = {n: v[self.first_track : self.first_track + tracks] for n, v in batch.tracks.items()}
@@ -420,9 +395,7 @@ class Call:
         if "conditioning.channels" in rows:
             sample = torch.cat([sample, rows["conditioning.channels"]], dim=1)
         inputs = {"sample": sample, "timestep": now["timesteps"].index_select(0, track)}
-        inputs |= {
-            name.removeprefix(PROMPT): value for name, value in rows.items() if name.startswith(PROMPT)
-        }
+        inputs |= _within(PROMPT, rows)
         like = torch.where(mine, rows["like"], 0)
         inputs |= self._self_rows(own, like, track)
         if self.edited:
@@ -430,44 +403,32 @@ class Call:
         return inputs
 
     def _edit(self, own: Tensor, like: Tensor, track: Tensor) -> dict[str, Tensor]:
-        tracks = self.tracks
-
-        def of(name: str) -> Tensor:
-            return tracks[f"cross_attention.{name}"]
-
-        if "cross_attention.word_steps" not in tracks:  # no edit here, and a runner that wants all controls
-            zeros = self.rows["token_map"][:, 0] * 0
-            pixels = self.batch.runner.specs.map_size(*tracks["latents"].shape[-2:])
-            spatial = zeros.new_zeros(self.size, pixels[0] * pixels[1])
-            return {
-                "source_row": own,
-                "token_map": self.rows["token_map"],
-                "own_weight": zeros,
-                "spatial_weight": zeros,
-                "spatial_map": spatial,
-            }
+        tracks, token_map = self.tracks, self.rows["token_map"]
+        part = _within("cross_attention.", tracks)
+        source_row = own + torch.where(self.rows["is_conditional"], like, 0)
+        inputs = {"source_row": source_row, "token_map": token_map}
+        if not part:  # no edit here, and a runner that wants all controls
+            zeros, (height, width) = token_map[:, 0] * 0, self.map_size
+            spatial_map = zeros.new_zeros(self.size, height * width)
+            return inputs | {"own_weight": zeros, "spatial_weight": zeros, "spatial_map": spatial_map}
         step, steps = tracks["step"].unsqueeze(1), tracks["steps"].unsqueeze(1)
-        held = step < held_steps(of("word_steps"), steps)
-        if "cross_attention.word_starts" in tracks:
-            held = held & (step >= held_steps(of("word_starts"), steps))
-        weight = (1 - of("own_weight")) * (~held) * of("strength").unsqueeze(1)
-        return {
-            "source_row": own + torch.where(self.rows["is_conditional"], like, 0),
-            "token_map": self.rows["token_map"],
-            "own_weight": of("own_weight").index_select(0, track),
+        held = step < held_steps(part["word_steps"], steps)
+        if "word_starts" in part:
+            held = held & (step >= held_steps(part["word_starts"], steps))
+        weight = (1 - part["own_weight"]) * (~held) * part["strength"].unsqueeze(1)
+        return inputs | {
+            "own_weight": part["own_weight"].index_select(0, track),
             "spatial_weight": weight.index_select(0, track),
-            "spatial_map": of("spatial_map").index_select(0, track),
+            "spatial_map": part["spatial_map"].index_select(0, track),
         }
 
     def _self_rows(self, own: Tensor, like: Tensor, track: Tensor) -> dict[str, Tensor]:
         """[L, rows] each: the row that each layer takes queries, keys and values from."""
-        tables, tracks = {}, self.tracks
-        every = self.batch.runner.capabilities.all_controls
+        tables, tracks, runner = {}, self.tracks, self.batch.runner
         for name, part in SELF_FIELDS.items():
             if not self.self_layers[name]:
-                if every:
-                    layers = len(self.batch.runner.specs.self_layers)
-                    tables[name] = own.expand(layers, -1).contiguous()
+                if runner.capabilities.all_controls:
+                    tables[name] = own.expand(len(runner.specs.self_layers), -1).contiguous()
                 continue
             interval, step = tracks[f"self_attention.{part}"], tracks["step"].unsqueeze(1)
             takes = (interval[..., 0] <= step) & (step < interval[..., 1])  # [K, L]
@@ -497,25 +458,15 @@ class Call:
     def _found(self, seen: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Eq. 5 to 7 and 9 over what has been seen, for tracks whose plans ask for it."""
         tracks, count = self.tracks, (self.tracks["step"] + 1).float().reshape(-1, 1, 1)
-        part = {
-            name.removeprefix("adaptive."): value for name, value in tracks.items() if "adaptive." in name
-        }
-        words, spatial = observe(
-            seen["map_sum"] / count,
-            seen["feature_sum"] / count,
-            part,
-            self._source(),
-            self.map_size,
-            self._grow("adaptive"),
-        )
-        found = {
-            "cross_attention.word_steps": torch.where(
-                part["temporal"].unsqueeze(1), words.word_steps, tracks["cross_attention.word_steps"]
-            ),
-            "cross_attention.spatial_map": torch.where(
-                part["spatial"].unsqueeze(1), spatial, tracks["cross_attention.spatial_map"]
-            ),
-        }
+        part = _within("adaptive.", tracks)
+        maps, features = seen["map_sum"] / count, seen["feature_sum"] / count
+        words, spatial = observe(maps, features, part, self._source(), self.map_size, self._grow("adaptive"))
+        found = {}
+        for name, new, acts in (
+            ("cross_attention.word_steps", words.word_steps, part["temporal"]),
+            ("cross_attention.spatial_map", spatial, part["spatial"]),
+        ):
+            found[name] = torch.where(acts.unsqueeze(1), new, tracks[name])
         stop = held_steps(words.default_steps, tracks["steps"]).long()
         interval = torch.stack([torch.zeros_like(stop), stop], 1).unsqueeze(1)  # [K, 1, 2]
         for name in ("self_attention.query", "self_attention.key"):
@@ -525,24 +476,14 @@ class Call:
     def update(self, noise_pred: Tensor, seen: Mapping[str, Tensor]) -> dict[str, Any]:
         """The arguments of `guided_step`, by name."""
         tracks, now = self.tracks, self._now()
-        arguments: dict[str, Any] = {
-            "noise_pred": noise_pred,
-            "latents": tracks["latents"],
-            "guidance_rows": tracks["guidance_rows"] - self.first_row,
-            "guidance_weights": tracks["guidance_weights"],
-            "sample_weight": now["sample_weight"],
-            "output_weight": now["output_weight"],
-        }
+        arguments = self._combined(noise_pred, now["sample_weight"], now["output_weight"])
         if self.adds_noise:
             arguments |= {"noise": tracks["noise"], "noise_weight": now["noise_weight"]}
-            if self.looks_back:
-                weighted = tracks["noise"] * now["noise_weight"].reshape(-1, 1, 1, 1)
-                arguments |= {
-                    "noise": weighted + tracks["history"],
-                    "noise_weight": torch.ones_like(now["noise_weight"]),
-                }
-        elif self.looks_back:
-            arguments |= {"noise": tracks["history"], "noise_weight": torch.ones_like(now["noise_weight"])}
+        if self.looks_back:
+            kept = tracks["history"]
+            if self.adds_noise:
+                kept = tracks["noise"] * now["noise_weight"].reshape(-1, 1, 1, 1) + kept
+            arguments |= {"noise": kept, "noise_weight": torch.ones_like(now["noise_weight"])}
         if self.blends:
             arguments["blend_mask"], arguments["blend_source"] = self._mask(seen["map_sum"])
         return arguments
@@ -552,13 +493,16 @@ class Call:
         if not self.looks_back:
             return None
         now = self._now()
+        return self._combined(noise_pred, now["history_sample_weight"], now["history_output_weight"])
+
+    def _combined(self, noise_pred: Tensor, sample_weight: Tensor, output_weight: Tensor) -> dict[str, Any]:
         return {
             "noise_pred": noise_pred,
             "latents": self.tracks["latents"],
             "guidance_rows": self.tracks["guidance_rows"] - self.first_row,
             "guidance_weights": self.tracks["guidance_weights"],
-            "sample_weight": now["history_sample_weight"],
-            "output_weight": now["history_output_weight"],
+            "sample_weight": sample_weight,
+            "output_weight": output_weight,
         }
 
     def advance(self, latents: Tensor, history: Tensor | None, seen: Mapping[str, Tensor]) -> None:
@@ -587,10 +531,8 @@ class Call:
         return dict(zip(COLUMNS, found.unbind(0), strict=True))
 
     def _source(self) -> Tensor:
-        return (
-            torch.arange(len(self.tracks["source"]), device=self.tracks["source"].device)
-            + self.tracks["source"]
-        )
+        distance = self.tracks["source"]
+        return torch.arange(len(distance), device=distance.device) + distance
 
     def _grow(self, part: str) -> int:
         """The widest growth of this step's edits."""
@@ -602,16 +544,15 @@ class Call:
     def _mask(self, map_sum: Tensor) -> tuple[Tensor, Tensor]:
         """[K, 1, h, w], 1 where a track keeps its own latents, and the track [K] that it has the others of."""
         tracks, source = self.tracks, self._source()
-        part = {name.removeprefix("local_blend."): v for name, v in tracks.items() if "local_blend." in name}
+        part = _within("local_blend.", tracks)
         acts = tracks["step"] >= held_steps(part["start"], tracks["steps"])
         places = torch.maximum(
             word_places(map_sum, part["token_weights"]),
             word_places(map_sum.index_select(0, source), part["source_weights"]),
         )
         places = torch.where(part["known"].unsqueeze(1), part["places"], places)
-        heat = widened(places, self.map_size, part["grow"], self._grow("local_blend")).unflatten(
-            1, (1, *self.map_size)
-        )
+        heat = widened(places, self.map_size, part["grow"], self._grow("local_blend"))
+        heat = heat.unflatten(1, (1, *self.map_size))
         heat = F.interpolate(heat, tuple(tracks["latents"].shape[-2:]), mode="nearest")
         mask = (heat > part["threshold"].reshape(-1, 1, 1, 1)).to(places.dtype)
         own = torch.arange(len(source), device=source.device)
@@ -625,9 +566,8 @@ class Call:
             for seat in self.seats:
                 if name in seat.taken:
                     start, stop = seat.taken[name].unbind(1)
-                    layers |= (
-                        (start < stop) if self.batch.whole else (start <= seat.step) & (seat.step < stop)
-                    )
+                    now = (start <= seat.step) & (seat.step < stop)
+                    layers |= start < stop if self.batch.whole else now
             found[name] = tuple(layers.nonzero().flatten().tolist())
         return found
 
@@ -687,6 +627,11 @@ def size_for(rows: int, sizes: Sequence[int] | None) -> int:
     return rows if sizes is None else min((size for size in sizes if size >= rows), default=rows)
 
 
+def _within(prefix: str, buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The buffers whose names begin so, by the rest of their names."""
+    return {name.removeprefix(prefix): value for name, value in buffers.items() if name.startswith(prefix)}
+
+
 def _columns(plan: EditPlan) -> Tensor:
     """[K, columns, T]: the schedule of each track. A track whose latents are known takes them as its noise, alone."""
     schedule = plan.schedule
@@ -705,9 +650,8 @@ def _columns(plan: EditPlan) -> Tensor:
 def _taken(plan: EditPlan) -> dict[str, Tensor]:
     """By self-attention control, [L, 2] on the host: first and last step of all tracks."""
     taken = {}
-    part = plan.self_attention
     for name, entry in SELF_FIELDS.items():
-        value = None if part is None else getattr(part, entry)
+        value = getattr(plan.self_attention, entry, None)  # None of a plan without the part, too
         if value is not None:
             value = value.cpu()
             never = value[..., 0] >= value[..., 1]
@@ -728,7 +672,3 @@ def _neutral(name: str) -> float | bool:
         assert value is not None
         return value
     return {"broken_step": -1, "is_conditional": False}.get(name, 0)
-
-
-def _dtype(neutral: float | bool | None) -> torch.dtype:
-    return {bool: torch.bool, int: torch.int64}.get(type(neutral), torch.float32)

@@ -16,7 +16,6 @@ from safetensors.torch import save
 from torch import Tensor
 
 from adapedit_engine.manifest import (
-    FORMAT,
     GRAPHS,
     MANIFEST_FILE,
     BundleError,
@@ -89,9 +88,8 @@ def check_file(folder: Path, name: str, spec: FileSpec, *, verify: bool = True) 
             f"{folder}: {name} was {what} ({size} bytes, the manifest says {spec.bytes}); copy the bundle again"
         )
     if verify and sha256_of(path) != spec.sha256:
-        raise BundleError(
-            f"{folder}: {name} was changed: its SHA-256 is not the manifest's; copy the bundle again"
-        )
+        fault = "its SHA-256 is not the manifest's"
+        raise BundleError(f"{folder}: {name} was changed: {fault}; copy the bundle again")
 
 
 def check_graph(
@@ -145,9 +143,9 @@ def refuse_output(out: str | Path, *, replace: bool = False) -> None:
     """Raise `BundleError` unless a bundle may be written to `out`; replace: an earlier one may be there."""
     out = Path(out)
     if out.exists() and not (replace and (out / MANIFEST_FILE).is_file()):
-        hint = (
-            "it is no bundle: choose another name" if replace else "choose another name, or pass --overwrite"
-        )
+        hint = "choose another name, or pass --overwrite"
+        if replace:
+            hint = "it is no bundle: choose another name"
         raise BundleError(f"{out} is there already; {hint}")
 
 
@@ -155,8 +153,7 @@ def refuse_output(out: str | Path, *, replace: bool = False) -> None:
 def new_folder(out: str | Path, *, replace: bool = False) -> Iterator[Path]:
     """A temporary folder beside `out` that takes its name when the block ends well, and vanishes otherwise.
 
-    replace: allow an earlier bundle in its place, and nothing else. Raises `BundleError` before any work
-    where `out` can't be written.
+    replace: an earlier bundle may be in its place. Raises `BundleError` before any work where `out` can't be written.
     """
     out = Path(out)
     refuse_output(out, replace=replace)
@@ -168,13 +165,11 @@ def new_folder(out: str | Path, *, replace: bool = False) -> Iterator[Path]:
         raise BundleError(f"can't write to {out} ({error.strerror}); choose another folder") from error
     try:
         yield part
+        old = out.with_name(f".{part.name}.old")
         if out.exists():
-            old = out.with_name(f".{part.name}.old")
             os.replace(out, old)
-            os.replace(part, out)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.replace(part, out)
+        os.replace(part, out)
+        shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise BundleError(
             f"can't write {out} ({error.strerror or error}); free space or choose another"
@@ -210,15 +205,10 @@ def find_plan(
 ) -> PlanRecord:
     """The plan of a graph for this library and GPU. Raises `BundleError` that says what there is instead."""
     records = [record for record in read_records(bundle) if record.key.graph == graph]
-    fitting = [
-        record
-        for record in records
-        if not is_stale(bundle, record)
-        and (record.key.family, record.key.version) == (family, version)
-        and record.key.compute_capability == compute_capability
-    ]
-    if fitting:
-        return fitting[0]
+    for record in records:
+        key, wanted = record.key, (family, version, compute_capability)
+        if (key.family, key.version, key.compute_capability) == wanted and not is_stale(bundle, record):
+            return record
     there = "; ".join(
         f"{record.key.family} {record.key.version} for {record.key.compute_capability}"
         + (" (stale: the graph has changed)" if is_stale(bundle, record) else "")
@@ -238,7 +228,6 @@ def read_plan(bundle: Bundle, record: PlanRecord) -> bytes:
 
 
 __all__ = [
-    "FORMAT",
     "GRAPHS",
     "PLANS_FOLDER",
     "Bundle",
@@ -250,7 +239,6 @@ __all__ = [
     "PlanRecord",
     "Shapes",
     "TensorSpec",
-    "Tensors",
     "VaeSpec",
     "check_file",
     "check_graph",

@@ -18,15 +18,15 @@ from adapedit_engine.runners.base import Runner
 Value = TypeVar("Value")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class CacheStats:
-    """hits and misses since the beginning; entries and bytes held now."""
+    """hits, misses and evictions since the beginning; entries and bytes held now."""
 
-    hits: int
-    misses: int
-    evictions: int
-    entries: int
-    bytes: int
+    hits: int = 0
+    misses: int = 0
+    evictions: int = 0
+    entries: int = 0
+    bytes: int = 0
 
     @property
     def hit_rate(self) -> float:
@@ -45,15 +45,15 @@ class ByteCache(Generic[Value]):
         self._size_of = size_of
         self._values: OrderedDict[Hashable, tuple[Value, int]] = OrderedDict()
         self._lock = threading.Lock()
-        self._hits = self._misses = self._evictions = self._bytes = 0
+        self._stats = CacheStats()
 
     def find(self, key: Hashable) -> Value | None:
         """The value of `key`, or None. Counts as a look-up."""
         with self._lock:
             if key not in self._values:
-                self._misses += 1
+                self._stats.misses += 1
                 return None
-            self._hits += 1
+            self._stats.hits += 1
             self._values.move_to_end(key)
             return self._values[key][0]
 
@@ -64,11 +64,11 @@ class ByteCache(Generic[Value]):
             if size > self.max_bytes or key in self._values:
                 return
             self._values[key] = (value, size)
-            self._bytes += size
-            while self._bytes > self.max_bytes:
+            self._stats.bytes += size
+            while self._stats.bytes > self.max_bytes:
                 _, (_, freed) = self._values.popitem(last=False)
-                self._bytes -= freed
-                self._evictions += 1
+                self._stats.bytes -= freed
+                self._stats.evictions += 1
 
     def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
         """The value of `key`, made and kept if it is not there. `make` may raise, and may run twice for two threads."""
@@ -81,13 +81,7 @@ class ByteCache(Generic[Value]):
     @property
     def stats(self) -> CacheStats:
         with self._lock:
-            return CacheStats(
-                hits=self._hits,
-                misses=self._misses,
-                evictions=self._evictions,
-                entries=len(self._values),
-                bytes=self._bytes,
-            )
+            return replace(self._stats, entries=len(self._values))
 
 
 def tensor_bytes(values: Mapping[str, Tensor] | Sequence[Tensor] | Tensor) -> int:
@@ -167,7 +161,11 @@ class HostCopies:
         computed.record(self._cuda.current_stream(self._device))
         self._stream.wait_event(computed)
         with self._cuda.stream(self._stream):
-            copy = _each(outcome, lambda value: self._pinned(value).copy_(value, non_blocking=True))
+            given: Any = outcome
+            values = {entry.name: getattr(given, entry.name) for entry in fields(given)}
+            tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+            pinned = {n: self._pinned(t).copy_(t, non_blocking=True) for n, t in tensors.items()}
+            copy = replace(given, **pinned)
             done = self._cuda.Event()
             done.record(self._stream)
         return HostCopy(source=outcome, copy=copy, done=done)
@@ -178,8 +176,3 @@ class HostCopies:
 
     def _pinned(self, value: Tensor) -> Tensor:
         return torch.empty(value.shape, dtype=value.dtype, device="cpu", pin_memory=True)
-
-
-def _each(outcome: Any, copied: Callable[[Tensor], Tensor]) -> Any:
-    values = {entry.name: getattr(outcome, entry.name) for entry in fields(outcome)}
-    return replace(outcome, **{name: copied(v) for name, v in values.items() if isinstance(v, Tensor)})

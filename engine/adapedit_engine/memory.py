@@ -43,8 +43,7 @@ def plan_bytes(plan: EditPlan, runner: Runner) -> int:
 class CallTable:
     """Bytes of calls by their rows, measured at one size of latents: a `CallBytes`.
 
-    Between two measured numbers of rows the larger one's, beyond the largest in proportion, and at other sizes by
-    their pixels.
+    Between two numbers of rows the larger one's, beyond the largest in proportion; other sizes by their pixels.
     """
 
     def __init__(self, measured: Mapping[int, int], size: tuple[int, int]) -> None:
@@ -86,9 +85,8 @@ def _peak(runner: Runner, size: tuple[int, int], tokens: int, rows: int) -> int:
 class CallRows:
     """The rows that one call may have: fewer once memory ran out, and more again after a run of good calls.
 
-    What took the memory may have been a neighbour's, and a server lives long. Twice as many rows are tried then; where
-    memory runs out again, it takes twice as many good calls until the next try, so that a limit that is really there
-    costs ever fewer calls.
+    What took the memory may have been a neighbour's. Twice as many rows are tried then; where memory runs out again, it
+    takes twice as many good calls until the next try: a limit that is really there costs ever fewer calls.
     """
 
     def __init__(self, max_rows: int) -> None:

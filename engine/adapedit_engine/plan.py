@@ -212,12 +212,11 @@ class EditPlan:
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor but the schedule's by its name; of a part `part.name`, of conditioning `conditioning.name`."""
         found: dict[str, Tensor] = {}
-        for name in ("", *PARTS):
-            part: Any = self if not name else getattr(self, name)
+        parts: dict[str, Any] = {"": self, **{f"{name}.": getattr(self, name) for name in PARTS}}
+        for prefix, part in parts.items():
             for entry in () if part is None else fields(part):
-                value = getattr(part, entry.name)
-                if isinstance(value, Tensor):
-                    found[f"{name}.{entry.name}" if name else entry.name] = value
+                if isinstance(value := getattr(part, entry.name), Tensor):
+                    found[prefix + entry.name] = value
         return found | {f"conditioning.{name}": value for name, value in self.conditioning.items()}
 
     def with_tensors(self, tensors: Mapping[str, Tensor], **facts: Any) -> EditPlan:
@@ -250,13 +249,8 @@ class EditPlan:
     def digest(self) -> bytes:
         """32 bytes of all that the plan says. Equal plans have the same, wherever their tensors lie."""
         content = hashlib.sha256()
-        facts = (
-            self.source_track,
-            self.collect,
-            self.record,
-            self.guidance_until,
-            self.schedule.init_noise_sigma,
-        )
+        sigma = self.schedule.init_noise_sigma
+        facts = (self.source_track, self.collect, self.record, self.guidance_until, sigma)
         content.update(repr(facts).encode())
         schedule = {entry.name: getattr(self.schedule, entry.name) for entry in fields(self.schedule)}
         tensors = {n: t for n, t in schedule.items() if isinstance(t, Tensor)} | self.tensors()
@@ -289,14 +283,12 @@ class EditPlan:
             wanted = [sizes.get(letter) for letter in axes.removesuffix("...")]
             shape: tuple[int, ...] = tuple(tensor.shape)
             head = shape[: len(wanted)] if axes.endswith("...") else shape
-            if len(head) != len(wanted) or any(
-                w is not None and s != w for s, w in zip(head, wanted, strict=True)
-            ):
+            fits = all(want in (None, side) for side, want in zip(head, wanted, strict=False))
+            if len(head) != len(wanted) or not fits:
                 raise PlanError(f"{name} has shape {shape}, wanted {_shown(wanted)}")
-            kind = FIELDS[name].neutral if name in FIELDS else None
-            if name in FIELDS and isinstance(kind, bool) != (tensor.dtype == torch.bool):
-                wanted_kind = "torch.bool" if isinstance(kind, bool) else "numbers"
-                raise PlanError(f"{name} is {tensor.dtype}, wanted {wanted_kind}")
+            is_bool = name in FIELDS and isinstance(FIELDS[name].neutral, bool)
+            if name in FIELDS and is_bool != (tensor.dtype == torch.bool):
+                raise PlanError(f"{name} is {tensor.dtype}, wanted {'torch.bool' if is_bool else 'numbers'}")
         shared, own = (self.steps, channels, height, width), (self.steps, *self.latents.shape)
         if self.noise is not None and tuple(self.noise.shape) not in (shared, own):
             got = tuple(self.noise.shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -50,12 +51,7 @@ MOST_SIGNAL = 0.25
 """Of the first level, where more steps are to blame: above, unit noise is far from what the model is told it sees."""
 
 _NEEDED = ("timesteps", "input_scale", "sample_weight", "output_weight", "noise_weight")
-_OF_HISTORY = (
-    "history_sample_weight",
-    "history_output_weight",
-    "first_sample_weight",
-    "first_output_weight",
-)
+_OF_HISTORY = tuple(f"{when}_{of}_weight" for when in ("history", "first") for of in ("sample", "output"))
 
 
 class ScheduleError(AdapEditError):
@@ -95,16 +91,14 @@ class Schedule:
             raise ScheduleError(f"a history takes all of {', '.join(_OF_HISTORY)}; got {', '.join(given)}")
         for name in (*_NEEDED, *given):
             table = getattr(self, name)
-            if table.ndim != 1 or table.shape != self.timesteps.shape or not table.isfinite().all():
-                raise ScheduleError(
-                    f"{name} has shape {tuple(table.shape)}; wanted one finite number per step"
-                )
+            shape = tuple(table.shape)
+            if len(shape) != 1 or shape != self.timesteps.shape or not table.isfinite().all():
+                raise ScheduleError(f"{name} has shape {shape}; wanted one finite number per step")
         if not len(self):
             raise ScheduleError("a schedule has at least one step, got none")
-        if self.levels.shape != (len(self) + 1, 2) or not self.levels.isfinite().all():
-            raise ScheduleError(
-                f"levels has shape {tuple(self.levels.shape)}; wanted finite numbers [{len(self) + 1}, 2]"
-            )
+        shape, wanted = tuple(self.levels.shape), (len(self) + 1, 2)
+        if shape != wanted or not self.levels.isfinite().all():
+            raise ScheduleError(f"levels has shape {shape}; wanted finite numbers {list(wanted)}")
 
     def __len__(self) -> int:
         return self.timesteps.shape[0]
@@ -173,9 +167,8 @@ def scheduler_of(solver: str, scheduler: Any) -> Any:
     if solver == "model":
         return scheduler
     if "beta_schedule" not in scheduler.config:
-        raise ScheduleError(
-            f"solver {solver!r} wants a scheduler with betas, got {type(scheduler).__name__}; use solver 'model'"
-        )
+        got = type(scheduler).__name__
+        raise ScheduleError(f"solver {solver!r} wants a scheduler with betas, got {got}; use solver 'model'")
     from diffusers import DPMSolverMultistepScheduler
 
     shared = {name: scheduler.config[name] for name in _OF_THE_MODEL if name in scheduler.config}
@@ -201,10 +194,9 @@ def follow_pipelines(scheduler: Any) -> Any:
 
 def _name_of(scheduler: Any) -> str:
     if isinstance(scheduler, type):
-        raise ScheduleError(
-            f"got the class {scheduler.__name__}, wanted a scheduler made of it; "
-            f"use {scheduler.__name__}.from_config(pipe.scheduler.config)"
-        )
+        name = scheduler.__name__
+        made = f"{name}.from_config(pipe.scheduler.config)"
+        raise ScheduleError(f"got the class {name}, wanted a scheduler made of it; use {made}")
     name = type(scheduler).__name__
     if not hasattr(scheduler, "config") or not hasattr(scheduler, "set_timesteps"):
         raise ScheduleError(f"got a {name}, wanted a diffusers scheduler; these work: {WORKING}")
@@ -259,19 +251,14 @@ def _place(scheduler: Any, name: str, steps: int) -> tuple[Any, Tensor]:
         return _set(scheduler, name, steps, most)
     except ScheduleError as error:
         fault = str(error)
-    fits = next((n for n in range(min(steps - 1, most), 0, -1) if _fits(scheduler, name, n, most)), None)
-    limit = f"; wanted at most {fits}" if fits else ""
-    spacing = scheduler.config.get("timestep_spacing")
+    limit, spacing = "", scheduler.config.get("timestep_spacing")
+    for fewer in range(min(steps - 1, most), 0, -1):
+        with suppress(ScheduleError):
+            _set(scheduler, name, fewer, most)
+            limit = f"; wanted at most {fewer}"
+            break
     spaced = f" with timestep_spacing={spacing!r}" if spacing else ""
     raise ScheduleError(f"{name}{spaced} gives no {steps} steps: {fault}{limit}")
-
-
-def _fits(scheduler: Any, name: str, steps: int, most: int) -> bool:
-    try:
-        _set(scheduler, name, steps, most)
-    except ScheduleError:
-        return False
-    return True
 
 
 def _set(scheduler: Any, name: str, steps: int, most: int) -> tuple[Any, Tensor]:
@@ -305,9 +292,8 @@ def _set(scheduler: Any, name: str, steps: int, most: int) -> tuple[Any, Tensor]
     first, signal = float(fresh.timesteps[0]), float(torch.cos(angles[0]))
     # Few steps begin a stride below the last timestep; a stride that is rounded down lets many begin far below.
     if steps > 1 and signal > MOST_SIGNAL and most - 1 - first > first - float(fresh.timesteps[1]) > 0:
-        raise ScheduleError(
-            f"noise alone would be called timestep {first:g}, where {signal:.0%} of the picture is there"
-        )
+        fault = f"where {signal:.0%} of the picture is there"
+        raise ScheduleError(f"noise alone would be called timestep {first:g}, {fault}")
     return fresh, levels
 
 
@@ -377,9 +363,8 @@ def _weights(name: str, fresh: Any, levels: Tensor, eta: float) -> tuple[Tensor,
         alphas = _float64(fresh.alphas_cumprod)
         up = alphas[following.cpu()] / alphas[s]
         return next_signal, (up * (1 - alphas[s])).sqrt(), (1 - up).sqrt()
-    if name in ("DDPMScheduler", "EulerAncestralDiscreteScheduler") or "sde" in fresh.config.get(
-        "algorithm_type", ""
-    ):
+    stochastic = name in ("DDPMScheduler", "EulerAncestralDiscreteScheduler")
+    if stochastic or "sde" in fresh.config.get("algorithm_type", ""):
         eta = 1.0
     kept = signal * next_noise / (noise * next_signal)
     new = eta * (1 - kept**2).clamp(min=0).sqrt()
@@ -413,20 +398,16 @@ def _second_order(
         of_sample, of_output = steps.noise_of_sample, steps.noise_of_output
         ratio = levels[:-1, 1] / levels[:-1, 0]
         weight = -levels[1:, 0] * ratio * (1 - (-h).exp() * (1 + h)) / before
-        first_at_last = config.lower_order_final and len(h) < 15
+        first_at_last = False
     else:
         of_sample, of_output = steps.x0_of_sample, steps.x0_of_output
         k = 2 if config.algorithm_type == "sde-dpmsolver++" else 1
         change = -torch.expm1(-k * h)
         heun = config.solver_type == "heun"
         weight = levels[1:, 0] * ((h - change / k) if heun else change * h / 2) / before
-        first_at_last = (
-            config.euler_at_final
-            or (config.lower_order_final and len(h) < 15)
-            or config.final_sigmas_type == "zero"
-        )
+        first_at_last = config.euler_at_final or config.final_sigmas_type == "zero"
     weight[0] = 0
-    if first_at_last:
+    if first_at_last or (config.lower_order_final and len(h) < 15):
         weight[-1] = 0
     back = torch.cat([-weight[1:], torch.zeros_like(weight[:1])])
     return {

@@ -70,6 +70,11 @@ class Ticket:
     steps_done: int = 0
     future: Future[Any] = field(default_factory=Future)
 
+    @property
+    def due(self) -> float:
+        """The deadline; infinite where there is none."""
+        return math.inf if self.deadline is None else self.deadline
+
 
 @dataclass(kw_only=True)
 class SchedulerStats:
@@ -123,8 +128,7 @@ class _Run:
     def order(self) -> tuple[bool, float, int, int]:
         """Jobs that have begun, then by deadline, then by arrival."""
         ticket = self.job.ticket
-        deadline = math.inf if ticket.deadline is None else ticket.deadline
-        return (not self.job.begun, deadline, ticket.number, self.place)
+        return (not self.job.begun, ticket.due, ticket.number, self.place)
 
 
 class Scheduler:
@@ -188,11 +192,10 @@ class Scheduler:
 
     def submit(self, passes: Passes, *, deadline: float | None = None, watch: Watch | None = None) -> Ticket:
         """Queue a job. It is begun by a later `step`."""
-        ticket = Ticket(
-            number=self._arrivals, passes=passes, deadline=deadline, arrived=self._clock(), watch=watch
-        )
+        number, arrived = self._arrivals, self._clock()
+        ticket = Ticket(number=number, passes=passes, deadline=deadline, arrived=arrived, watch=watch)
         self._arrivals += 1
-        heapq.heappush(self._waiting, (math.inf if deadline is None else deadline, ticket.number, ticket))
+        heapq.heappush(self._waiting, (ticket.due, number, ticket))
         return ticket
 
     def step(self) -> list[Ticket]:
@@ -272,9 +275,8 @@ class Scheduler:
     def _refuse_late(self) -> None:
         now = self._clock()
         for job in self._jobs.values():
-            deadline = job.ticket.deadline
-            if not job.begun and job.error is None and deadline is not None and deadline < now:
-                job.error = DeadlineError.by(now - deadline)
+            if not job.begun and job.error is None and job.ticket.due < now:
+                job.error = DeadlineError.by(now - job.ticket.due)
                 self._ready = [run for run in self._ready if run.job is not job]
 
     def _fits(self, run: _Run) -> bool:
@@ -291,10 +293,9 @@ class Scheduler:
         rows: dict[Any, list[int]] = {}
         for run in runs:
             rows.setdefault(run.kind, []).append(run.rows)
-        calls = [
-            self._bytes_of_call(min(sum(each), max(call_rows, *each)), kind) for kind, each in rows.items()
-        ]
-        return sum(run.bytes for run in runs) + max(calls, default=0)
+        calls = {kind: min(sum(each), max(call_rows, *each)) for kind, each in rows.items()}
+        dearest = max((self._bytes_of_call(most, kind) for kind, most in calls.items()), default=0)
+        return sum(run.bytes for run in runs) + dearest
 
     def _bytes_of_call(self, rows: int, kind: Any) -> int:
         return 0 if self._call_bytes is None else self._call_bytes(rows, (kind[1], kind[2]))
@@ -340,8 +341,15 @@ class Scheduler:
     ) -> None:
         """One call. Where it fails, halves are tried: an edit answers for nothing but a call of its own."""
         rows = sum(seat.plan.rows for seat in seats)
-        error = self._error_of(batch, captured, seats)
-        if error is None:
+        try:
+            if captured is None:
+                step(batch, seats)
+            else:
+                captured.step(seats)
+        except Exception as raised:
+            # What the failed call had made is to be gone when halves are tried: it may be what they need room for.
+            error = without_traceback(raised)
+        else:
             self._call_rows.went_well()
             self.stats.calls += 1
             self.stats.rows += rows
@@ -361,19 +369,6 @@ class Scheduler:
         middle = len(seats) // 2
         for half in (seats[:middle], seats[middle:]):
             self._run(batch, captured, half, retries)
-
-    def _error_of(
-        self, batch: Batch, captured: CapturedSteps | None, seats: Sequence[Seat]
-    ) -> BaseException | None:
-        try:
-            if captured is None:
-                step(batch, seats)
-            else:
-                captured.step(seats)
-        except Exception as error:
-            # What the failed call had made is to be gone when halves are tried: it may be what they need room for.
-            return without_traceback(error)
-        return None
 
     def _count(self, batch: Batch, seat: Seat) -> None:
         job = self._run_of(seat).job
@@ -415,10 +410,10 @@ class Scheduler:
         run = _Run(job=job, place=place, plan=plan, bytes=needed, kind=kind)
         if run.rows > self.max_rows:
             raise AdmissionError(f"the edit takes {run.rows} rows, max_rows is {self.max_rows}: raise it")
-        alone = needed + self._bytes_of_call(run.rows, kind)
-        if self.budget_bytes is not None and alone > self.budget_bytes:
+        alone, budget = needed + self._bytes_of_call(run.rows, kind), self.budget_bytes
+        if budget is not None and alone > budget:
             raise AdmissionError(
-                f"the edit needs {alone / 2**20:.1f} MiB alone, the budget is {self.budget_bytes / 2**20:.1f} MiB: "
+                f"the edit needs {alone / 2**20:.1f} MiB alone, the budget is {budget / 2**20:.1f} MiB: "
                 "raise it, or ask for a smaller picture"
             )
         return run
@@ -500,12 +495,9 @@ def without_traceback(error: Error) -> Error:
 
     Where it arose is kept as text, in a note (Python 3.11 on) of errors that are not the project's own.
     """
-    if (
-        error.__traceback__ is not None
-        and not isinstance(error, AdapEditError)
-        and hasattr(error, "add_note")
-    ):
-        error.add_note("".join(traceback.format_tb(error.__traceback__)))
+    frames = error.__traceback__
+    if frames is not None and not isinstance(error, AdapEditError) and hasattr(error, "add_note"):
+        error.add_note("".join(traceback.format_tb(frames)))
     chain: list[BaseException] = [error]
     seen = set[int]()
     while chain:

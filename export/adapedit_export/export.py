@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -22,15 +23,7 @@ from adapedit_engine.scheduler import denoise
 from adapedit_export.graphs import Modules, VaeDecoder
 from adapedit_export.onnx import save, trace
 from adapedit_export.options import ExportError, ExportOptions, Precision
-from adapedit_export.parity import (
-    Finding,
-    Progress,
-    Reference,
-    check_runner,
-    random_call,
-    random_plan,
-    shown,
-)
+from adapedit_export.parity import Finding, Progress, Reference, check_runner, random_call, random_plan, shown
 from adapedit_export.rewrite import rewrite
 
 FACTS_FILE = "adapedit.json"
@@ -185,10 +178,8 @@ class _Exporter:
 def _versions() -> dict[str, str]:
     found = {}
     for name in PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return found
 
 

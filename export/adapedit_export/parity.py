@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -58,10 +58,10 @@ class Reference:
 def _written(plan: EditPlan) -> dict[str, Tensor]:
     """A plan that collects, as tensors of the groups "plan" and "schedule"."""
     entries = {entry.name: getattr(plan.schedule, entry.name) for entry in fields(plan.schedule)}
-    tables = {name: torch.as_tensor(value) for name, value in entries.items() if value is not None}
     tensors = plan.tensors() | {"source_track": torch.tensor(plan.source_track)}
-    groups = {"plan": tensors, "schedule": tables}
-    return {f"{group}/{name}": t for group, own in groups.items() for name, t in own.items()}
+    return {f"plan/{name}": tensor for name, tensor in tensors.items()} | {
+        f"schedule/{name}": torch.as_tensor(value) for name, value in entries.items() if value is not None
+    }
 
 
 def _read(tensors: dict[str, Tensor], tables: dict[str, Tensor]) -> EditPlan:
@@ -158,29 +158,18 @@ class Finding:
 
     @property
     def passed(self) -> bool:
-        value = getattr(self, self.measure)
-        return bool(value <= self.limit)
+        return bool(getattr(self, self.measure) <= self.limit)
 
 
 def check_runner(
-    runner: BundleRunner,
-    reference: Reference,
-    *,
-    progress: Progress | None = None,
-    graphs: Sequence[str] = (),
+    runner: BundleRunner, reference: Reference, *, progress: Progress | None = None
 ) -> list[Finding]:
-    """Run everything that the reference holds. `graphs`: only these of the random calls.
-
-    Raises `RunnerError` where the runner can't run here.
-    """
-    manifest = runner.bundle.manifest
-    precision = Precision(manifest.precision)
+    """Run everything that the reference holds. Raises `RunnerError` where the runner can't run here."""
+    say = progress or (lambda _: None)
+    precision = Precision(runner.bundle.manifest.precision)
     found = []
     for graph, call in reference.calls.items():
-        if graphs and graph not in graphs:
-            continue
-        if progress is not None:
-            progress(f"{runner.name}: {graph}")
+        say(f"{runner.name}: {graph}")
         spec = runner.bundle.graph(graph)
         inputs = {t.name: call[t.name].to(DTYPES[t.dtype]) for t in spec.inputs}
         outputs = runner.run_graph(graph, inputs)
@@ -188,16 +177,16 @@ def check_runner(
             limit = precision.ratio_limit
             found.append(_compare(runner.name, graph, tensor.name, outputs, call, "ratio", limit))
     if reference.edit is not None:
-        if progress is not None:
-            progress(f"{runner.name}: an edit of {reference.edit.steps} steps")
-        found += _check_edit(runner, reference, precision)
+        say(f"{runner.name}: an edit of {reference.edit.steps} steps")
+        found += _check_edit(runner, reference, reference.edit, precision)
     return found
 
 
-def _check_edit(runner: BundleRunner, reference: Reference, precision: Precision) -> list[Finding]:
-    assert reference.edit is not None
+def _check_edit(
+    runner: BundleRunner, reference: Reference, plan: EditPlan, precision: Precision
+) -> list[Finding]:
     with runner:
-        outcome = denoise([reference.edit], runner)[0]
+        outcome = denoise([plan], runner)[0]
         pictures = runner.decode(outcome.latents)
     got = shown(outcome, pictures)
     exact = precision is Precision.FLOAT32

@@ -12,8 +12,6 @@ import numpy as np
 
 from adapedit_export.options import ExportError, Precision
 
-WEIGHTED, FUSED = ("Conv", "Gemm", "MatMul"), ("Attention",)
-
 
 def rewrite(model: Any, precision: Precision, *, mixed: bool = True) -> None:
     """Bring an `onnx_ir.Model` into the forms for `precision`; mixed: this graph is one of those that are mixed."""
@@ -47,12 +45,9 @@ def mix(model: Any) -> None:
     """
     halves: dict[Any, Any] = {}
     for node in list(model.graph):
-        weighted = node.op_type in WEIGHTED and any(
-            v is not None and v.is_initializer() for v in node.inputs[1:]
-        )
-        if node.op_type in FUSED or weighted:
+        weighted = any(v is not None and v.is_initializer() for v in node.inputs[1:])
+        if node.op_type == "Attention" or (node.op_type in ("Conv", "Gemm", "MatMul") and weighted):
             _halve(node, model.graph, halves)
-    _drop_unused(model.graph)
 
 
 def _spell_group_norm(node: Any, graph: Any) -> None:
@@ -95,8 +90,6 @@ def _spell_group_norm(node: Any, graph: Any) -> None:
 
 def _keep_heads_together(node: Any, graph: Any) -> None:
     """Attention on [B, P, H * D] instead of [B, H, P, D]: four transposes and four reshapes less."""
-    import onnx_ir as ir
-
     split = [_made_by(value, "Transpose") for value in node.inputs[:3]]
     whole = [_made_by(step.inputs[0], "Reshape") if step is not None else None for step in split]
     transpose = _only_user(node.outputs[0], "Transpose")
@@ -105,10 +98,9 @@ def _keep_heads_together(node: Any, graph: Any) -> None:
     if reshape is None or len(sources) != len(whole) or any(node.inputs[3:]):
         return
     heads, old = node.inputs[0].shape[1], reshape.outputs[0]
-    made = _node("Attention", sources, f"{old.name}_whole", old.dtype, old.shape)
+    counts = {"q_num_heads": heads, "kv_num_heads": heads}
+    made = _node("Attention", sources, f"{old.name}_whole", old.dtype, old.shape, **counts)
     made.attributes.update(node.attributes)
-    made.attributes.add(ir.AttrInt64("q_num_heads", heads))
-    made.attributes.add(ir.AttrInt64("kv_num_heads", heads))
     graph.insert_before(node, made)
     _replace(old, made.outputs[0], graph)
     _drop([reshape, transpose, node, *split, *whole], graph)

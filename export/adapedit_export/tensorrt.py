@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -120,19 +120,13 @@ def build_plans(
             profiles=profiles_of(graph, bundle.graph(graph), options.workload),
             refit=options.refit,
         )
-        records.append(_existing(bundle, key) or build_plan(bundle, tensorrt, key, progress=progress))
+        record = _existing(bundle, key)
+        if record is None:
+            start, path = time.perf_counter(), bundle.graph_path(graph)
+            plan, layers, activation = serialise(tensorrt, path, bundle, key, progress=progress)
+            record = _write(bundle, plan, key, layers=layers, activation_bytes=activation, start=start)
+        records.append(record)
     return records
-
-
-def build_plan(
-    bundle: Bundle, tensorrt: TensorRT, key: PlanKey, *, progress: Progress | None = None
-) -> PlanRecord:
-    """Build what `key` says, and put plan and record into the bundle's plans folder."""
-    start = time.perf_counter()
-    plan, layers, activation = serialise(
-        tensorrt, bundle.graph_path(key.graph), bundle, key, progress=progress
-    )
-    return _write(bundle, plan, key, layers=layers, activation_bytes=activation, start=start)
 
 
 def serialise(
@@ -151,13 +145,16 @@ def serialise(
         "inputs": [network.get_input(i) for i in range(network.num_inputs)],
         "outputs": [network.get_output(i) for i in range(network.num_outputs)],
     }
-    seen = {
-        kind: {t.name: (t.dtype.name, tuple(t.shape)) for t in tensors} for kind, tensors in found.items()
-    }
+    seen = {kind: {t.name: (t.dtype.name, tuple(t.shape)) for t in own} for kind, own in found.items()}
     check_graph(f"{key.graph}: what TensorRT sees", bundle.graph(key.graph), seen)
     config = builder.create_builder_config()
     _add_profiles(builder, config, network, key)
-    _configure(tensorrt, config, key)
+    if tensorrt.builds_without_gpu:
+        config.num_compute_capabilities = 1
+        name = f"SM{key.compute_capability.replace('.', '')}"
+        config.set_compute_capability(getattr(tensorrt.module.ComputeCapability, name), 0)
+    if key.refit:
+        config.set_flag(tensorrt.module.BuilderFlag.REFIT)
     monitor = _monitor(tensorrt.module, key.graph, progress) if progress is not None else None
     if monitor is not None:
         config.progress_monitor = monitor
@@ -228,8 +225,7 @@ def target_capability(tensorrt: TensorRT, wanted: str | None) -> str:
                 "build there, or install TensorRT for RTX, which builds for others too"
             )
         return here
-    known = capabilities(tensorrt)
-    chosen = wanted or here
+    chosen, known = wanted or here, capabilities(tensorrt)
     if chosen not in known:
         raise ExportError(
             f"compute capability {chosen} is none that {tensorrt.flavour} {tensorrt.version} names: "
@@ -240,10 +236,9 @@ def target_capability(tensorrt: TensorRT, wanted: str | None) -> str:
 
 def capabilities(tensorrt: TensorRT) -> list[str]:
     """Those that the library names, such as "8.9"."""
-    names = [name for name in dir(tensorrt.module.ComputeCapability) if name.startswith("SM")]
-    return sorted(
-        (f"{name[2:-1]}.{name[-1]}" for name in names), key=lambda text: tuple(map(int, text.split(".")))
-    )
+    names = dir(tensorrt.module.ComputeCapability)
+    numbers = sorted(int(name.removeprefix("SM")) for name in names if name.startswith("SM"))
+    return [f"{number // 10}.{number % 10}" for number in numbers]
 
 
 def _parse(tensorrt: TensorRT, builder: Any, path: Path, messages: Messages) -> tuple[Any, Any]:
@@ -296,17 +291,6 @@ def _check_shapes(where: str, name: str, fixed: tuple[int, ...], shapes: Shapes)
         )
 
 
-def _configure(tensorrt: TensorRT, config: Any, key: PlanKey) -> None:
-    """What differs between the libraries, and refit."""
-    trt = tensorrt.module
-    if tensorrt.builds_without_gpu:
-        config.num_compute_capabilities = 1
-        name = f"SM{key.compute_capability.replace('.', '')}"
-        config.set_compute_capability(getattr(trt.ComputeCapability, name), 0)
-    if key.refit:
-        config.set_flag(trt.BuilderFlag.REFIT)
-
-
 @contextmanager
 def _timing_cache(tensorrt: TensorRT, config: Any, folder: Path) -> Iterator[None]:
     """Full TensorRT measures kernels as it builds, and remembers; RTX chooses without measuring."""
@@ -341,13 +325,12 @@ def _monitor(trt: Any, graph: str, progress: Progress) -> Any:
 
 
 def _existing(bundle: Bundle, key: PlanKey) -> PlanRecord | None:
+    """The record of a plan that is there and whole."""
     for record in read_records(bundle):
         if record.key == key:
-            try:
+            with suppress(BundleError):
                 check_file(bundle.folder / PLANS_FOLDER, record.file_name, record.file)
-            except BundleError:
-                return None
-            return record
+                return record
     return None
 
 

@@ -31,17 +31,13 @@ __all__ = [
     "word_relation",
 ]
 
-_HOMES = {
+_HOMES = {name: name for name in __all__} | {
     "AdapEditError": "errors",
     "ImplementationError": "errors",
     "RelationKnobs": "word_relation",
     "WordRelation": "word_relation",
     "chosen_implementation": "dispatch",
-    "edited_attention": "edited_attention",
     "edited_attention_with_maps": "edited_attention",
-    "guided_step": "guided_step",
-    "spatial_similarity": "spatial_similarity",
-    "word_relation": "word_relation",
 }
 
 

@@ -20,6 +20,11 @@ _HALF_AND_SINGLE = (torch.float32, torch.float16, torch.bfloat16)
 FLOATING = {"triton": _HALF_AND_SINGLE, "reference": (*_HALF_AND_SINGLE, torch.float64)}
 """Floating dtypes that an implementation takes."""
 
+BOOL, INTEGER = (torch.bool,), (torch.int64,)
+
+Expected = Mapping[str, tuple[Tensor | None, str, Sequence[torch.dtype]]]
+"""Name -> (tensor, axes, dtypes). Axes are letters: ``"B N"``; the first tensor with a letter sets its size."""
+
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
@@ -100,36 +105,31 @@ def values_readable(tensor: Tensor) -> bool:
     return not (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
-def check_shape(
-    operation: str, name: str, tensor: Tensor, wanted: Sequence[int | None], letters: str
-) -> None:
-    """Raise unless ``tensor`` has the wanted shape; ``None`` takes any size, ``letters`` names the axes."""
-    shape = tensor.shape
-    if len(shape) == len(wanted) and all(w is None or s == w for s, w in zip(shape, wanted, strict=True)):
-        return
-    sizes = ", ".join("any" if w is None else str(w) for w in wanted)
-    raise AdapEditError(
-        f"{operation}: {name} has shape {list(shape)}, wanted {letters} = [{sizes}]; reshape or rebuild it"
-    )
-
-
-def check_dtype(operation: str, name: str, tensor: Tensor, wanted: Sequence[torch.dtype]) -> None:
-    """Raise unless the tensor's dtype is one of those wanted."""
-    if tensor.dtype not in wanted:
-        names = " or ".join(str(dtype).removeprefix("torch.") for dtype in wanted)
-        got = str(tensor.dtype).removeprefix("torch.")
-        raise AdapEditError(f"{operation}: {name} is {got}, wanted {names}; convert it with .to()")
-
-
-def check_same_device(operation: str, tensors: Mapping[str, Tensor | None]) -> None:
-    """Raise unless all tensors given lie on the device of the first."""
+def check_tensors(operation: str, expected: Expected) -> None:
+    """Raise unless all tensors given have the axes and dtypes that are wanted and lie on one device."""
+    sizes: dict[str, int] = {"1": 1}
     first: tuple[str, torch.device] | None = None
-    for name, tensor in tensors.items():
+    for name, (tensor, axes, dtypes) in expected.items():
         if tensor is None:
             continue
-        if first is None:
-            first = (name, tensor.device)
-        elif tensor.device != first[1]:
+        letters, shape = axes.split(), tensor.shape
+        wanted = [sizes.get(letter) for letter in letters]
+        if len(shape) != len(wanted) or any(
+            w is not None and s != w for s, w in zip(shape, wanted, strict=True)
+        ):
+            numbers = ", ".join("any" if w is None else str(w) for w in wanted)
+            raise AdapEditError(
+                f"{operation}: {name} has shape {list(shape)}, wanted [{', '.join(letters)}] = [{numbers}]; "
+                "reshape or rebuild it"
+            )
+        sizes.update(zip(letters, shape, strict=True))
+        if tensor.dtype not in dtypes:
+            got, *names = (str(dtype).removeprefix("torch.") for dtype in (tensor.dtype, *dtypes))
+            raise AdapEditError(
+                f"{operation}: {name} is {got}, wanted {' or '.join(names)}; convert it with .to()"
+            )
+        first = first or (name, tensor.device)
+        if tensor.device != first[1]:
             raise AdapEditError(
                 f"{operation}: {name} is on {tensor.device}, {first[0]} on {first[1]}; move them to one device"
             )
@@ -167,13 +167,14 @@ def check_rows(operation: str, name: str, rows: Tensor, count: int) -> None:
         )
 
 
-def check_contiguous(operation: str, name: str, tensor: Tensor | None) -> None:
-    """Raise unless the tensor, where there is one, lies in memory without gaps and in order."""
-    if tensor is not None and not tensor.is_contiguous():
-        raise AdapEditError(
-            f"{operation}: {name} has strides {list(tensor.stride())}, the kernel takes a contiguous tensor; "
-            "call .contiguous() on it"
-        )
+def check_contiguous(operation: str, expected: Expected, *, but: Sequence[str]) -> None:
+    """Raise unless every tensor given, but for those named, lies in memory without gaps and in order."""
+    for name, (tensor, *_) in expected.items():
+        if tensor is not None and name not in but and not tensor.is_contiguous():
+            raise AdapEditError(
+                f"{operation}: {name} has strides {list(tensor.stride())}, the kernel takes a contiguous tensor; "
+                "call .contiguous() on it"
+            )
 
 
 def wide_dtype(*tensors: Tensor) -> torch.dtype:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DDIMScheduler, StableDiffusionPipeline
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -21,7 +21,7 @@ from transformers import CLIPTokenizer
 from adapedit import AdapEditError, AdapEditPipeline
 from adapedit.cli.main import USER_ERROR, run
 from adapedit.configs import ModelError, ModelFacts, read_configs
-from adapedit.model import load_vocabulary, locate
+from adapedit.model import load_model, load_vocabulary, locate
 from tests.helpers.edits import SOURCE, TARGET, grey_levels
 from tests.helpers.tiny_model import STABLE_DIFFUSION_2, save_tiny_model
 
@@ -229,7 +229,7 @@ def changed(folder: Path, part: str, **values: object) -> None:
 def test_what_can_not_be_edited_is_refused_before_weights_are_read(copy, monkeypatch, part, values, message):
     monkeypatch.setattr("adapedit.model.read_part", lambda *args, **options: pytest.fail("it was read"))
     changed(copy, part, **values)
-    refused(copy, f"/config.json: {message}")
+    refused(copy, f"config.json: {message}")
 
 
 CASES = [json.loads(line) for line in (Path(__file__).parents[1] / "data" / "files.jsonl").open()]
@@ -251,7 +251,7 @@ FILES = (
     "scheduler/scheduler_config.json",
     "model_index.json",
 )
-ODD: tuple[object, ...] = (
+ODD: tuple[Any, ...] = (
     *(None, True, False, 0, 1, -1, 2, 3, 7, 64, 65, 1_000_000, 2**31, 2**63, 10**29, 0.0, 0.5, -1e300, 1e300),
     *(float("nan"), float("inf"), "", "x", "silu", "a" * 10_000, "\ud800", [], [1], [0] * 9, [[]], ["x"], {}),
     *({"a": {}}, [1e9], [-1, 2], [8, 16], [16, 8]),
@@ -358,3 +358,10 @@ def test_facts_that_can_not_be_used(copy, facts):
 
 def test_no_facts_are_those_of_the_paper(tmp_path):
     assert ModelFacts.read(tmp_path) == ModelFacts(guidance_scale=7.5, self_divisor=4)
+
+
+def test_an_old_scheduler_is_read_as_diffusers_pipelines_read_it(tmp_path):
+    folder = save_tiny_model(tmp_path / "old", steps_offset=0, clip_sample=True)
+    for one in (None, DDIMScheduler(steps_offset=0, clip_sample=True)):
+        config = load_model(folder, scheduler=one).scheduler.config
+        assert (config.steps_offset, config.clip_sample) == (1, False)

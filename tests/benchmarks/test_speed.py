@@ -79,7 +79,9 @@ def test_a_part_that_fails_or_hangs_does_not_keep_the_rest_from_running(tmp_path
 def test_parts_are_there(tmp_path: Path) -> None:
     for part in gpu.parts(tmp_path, []):
         name = next(word for word in part.command if word.startswith(("benchmarks.", "tests/")))
-        assert (gpu.ROOT / (name if name.startswith("tests/") else f"{name.replace('.', '/')}.py")).exists()
+        assert (
+            common.ROOT / (name if name.startswith("tests/") else f"{name.replace('.', '/')}.py")
+        ).exists()
 
 
 def test_outcomes_of_tests_are_told_by_name() -> None:

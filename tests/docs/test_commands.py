@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.main import get_command
@@ -135,7 +136,8 @@ def test_what_is_not_run_is_there(page, monkeypatch, capsys):
 def help_of(module: str, first: list[str], monkeypatch, capsys) -> str | None:
     """What a script says of its options, or None where it has none that could be asked for quickly."""
     if module == "benchmarks.quality":
-        command = get_command(quality).commands[first[0]] if first else get_command(quality)
+        command: Any = get_command(quality)
+        command = command.commands[first[0]] if first else command
         return " ".join(option for parameter in command.params for option in parameter.opts)
     scripts = {
         f"benchmarks.{script.__name__.rpartition('.')[2]}": script

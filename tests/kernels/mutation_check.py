@@ -123,7 +123,7 @@ MUTATIONS = [
     *_of(
         "word_relation",
         "finish_kernel",
-        ("sign", "_HELD_BASE - early", "_HELD_BASE + early", 0),
+        ("sign", "early + _HELD_BASE", "_HELD_BASE + early", 0),
         ("index", "word_share + row * tokens + token", "word_share + token", 0),
         ("mask", "wordless = real & (word < 0) & (is_key == 0)", "wordless = real & (is_key == 0)", 0),
     ),

@@ -74,8 +74,8 @@ def _taken(tensor: Tensor, rows: Tensor | None) -> Tensor:
 class SelfAttentionProcessor:
     """Fused self-attention whose queries, keys and values may come from other rows of the batch.
 
-    Taking Q and K from the source row gives the target the source's attention probabilities
-    (Prompt-to-Prompt); taking K and V gives MasaCtrl. No probabilities are formed for either.
+    Q and K of the source row give the target its attention probabilities (Prompt-to-Prompt), which are never formed;
+    K and V give MasaCtrl.
     """
 
     def __init__(self, index: int) -> None:
@@ -109,10 +109,8 @@ class CrossAttentionProcessor:
     """
 
     def __init__(self, index: int, *, level: int, map_weight: float, reports_features: bool) -> None:
-        self.index = index
-        self.level = level
-        self.map_weight = map_weight
-        self.reports_features = reports_features
+        self.index, self.level = index, level
+        self.map_weight, self.reports_features = map_weight, reports_features
 
     def __call__(
         self,

@@ -27,10 +27,9 @@ class ControlError(AdapEditError):
 class Controls:
     """What B rows of one UNet call take from each other. The field names are the graph's input names.
 
-    The five edit tensors come together or not at all: `None` says at graph level that no row of this call is
-    edited, and costs nothing. Each of the self-attention tables may be `None` on its own: then every row uses
-    its own. Whether a field is `None` or says "itself" for a row makes no difference to that row's result,
-    not in one bit.
+    The five edit tensors come together or not at all: `None` says at graph level that no row of this call is edited,
+    and costs nothing. Each self-attention table may be `None` on its own: then every row uses its own. Whether a field
+    is `None` or says "itself" for a row makes no difference to that row's result, not in one bit.
 
     source_row:     [B] int64, the row whose cross-attention maps are taken; a row's own index: not edited.
     token_map:      [B, N, N] float, `token_map[b, i, j]` is the weight of source token i in target token j.
@@ -57,14 +56,7 @@ class Controls:
 
     @classmethod
     def identity(
-        cls,
-        *,
-        batch: int,
-        tokens: int,
-        pixels: int,
-        layers: int,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
+        cls, *, batch: int, tokens: int, pixels: int, layers: int, device: torch.device | str = "cpu"
     ) -> Controls:
         """All tensors present, and every row its own: plain generation for a graph with fixed inputs.
 
@@ -73,13 +65,11 @@ class Controls:
         rows = torch.arange(batch, device=device)
         return cls(
             source_row=rows,
-            token_map=torch.eye(tokens, device=device, dtype=dtype).repeat(batch, 1, 1),
-            own_weight=torch.zeros(batch, tokens, device=device, dtype=dtype),
-            spatial_weight=torch.zeros(batch, tokens, device=device, dtype=dtype),
-            spatial_map=torch.ones(batch, pixels, device=device, dtype=dtype),
-            self_query_row=rows.repeat(layers, 1),
-            self_key_row=rows.repeat(layers, 1),
-            self_value_row=rows.repeat(layers, 1),
+            token_map=torch.eye(tokens, device=device, dtype=torch.float32).repeat(batch, 1, 1),
+            own_weight=torch.zeros(batch, tokens, device=device, dtype=torch.float32),
+            spatial_weight=torch.zeros(batch, tokens, device=device, dtype=torch.float32),
+            spatial_map=torch.ones(batch, pixels, device=device, dtype=torch.float32),
+            **{name: rows.repeat(layers, 1) for name in SELF_NAMES},
         )
 
     def validate(self, *, batch: int, tokens: int, pixels: int, layers: int) -> None:
@@ -87,9 +77,7 @@ class Controls:
         given = [name for name in EDIT_NAMES if getattr(self, name) is not None]
         if given and len(given) != len(EDIT_NAMES):
             missing = ", ".join(name for name in EDIT_NAMES if name not in given)
-            raise ControlError(
-                f"controls lack {missing}: give all of {', '.join(EDIT_NAMES)}, or none of them"
-            )
+            raise ControlError(f"controls lack {missing}: give all of {', '.join(EDIT_NAMES)}, or none")
         wanted = {
             "source_row": (batch,),
             "token_map": (batch, tokens, tokens),

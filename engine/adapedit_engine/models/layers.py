@@ -61,8 +61,7 @@ class ModelSpecs:
     self_layers, cross_layers: in execution order; the first gives L of the self-attention controls.
     map_level:                 halvings of the latent side at the map resolution.
     feature_channels:          V of `visual_features`.
-    halving_pad:               1 where an odd side is rounded up when it is halved, 0 where it is rounded
-                               down.
+    halving_pad:               1 where an odd side is rounded up when it is halved, 0 where it is rounded down.
     """
 
     in_channels: int
@@ -170,9 +169,7 @@ def _check_attention(name: str, attn: Any) -> None:
     }
     for setting, present in oddities.items():
         if present:
-            raise UnsupportedModelError(
-                f"{name} has {setting} set, which the control processors do not reproduce"
-            )
+            raise UnsupportedModelError(f"{name} has {setting} set, which control processors don't reproduce")
 
 
 def resolve_map_level(cross_layers: tuple[LayerSpec, ...], map_divisor: int | None) -> int:

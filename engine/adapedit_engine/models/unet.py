@@ -25,10 +25,9 @@ OUTPUT_NAMES = ("noise_pred", "cross_attention_maps", "visual_features")
 
 
 class UNetOutput(NamedTuple):
-    """noise_pred [B, C, h, w]; cross_attention_maps [B, P, N] float32; visual_features [B, P, V].
+    """noise_pred [B, C, h, w]; cross_attention_maps [B, P, N] float32; visual_features [B, P, V]; None: not asked for.
 
-    The maps are each row's own, before any edit, averaged over heads and over the layers at the map
-    resolution. The last two are `None` when they were not asked for.
+    The maps are each row's own, before any edit, averaged over heads and over the layers at the map resolution.
     """
 
     noise_pred: Tensor
@@ -39,16 +38,12 @@ class UNetOutput(NamedTuple):
 class ControlledUNet(nn.Module):
     """A `UNet2DConditionModel` of the Stable Diffusion 1.x or 2.x family, driven by `Controls`.
 
-    The wrapped model's own processors are in place whenever none of `forward`, `attached` and
-    `controlled_attention` is running. A single call attaches by itself; around many calls, an export or a
-    compilation use `attached()`.
+    A single call attaches by itself; around many calls, an export or a compilation use `attached()`. Otherwise the
+    wrapped model has its own processors. Differentiable: where gradients are wanted nothing is detached or in place.
 
-    Two rules hold, bit for bit, on one batch shape: `noise_pred` does not depend on whether maps are asked
-    for, and a row that takes nothing from others does not depend on whether other rows do, nor on whether
-    that is said by `None` or by its own row number. So the source of an edit is the plain generation of its
-    prompt.
-
-    Differentiable: where gradients are wanted nothing is detached or done in place.
+    Two rules hold, bit for bit, on one batch shape: `noise_pred` does not depend on whether maps are asked for; and a
+    row that takes nothing from others does not depend on whether other rows do, nor on whether that is said by `None`
+    or by its own row number. So the source of an edit is the plain generation of its prompt.
     """
 
     def __init__(self, unet: nn.Module, *, map_divisor: int | None = None) -> None:
@@ -80,11 +75,9 @@ class ControlledUNet(nn.Module):
         # Shares of an average, so that the layers' sum is the average and nothing is left to be divided.
         share = 1 / sum(layer.level == map_level for layer in cross_layers)
         for i, layer in enumerate(cross_layers):
+            weight = share if layer.level == map_level else 0.0
             processor = CrossAttentionProcessor(
-                i,
-                level=layer.level,
-                map_weight=share if layer.level == map_level else 0.0,
-                reports_features=i == features,
+                i, level=layer.level, map_weight=weight, reports_features=i == features
             )
             pairs.append((unet.get_submodule(layer.name), processor))
         self._pairs = tuple(pairs)
@@ -112,11 +105,10 @@ class ControlledUNet(nn.Module):
         capture: bool = True,
         self_layers: Mapping[str, tuple[int, ...]] | None = None,
     ) -> UNetOutput:
-        """One prediction for B rows.
+        """One prediction for B rows. Raises `ControlError` before any work where something does not fit.
 
-        sample [B, C_in, h, w]; timestep [B], each row's own; encoder_hidden_states [B, N, D] or, in its
-        place, `projected`: what `project` made of it. self_layers: see `AttentionCall`.
-        Raises `ControlError` before any work where something does not fit.
+        sample [B, C_in, h, w]; timestep [B], each row's own; encoder_hidden_states [B, N, D] or, in its place,
+        `projected`: what `project` made of it. self_layers: see `AttentionCall`.
         """
         controls = Controls() if controls is None else controls
         if not torch.compiler.is_compiling():
@@ -152,12 +144,10 @@ class ControlledUNet(nn.Module):
         if controls.spatial_map is None:
             return {}
         picture = controls.spatial_map.unflatten(1, self.specs.map_size(height, width)).unsqueeze(1)
-        resized = {}
+        resized = {self.specs.map_level: controls.spatial_map}
         for level in self.specs.levels:
-            size = self.specs.size_at(level, height, width)
-            if level == self.specs.map_level:
-                resized[level] = controls.spatial_map
-            else:
+            if level not in resized:
+                size = self.specs.size_at(level, height, width)
                 resized[level] = F.interpolate(picture, size, mode="bilinear", align_corners=False).flatten(1)
         return resized
 
@@ -181,9 +171,8 @@ class ControlledUNet(nn.Module):
             if text.ndim != 3 or text.shape[0] != batch or text.shape[2] != specs.text_channels:
                 raise _misfit("encoder_hidden_states", text, f"({batch}, tokens, {specs.text_channels})")
             if text.dtype != sample.dtype and not torch.is_autocast_enabled(sample.device.type):
-                raise ControlError(
-                    f"encoder_hidden_states is {text.dtype} and sample is {sample.dtype}: cast one"
-                )
+                dtypes = f"encoder_hidden_states is {text.dtype} and sample is {sample.dtype}"
+                raise ControlError(f"{dtypes}: cast one")
         pairs = projected or ()
         if projected is not None and [len(key) for key, _ in pairs] != [batch] * len(specs.cross_layers):
             wanted = f"{len(specs.cross_layers)} pairs of {batch} rows"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
@@ -82,12 +81,7 @@ class Runner(Protocol):
 
     def __enter__(self) -> Runner: ...
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None: ...
+    def __exit__(self, *error: Any) -> None: ...
 
     def condition(self, encoder_hidden_states: Tensor) -> dict[str, Tensor]:
         """The inputs that depend on the prompt alone, [rows, ...] each: keys and values of every layer."""
@@ -111,23 +105,26 @@ class Runner(Protocol):
 
 def why_not(name: str) -> str | None:
     """What keeps the bundle runner `name` from running here, and how to mend it; None where nothing does."""
-    reason: str | None = _file(name).why_not(name)
-    return reason
+    return _file(name).why_not(name)
+
+
+def why_no_gpu(then: str) -> str | None:
+    """What keeps GPU runners from running here; None where nothing does. then: what is to be installed as well."""
+    if torch.cuda.is_available():
+        return None
+    return f"needs an NVIDIA GPU and a CUDA build of torch, which are not here; then {then}"
 
 
 def open_bundle_runner(bundle: Bundle, name: str = "onnxruntime") -> BundleRunner:
     """The runner `name` over a bundle. Raises `RunnerError` where it is unknown or can't run here."""
-    if name in CHECKPOINT_RUNNERS:
-        raise RunnerError(
-            f"runner {name!r} runs checkpoints, and {bundle.folder} is a bundle; "
-            f"use one of: {', '.join(BUNDLE_RUNNERS)}"
-        )
     if name not in BUNDLE_RUNNERS:
-        raise RunnerError(f"there is no runner {name!r}; use one of: {', '.join(BUNDLE_RUNNERS)}")
+        what = f"there is no runner {name!r}"
+        if name in CHECKPOINT_RUNNERS:
+            what = f"runner {name!r} runs checkpoints, and {bundle.folder} is a bundle"
+        raise RunnerError(f"{what}; use one of: {', '.join(BUNDLE_RUNNERS)}")
     if (reason := why_not(name)) is not None:
         raise RunnerError(f"runner {name!r} was asked for and can't run here: it {reason}")
-    runner: BundleRunner = _file(name).open_bundle(bundle, name)
-    return runner
+    return _file(name).open_bundle(bundle, name)
 
 
 def _file(name: str) -> Any:

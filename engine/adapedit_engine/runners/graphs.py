@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from types import TracebackType
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -16,11 +15,7 @@ from adapedit_engine.manifest import GraphSpec, TensorSpec
 from adapedit_engine.models.layers import ModelSpecs
 from adapedit_engine.runners.base import Capabilities, RunnerError
 
-DTYPES = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "int64": torch.int64,
-}
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "int64": torch.int64}
 
 
 class Session(Protocol):
@@ -80,22 +75,17 @@ class BundleRunner:
         """Load the UNet unless it is. May be nested."""
         with self._locks["unet"]:
             self._session("unet")
-        stack = ExitStack()
-        stack.enter_context(self.around())
-        self._entered.stacks.append(stack)
+        block = self.around()
+        block.__enter__()
+        self._entered.blocks.append(block)
         with self._counting:
             self._open += 1
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: Any) -> None:
         with self._counting:
             self._open -= 1
-        self._entered.stacks.pop().close()
+        self._entered.blocks.pop().__exit__(None, None, None)
 
     def around(self) -> AbstractContextManager[None]:
         """What a thread is in while it has the runner open, or runs a small graph."""
@@ -171,7 +161,7 @@ class _Entered(threading.local):
     """The blocks that each thread is in."""
 
     def __init__(self) -> None:
-        self.stacks: list[ExitStack] = []
+        self.blocks: list[AbstractContextManager[None]] = []
 
 
 class Buffers:
@@ -186,21 +176,17 @@ class Buffers:
         """The buffer of output `name`, where the named sides have these sizes."""
         spec = self._outputs[name]
         shape = tuple(side if isinstance(side, int) else sizes[side] for side in spec.shape)
-        held = self._held.get((name, shape))
-        if held is None:
-            held = torch.empty(shape, dtype=DTYPES[spec.dtype], device=self._device)
-            self._held[name, shape] = held
-        return held
+        if (name, shape) not in self._held:
+            self._held[name, shape] = torch.empty(shape, dtype=DTYPES[spec.dtype], device=self._device)
+        return self._held[name, shape]
 
 
 class OwnStream:
     """A CUDA stream of its own for a library that runs graphs beside PyTorch.
 
-    PyTorch's usual stream is CUDA's default one, whose handle is 0: ONNX Runtime takes that for "none given" and makes
-    one of its own, which nothing waits for, and no work on it can be captured as a graph. Work here begins after what
-    PyTorch has queued, and what PyTorch queues next begins after it; nothing waits on the host.
-
-    cuda: `torch.cuda`, or what stands in for it.
+    PyTorch's usual one has the handle 0: ONNX Runtime takes that for "none given" and makes one of its own, which
+    nothing waits for, and no work on it can be captured as a graph. Work here begins after what PyTorch has queued, and
+    what PyTorch queues next begins after it; nothing waits on the host. cuda: `torch.cuda`, or what stands in for it.
     """
 
     def __init__(self, device: torch.device, cuda: Any = torch.cuda) -> None:
@@ -255,10 +241,10 @@ def _check_tensor(graph: str, spec: TensorSpec, given: Tensor, sizes: dict[str, 
     for got, side in zip(given.shape, spec.shape, strict=False):
         fits = fits and got == (side if isinstance(side, int) else sizes.setdefault(side, got))
     if not fits:
-        said = f" with {', '.join(f'{name} = {size}' for name, size in sizes.items())}" if sizes else ""
-        raise RunnerError(
-            f"{graph}: input {spec.name!r} has shape {tuple(given.shape)}, wanted {_shown(spec)}{said}"
-        )
+        wanted = _shown(spec)
+        if sizes:
+            wanted += f" with {', '.join(f'{name} = {size}' for name, size in sizes.items())}"
+        raise RunnerError(f"{graph}: input {spec.name!r} has shape {tuple(given.shape)}, wanted {wanted}")
 
 
 def _shown(spec: TensorSpec) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from adapedit_engine.bundle import Bundle, check_graph
 from adapedit_engine.manifest import GraphSpec
-from adapedit_engine.runners.base import Capabilities, RunnerError
+from adapedit_engine.runners.base import Capabilities, RunnerError, why_no_gpu
 from adapedit_engine.runners.graphs import DTYPES, Buffers, BundleRunner, OwnStream, check_call
 
 RTX_PACKAGE = "onnxruntime_ep_nv_tensorrt_rtx"
@@ -63,17 +63,17 @@ def why_not(runner: str) -> str | None:
     provider = PROVIDERS[runner]
     if importlib.util.find_spec("onnxruntime") is None:
         return f"needs the package onnxruntime; {provider.install}"
-    if provider.device == "cuda" and not torch.cuda.is_available():
-        return f"needs an NVIDIA GPU and a CUDA build of torch, which are not here; then {provider.install}"
+    if provider.device == "cuda" and (reason := why_no_gpu(provider.install)) is not None:
+        return reason
     if provider.name == RTX_PROVIDER:
         missing = importlib.util.find_spec(RTX_PACKAGE) is None
         return f"needs the package {RTX_PACKAGE}; {provider.install}" if missing else None
     import onnxruntime
 
-    if provider.name not in onnxruntime.get_available_providers():
-        there = ", ".join(onnxruntime.get_available_providers())
-        return f"needs {provider.name}, this onnxruntime has {there}; {provider.install}"
-    return None
+    there = onnxruntime.get_available_providers()
+    if provider.name in there:
+        return None
+    return f"needs {provider.name}, this onnxruntime has {', '.join(there)}; {provider.install}"
 
 
 def open_bundle(bundle: Bundle, runner: str) -> OnnxRuntimeRunner:
@@ -85,10 +85,9 @@ class OnnxRuntimeRunner(BundleRunner):
     """Graphs of a bundle in ONNX Runtime, each in a session of its own."""
 
     def __init__(self, bundle: Bundle, name: str) -> None:
-        provider, threads, rows = PROVIDERS[name], torch.get_num_threads(), bundle.manifest.rows
-        capabilities = Capabilities(
-            rows=None if rows is None else (rows,), all_controls=True, capture=provider.capture
-        )
+        provider, threads = PROVIDERS[name], torch.get_num_threads()
+        rows = None if bundle.manifest.rows is None else (bundle.manifest.rows,)
+        capabilities = Capabilities(rows=rows, all_controls=True, capture=provider.capture)
 
         def load(graph: str) -> OnnxRuntimeSession:
             return OnnxRuntimeSession(bundle, graph, name, threads=threads)
@@ -97,8 +96,7 @@ class OnnxRuntimeRunner(BundleRunner):
 
     @contextmanager
     def around(self) -> Iterator[None]:
-        """On the CPU torch gets one thread: its threads go on spinning after each small operation, on the cores that
-        the graph wants."""
+        """On the CPU torch gets one thread: more would go on spinning on the cores that the graph wants."""
         before = torch.get_num_threads()
         if self.device.type != "cpu" or before == 1:
             yield
@@ -201,9 +199,8 @@ def _load(path: Path, provider: Provider, threads: int | None, own: OwnStream | 
     options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
         if provider.name == RTX_PROVIDER:
-            options.add_provider_for_devices(
-                _rtx_devices(onnxruntime), {"nv_runtime_cache_path": str(path.parent)}
-            )
+            settings = {"nv_runtime_cache_path": str(path.parent)}
+            options.add_provider_for_devices(_rtx_devices(onnxruntime), settings)
             return onnxruntime.InferenceSession(str(path), options)
         chosen = [(provider.name, _provider_options(provider, own))]
         return onnxruntime.InferenceSession(str(path), options, providers=chosen)
@@ -230,9 +227,7 @@ def _rtx_devices(onnxruntime: Any) -> list[Any]:
         onnxruntime.register_execution_provider_library(RTX_PROVIDER, package.get_library_path())
         there = [device for device in onnxruntime.get_ep_devices() if device.ep_name == RTX_PROVIDER]
     if not there:
-        raise RunnerError(
-            f"{RTX_PROVIDER} finds no device that it runs on: it needs an NVIDIA RTX GPU and its driver"
-        )
+        raise RunnerError(f"{RTX_PROVIDER} finds no device: it needs an NVIDIA RTX GPU and its driver")
     return there[:1]
 
 

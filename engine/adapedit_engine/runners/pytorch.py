@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from shutil import which
-from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -32,8 +31,7 @@ class PyTorchRunner:
     def __init__(self, unet: nn.Module, *, map_divisor: int | None = None) -> None:
         """See `ControlledUNet`. Raises `UnsupportedModelError` for a UNet that can't be controlled."""
         self.controlled = ControlledUNet(unet, map_divisor=map_divisor)
-        layers = range(len(self.specs.cross_layers))
-        self._prompt = tuple((f"key_{i}", f"value_{i}") for i in layers)
+        self._prompt = tuple((f"key_{i}", f"value_{i}") for i in range(len(self.specs.cross_layers)))
         self._wanted = (*CALL_NAMES, *(name for pair in self._prompt for name in pair))
         self._open: list[AbstractContextManager[ControlledUNet]] = []
         self._opening = threading.Lock()
@@ -62,12 +60,7 @@ class PyTorchRunner:
             self._open.append(block)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: Any) -> None:
         with self._opening:
             self._open.pop().__exit__(None, None, None)
 

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from adapedit_engine.bundle import PLANS_FOLDER, Bundle, BundleError, check_graph, find_plan, read_plan
 from adapedit_engine.manifest import GraphSpec, PlanKey, PlanRecord
-from adapedit_engine.runners.base import Capabilities, RunnerError
+from adapedit_engine.runners.base import Capabilities, RunnerError, why_no_gpu
 from adapedit_engine.runners.graphs import Buffers, BundleRunner, OwnStream, check_call
 
 RTX_BINDINGS = "tensorrt_rtx_bindings"
@@ -37,6 +37,11 @@ class Flavour:
     modules: tuple[str, ...]
     builds: bool
     install: str
+
+    @property
+    def installed(self) -> str | None:
+        """The first of its modules that is there."""
+        return next((name for name in self.modules if find_spec(name) is not None), None)
 
 
 FLAVOURS = {
@@ -72,7 +77,7 @@ class TensorRT:
 def why_not_load(flavour: str) -> str | None:
     """What keeps a flavour from loading, and how to mend it; None where nothing does."""
     kind = FLAVOURS[flavour]
-    if not any(find_spec(name) is not None for name in kind.modules):
+    if not kind.installed:
         return f"needs the package {kind.modules[0]}; {kind.install}"
     try:
         load(flavour)
@@ -87,24 +92,23 @@ def load(flavour: str) -> TensorRT:
     kind = FLAVOURS.get(flavour)
     if kind is None:
         raise RunnerError(f"there is no TensorRT {flavour!r}; use one of: {', '.join(FLAVOURS)}")
-    for name in kind.modules:
-        if find_spec(name) is None:
-            continue
-        try:
-            if name == RTX_BINDINGS:
-                _preload_rtx()
-            module = importlib.import_module(name)
-        except (ImportError, OSError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise RunnerError(f"{name} is installed but does not load ({reason}); {kind.install}") from error
-        return TensorRT(flavour=flavour, module=module, version=module.__version__)
-    raise RunnerError(f"{flavour} is not installed; {kind.install}")
+    name = kind.installed
+    if name is None:
+        raise RunnerError(f"{flavour} is not installed; {kind.install}")
+    try:
+        if name == RTX_BINDINGS:
+            _preload_rtx()
+        module = importlib.import_module(name)
+    except (ImportError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RunnerError(f"{name} is installed but does not load ({reason}); {kind.install}") from error
+    return TensorRT(flavour=flavour, module=module, version=module.__version__)
 
 
 def load_builder() -> TensorRT:
     """The first flavour that is installed and builds plans: the full library before RTX."""
     for flavour, kind in FLAVOURS.items():
-        if kind.builds and any(find_spec(name) is not None for name in kind.modules):
+        if kind.builds and kind.installed:
             return load(flavour)
     hints = " or ".join(kind.install for kind in FLAVOURS.values() if kind.builds)
     raise RunnerError(f"no TensorRT that builds plans is installed; {hints}")
@@ -125,28 +129,26 @@ def _preload_rtx() -> None:
 
 
 class Messages:
-    """What a library says from now on, so that an error can name its cause."""
+    """What a library says from now on, so that an error can name its cause.
+
+    activation_bytes: device memory between the layers, of the largest profile, as the builder planned it.
+    """
 
     def __init__(self, tensorrt: TensorRT) -> None:
         self._said: list[str] = []
-        self._memory = 0
+        self.activation_bytes = 0
         self.logger, listener = _logger(tensorrt)
         listener[:] = [self._hear]
 
-    def first(self, otherwise: str = "no reason was given") -> str:
+    def first(self) -> str:
         """The first error, in a line of moderate length."""
-        return self._said[0][:400] if self._said else otherwise
-
-    @property
-    def activation_bytes(self) -> int:
-        """Device memory for what lies between the layers, of the largest profile, as the builder planned it."""
-        return self._memory
+        return self._said[0][:400] if self._said else "no reason was given"
 
     def _hear(self, serious: bool, message: str) -> None:
         if serious:
             self._said.append(" ".join(message.split()))
         elif found := ACTIVATION.search(message):
-            self._memory = max(self._memory, int(found[1]))
+            self.activation_bytes = max(self.activation_bytes, int(found[1]))
 
 
 @lru_cache
@@ -169,12 +171,7 @@ def _logger(tensorrt: TensorRT) -> tuple[Any, list[Callable[[bool, str], None]]]
 
 def why_not(runner: str) -> str | None:
     """What keeps `runner` from running here, and how to mend it; None where nothing does."""
-    if not torch.cuda.is_available():
-        return (
-            "needs an NVIDIA GPU and a CUDA build of torch, which are not here; "
-            f"then {FLAVOURS[runner].install}"
-        )
-    return why_not_load(runner)
+    return why_no_gpu(FLAVOURS[runner].install) or why_not_load(runner)
 
 
 def open_bundle(bundle: Bundle, runner: str) -> BundleRunner:
@@ -184,24 +181,17 @@ def open_bundle(bundle: Bundle, runner: str) -> BundleRunner:
     """
     tensorrt = load(runner)
     major, minor = torch.cuda.get_device_capability()
+    gpu, library = f"{major}.{minor}", {"family": tensorrt.family, "version": tensorrt.version}
 
     def find(graph: str) -> PlanRecord:
-        return find_plan(
-            bundle,
-            graph,
-            family=tensorrt.family,
-            version=tensorrt.version,
-            compute_capability=f"{major}.{minor}",
-        )
+        return find_plan(bundle, graph, **library, compute_capability=gpu)
 
-    capabilities = Capabilities(
-        rows=rows_of(find("unet").key),
-        all_controls=True,
-        capture="own" if runner == "tensorrt-rtx" else "step",
-    )
-    return BundleRunner(
-        bundle, runner, lambda graph: TensorRTSession(bundle, find(graph), tensorrt), "cuda", capabilities
-    )
+    def load_graph(graph: str) -> TensorRTSession:
+        return TensorRTSession(bundle, find(graph), tensorrt)
+
+    capture: Literal["own", "step"] = "own" if runner == "tensorrt-rtx" else "step"
+    capabilities = Capabilities(rows=rows_of(find("unet").key), all_controls=True, capture=capture)
+    return BundleRunner(bundle, runner, load_graph, "cuda", capabilities)
 
 
 def rows_of(key: PlanKey) -> tuple[int, ...]:
@@ -216,9 +206,8 @@ def deserialise(tensorrt: TensorRT, plan: bytes, name: str) -> Any:
     runtime = tensorrt.module.Runtime(messages.logger)
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
-        raise RunnerError(
-            f"{name} is no plan that {tensorrt.flavour} {tensorrt.version} loads: {messages.first()}"
-        )
+        library = f"{tensorrt.flavour} {tensorrt.version}"
+        raise RunnerError(f"{name} is no plan that {library} loads: {messages.first()}")
     return engine
 
 
@@ -269,12 +258,10 @@ class TensorRTSession:
     def _context(self, shapes: dict[str, tuple[int, ...]], stream: int) -> Any:
         profile = self.record.key.profile_of(shapes)
         if profile is None:
-            ranges = [
-                f"{low[0]} to {high[0]}"
-                for low, _, high in (p[self._first] for p in self.record.key.profiles)
-            ]
+            first, key = self.spec.inputs[0].name, self.record.key
+            ranges = [f"{low[0]} to {high[0]}" for low, _, high in (p[first] for p in key.profiles)]
             raise RunnerError(
-                f"{self.graph}: {shapes[self._first][0]} rows, this plan ({self.record.key.workload}) takes "
+                f"{self.graph}: {shapes[first][0]} rows, this plan ({key.workload}) takes "
                 f"{', '.join(ranges)}; build one for another workload with: adapedit build"
             )
         if profile not in self._contexts:
@@ -282,10 +269,6 @@ class TensorRTSession:
             context.set_optimization_profile_async(profile, stream)
             self._contexts[profile] = context
         return self._contexts[profile]
-
-    @property
-    def _first(self) -> str:
-        return self.spec.inputs[0].name
 
     def _new_context(self) -> Any:
         if self._tensorrt.flavour != "tensorrt-rtx":
@@ -310,15 +293,12 @@ def check_engine(engine: Any, spec: GraphSpec, record: PlanRecord) -> None:
         found[kind][name] = engine.get_tensor_dtype(name).name, tuple(engine.get_tensor_shape(name))
     where, mend = f"plan {record.file_name}", "build it again: adapedit build"
     check_graph(where, spec, found, mend=mend)
-    profiles = record.key.profiles
-    if engine.num_optimization_profiles != len(profiles):
-        raise BundleError(
-            f"{where} has {engine.num_optimization_profiles} profiles, wanted {len(profiles)}; {mend}"
-        )
+    profiles, count = record.key.profiles, engine.num_optimization_profiles
+    if count != len(profiles):
+        raise BundleError(f"{where} has {count} profiles, wanted {len(profiles)}; {mend}")
     for index, profile in enumerate(profiles):
         for name, shapes in profile.items():
             got = tuple(tuple(shape) for shape in engine.get_tensor_profile_shape(name, index))
             if got != shapes:
-                raise BundleError(
-                    f"{where} takes {name} in profile {index} as {got}, wanted {shapes}; {mend}"
-                )
+                what = f"{name} in profile {index} as {got}, wanted {shapes}"
+                raise BundleError(f"{where} takes {what}; {mend}")

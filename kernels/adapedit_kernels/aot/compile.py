@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import subprocess
@@ -47,10 +48,10 @@ def compile_all(variants: Iterable[Variant], targets: Iterable[int], jobs: int =
     """Compile each variant for each target, in that order, with ``jobs`` processes."""
     work = [(variant, target) for variant in variants for target in targets]
     if jobs <= 1:
-        yield from map(_compile_pair, work)
+        yield from itertools.starmap(compile_one, work)
         return
     with ProcessPoolExecutor(jobs, mp_context=get_context("fork")) as pool:
-        yield from pool.map(_compile_pair, work)
+        yield from pool.map(compile_one, *zip(*work, strict=True))
 
 
 def compile_one(variant: Variant, target: int) -> Binary:
@@ -107,10 +108,6 @@ def _compile(variant: Variant, target: int, options: dict[str, int]) -> Binary:
         spilled=_spilled(ptx, target) if stack else 0,
         shared=facts.shared,
     )
-
-
-def _compile_pair(pair: tuple[Variant, int]) -> Binary:
-    return compile_one(*pair)
 
 
 def _tool(name: str) -> str:

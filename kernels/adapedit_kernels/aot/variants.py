@@ -32,9 +32,15 @@ KERNELS: Mapping[str, Any] = {
 }
 
 _TRITON_NAMES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
-_INTEGER_POINTERS = {"source_row", "guidance_rows", "blend_source", "word_of_token"}
-_BOOL_POINTERS = {"key_tokens", "relative", "centre", "released"}
-_FLOATS = {"exponent_scale", "map_scale"}
+_ARGUMENTS = {
+    "*i64": "source_row guidance_rows blend_source word_of_token",
+    "*i1": "key_tokens relative centre released",
+    "fp32": "exponent_scale map_scale",
+    "*fp32": "token_map own_weight spatial_weight spatial_map map_sum guidance_weights sample_weight "
+    "output_weight noise_weight blend_mask mean key_embedding lambda_spatial out maps features embedding "
+    "lambda_tau threshold temperature relation word_steps word_share default_steps",
+}
+_TYPES = {name: kind for kind, names in _ARGUMENTS.items() for name in names.split()}  # all others are i32
 _STRIDE_UNIT = 8  # elements; half-precision rows then load 16 bytes at a time
 _MANY_PIXELS, _FEW_PIXELS = 1024, 1  # the two sides of the border in choose_tile
 
@@ -66,20 +72,7 @@ class Variant:
             return "constexpr"
         if argument in self.dtypes:
             return "*" + _TRITON_NAMES[self.dtypes[argument]]
-        if argument in _INTEGER_POINTERS:
-            return "*i64"
-        if argument in _BOOL_POINTERS:
-            return "*i1"
-        if argument in _FLOATS:
-            return "fp32"
-        return "*fp32" if argument in _FLOAT_POINTERS else "i32"
-
-
-_FLOAT_POINTERS = set(
-    "token_map own_weight spatial_weight spatial_map map_sum guidance_weights sample_weight output_weight "
-    "noise_weight blend_mask mean key_embedding lambda_spatial out maps features embedding lambda_tau threshold "
-    "temperature relation word_steps word_share default_steps".split()
-)
+        return _TYPES.get(argument, "i32")
 
 
 def all_variants() -> tuple[Variant, ...]:

@@ -15,11 +15,10 @@ from torch import Tensor
 
 from adapedit_kernels.dispatch import (
     FLOATING,
-    check_dtype,
+    INTEGER,
     check_last_stride,
     check_rows,
-    check_same_device,
-    check_shape,
+    check_tensors,
     implementation_for,
     operator_implementation,
 )
@@ -33,12 +32,13 @@ MAX_TOKENS = 128
 
 _NAME = "edited_attention"
 _CONTROLS = {
-    "source_row": "[B]",
-    "token_map": "[B, N, N]",
-    "own_weight": "[B, N]",
-    "spatial_weight": "[B, N]",
-    "spatial_map": "[B, P]",
+    "source_row": "B",
+    "token_map": "B N N",
+    "own_weight": "B N",
+    "spatial_weight": "B N",
+    "spatial_map": "B P",
 }
+_Tensors = tuple[Tensor, Tensor, Tensor, list[Tensor]]  # query, key, value and the controls
 
 
 def edited_attention(
@@ -91,13 +91,14 @@ def edited_attention(
     """
     scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
     controls = _controls(edited, source_row, token_map, own_weight, spatial_weight, spatial_map)
+    tensors = (query, key, value, controls)
     chosen = implementation_for(_NAME, implementation, query, key, value)
     if chosen == "triton":
-        return _operated(query, key, value, controls, map_sum, map_weight, scale, check_values)
-    check_arguments(query, key, value, controls, map_sum, check_values=check_values, chosen=chosen)
+        return _operated(tensors, map_sum, map_weight, scale, check_values)
+    check_arguments(*tensors, map_sum, check_values=check_values, chosen=chosen)
     if not controls and map_sum is None:
         return F.scaled_dot_product_attention(query, key, value, scale=scale)
-    return _run(query, key, value, controls, map_sum, map_weight, scale, chosen)
+    return _by_reference(tensors, map_sum, map_weight, scale)
 
 
 def edited_attention_with_maps(
@@ -146,14 +147,15 @@ def edited_attention_with_maps(
         )
     scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
     controls = _controls(edited, source_row, token_map, own_weight, spatial_weight, spatial_map)
+    tensors = (query, key, value, controls)
     chosen = implementation_for(_NAME, implementation, query, key, value, map_sum)
     if chosen == "triton":
         if map_sum is None and maps:
             shape = (query.shape[0], query.shape[2], key.shape[2])
             map_sum = torch.zeros(shape, dtype=torch.float32, device=query.device)
-        return _operated(query, key, value, controls, map_sum, map_weight, scale, check_values), map_sum
-    check_arguments(query, key, value, controls, map_sum, check_values=check_values, chosen=chosen)
-    out, own = reference.edited_attention_with_maps(query, key, value, controls, scale=scale, maps=maps)
+        return _operated(tensors, map_sum, map_weight, scale, check_values), map_sum
+    check_arguments(*tensors, map_sum, check_values=check_values, chosen=chosen)
+    out, own = reference.edited_attention_with_maps(*tensors, scale=scale, maps=maps)
     if own is None:
         return out, None
     if map_sum is not None:
@@ -166,22 +168,17 @@ def _controls(edited: bool, *controls: Tensor | None) -> list[Tensor]:
     given: list[Tensor] = []
     for (name, axes), control in zip(_CONTROLS.items(), controls if edited else (), strict=edited):
         if control is None:
-            raise AdapEditError(f"{_NAME}: {name} is None, wanted {axes}; give all controls or edited=False")
+            wanted = axes.replace(" ", ", ")
+            raise AdapEditError(
+                f"{_NAME}: {name} is None, wanted [{wanted}]; give all controls or edited=False"
+            )
         given.append(control)
     return given
 
 
 def _operated(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    controls: list[Tensor],
-    map_sum: Tensor | None,
-    map_weight: float,
-    scale: float,
-    check_values: bool,
+    tensors: _Tensors, map_sum: Tensor | None, map_weight: float, scale: float, check_values: bool
 ) -> Tensor:
-    tensors = (query, key, value, controls)
     if map_sum is None:
         out = edited_attention_operator(*tensors, scale, check_values)
     else:
@@ -189,7 +186,15 @@ def _operated(
     return out.transpose(1, 2)
 
 
-def _run(
+def _by_reference(tensors: _Tensors, map_sum: Tensor | None, map_weight: float, scale: float) -> Tensor:
+    """The reference, [B, H, P, D]; adds to ``map_sum`` in place."""
+    out, maps = reference.edited_attention_with_maps(*tensors, scale=scale, maps=map_sum is not None)
+    if map_sum is not None and maps is not None:
+        map_sum.add_(maps.detach(), alpha=map_weight)
+    return out
+
+
+def _operate(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -197,43 +202,33 @@ def _run(
     map_sum: Tensor | None,
     map_weight: float,
     scale: float,
-    chosen: str,
+    check_values: bool,
 ) -> Tensor:
-    """[B, H, P, D]; adds to ``map_sum`` in place."""
-    if chosen == "triton":
-        from adapedit_kernels.edited_attention.triton import launch
+    """What both operators do: [B, P, H, D]."""
+    chosen = operator_implementation(query)
+    check_arguments(query, key, value, controls, map_sum, check_values=check_values, chosen=chosen)
+    if chosen == "reference":
+        out = _by_reference((query, key, value, controls), map_sum, map_weight, scale)
+        return out.transpose(1, 2).contiguous()
+    from adapedit_kernels.edited_attention.triton import launch
 
-        return launch(query, key, value, controls, map_sum, map_weight, scale).transpose(1, 2)
-    wanted = map_sum is not None
-    out, maps = reference.edited_attention_with_maps(query, key, value, controls, scale=scale, maps=wanted)
-    if map_sum is not None and maps is not None:
-        map_sum.add_(maps.detach(), alpha=map_weight)
-    return out
+    return launch(query, key, value, controls, map_sum, map_weight, scale)
 
 
 @torch.library.custom_op("adapedit_kernels::edited_attention", mutates_args=())
 def edited_attention_operator(
     query: Tensor, key: Tensor, value: Tensor, controls: list[Tensor], scale: float, check_values: bool
 ) -> Tensor:
-    chosen = operator_implementation(query)
-    check_arguments(query, key, value, controls, None, check_values=check_values, chosen=chosen)
-    return _run(query, key, value, controls, None, 1.0, scale, chosen).transpose(1, 2).contiguous()
+    return _operate(query, key, value, controls, None, 1.0, scale, check_values)
 
 
-@torch.library.custom_op("adapedit_kernels::edited_attention_maps", mutates_args=("map_sum",))
-def edited_attention_maps_operator(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    controls: list[Tensor],
-    map_sum: Tensor,
-    map_weight: float,
-    scale: float,
-    check_values: bool,
-) -> Tensor:
-    chosen = operator_implementation(query)
-    check_arguments(query, key, value, controls, map_sum, check_values=check_values, chosen=chosen)
-    return _run(query, key, value, controls, map_sum, map_weight, scale, chosen).transpose(1, 2).contiguous()
+edited_attention_maps_operator = torch.library.custom_op(
+    "adapedit_kernels::edited_attention_maps",
+    _operate,
+    mutates_args=("map_sum",),
+    schema="(Tensor query, Tensor key, Tensor value, Tensor[] controls, Tensor(a!) map_sum, float map_weight, "
+    "float scale, bool check_values) -> Tensor",
+)
 
 
 @edited_attention_operator.register_fake
@@ -257,33 +252,27 @@ def check_arguments(
 
     controls: source row, token map, own weight, spatial weight and spatial map; none where no row is edited.
     """
-    check_shape(_NAME, "query", query, (None, None, None, None), "[B, H, P, D]")
-    batch, heads, pixels, width = query.shape
-    check_shape(_NAME, "key", key, (batch, heads, None, width), "[B, H, N, D]")
-    tokens = key.shape[2]
-    check_shape(_NAME, "value", value, (batch, heads, tokens, width), "[B, H, N, D]")
-    check_dtype(_NAME, "query", query, FLOATING[chosen])
-    check_dtype(_NAME, "key", key, (query.dtype,))
-    check_dtype(_NAME, "value", value, (query.dtype,))
-    shapes = ((batch,), (batch, tokens, tokens), (batch, tokens), (batch, tokens), (batch, pixels))
-    tensors = {"query": query, "key": key, "value": value}
-    for (name, axes), control, shape in zip(_CONTROLS.items(), controls, shapes, strict=bool(controls)):
-        tensors[name] = control
-        check_shape(_NAME, name, control, shape, axes)
-        integer = name == "source_row"
-        check_dtype(_NAME, name, control, (torch.int64,) if integer else FLOATING["reference"])
+    floating, own = FLOATING[chosen], (query.dtype,)
+    expected = {
+        "query": (query, "B H P D", floating),
+        "key": (key, "B H N D", own),
+        "value": (value, "B H N D", own),
+    }
+    for (name, axes), control in zip(_CONTROLS.items(), controls, strict=bool(controls)):
+        expected[name] = (control, axes, INTEGER if name == "source_row" else FLOATING["reference"])
     if map_sum is not None:
-        tensors["map_sum"] = map_sum
-        check_shape(_NAME, "map_sum", map_sum, (batch, pixels, tokens), "[B, P, N]")
-        check_dtype(_NAME, "map_sum", map_sum, (torch.float32, torch.float64))
-    check_same_device(_NAME, tensors)
+        sums = (torch.float32,) if chosen == "triton" else (torch.float32, torch.float64)
+        expected["map_sum"] = (map_sum, "B P N", sums)
+    check_tensors(_NAME, expected)
     if chosen == "triton":
-        _check_kernel_limits(tensors, tokens, width)
+        _check_kernel_limits(key.shape[2], query.shape[3])
+        for name, (tensor, *_) in expected.items():
+            check_last_stride(_NAME, name, tensor)
     if controls and check_values:
-        check_rows(_NAME, "source_row", controls[0], batch)
+        check_rows(_NAME, "source_row", controls[0], query.shape[0])
 
 
-def _check_kernel_limits(tensors: dict[str, Tensor], tokens: int, width: int) -> None:
+def _check_kernel_limits(tokens: int, width: int) -> None:
     if tokens > MAX_TOKENS:
         raise AdapEditError(
             f"{_NAME}: {tokens} tokens, the kernel takes 1 to {MAX_TOKENS}; name implementation='reference'"
@@ -293,7 +282,3 @@ def _check_kernel_limits(tensors: dict[str, Tensor], tokens: int, width: int) ->
             f"{_NAME}: heads are {width} wide, the kernel takes {HEAD_WIDTHS.start} to {HEAD_WIDTHS.stop - 1}; "
             "name implementation='reference'"
         )
-    for name, tensor in tensors.items():
-        check_last_stride(_NAME, name, tensor)
-        if name == "map_sum":
-            check_dtype(_NAME, name, tensor, (torch.float32,))

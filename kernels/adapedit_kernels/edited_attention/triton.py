@@ -19,20 +19,13 @@ _LOG2_E = 1.4426950408889634
 
 
 @triton.jit
-def _logits(
-    query,
-    key,
-    query_stride,
-    key_stride,
-    pixel,
-    token,
-    pixels,
-    tokens,
-    exponent_scale,
-    WIDTH: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """Logits of one head in powers of two: [pixels of the block, tokens] float32, -inf beyond the last token."""
+def _logits(query, key, strides, block, exponent_scale, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Logits of one head in powers of two: [pixels of the block, tokens] float32, -inf beyond the last token.
+
+    strides: of a pixel in query and a token in key. block: its pixels and tokens, and how many there are in all.
+    """
+    query_stride, key_stride = strides
+    pixel, token, pixels, tokens = block
     logits = tl.zeros([pixel.shape[0], token.shape[0]], dtype=tl.float32)
     for start in tl.static_range(0, WIDTH, BLOCK_D):
         channel = start + tl.arange(0, BLOCK_D)
@@ -76,28 +69,24 @@ def _remapped(
     query,
     key,
     token_map,
-    query_stride,
-    key_stride,
+    strides,
     token_map_stride,
-    pixel,
-    column,
-    pixels,
-    tokens,
+    block,
     exponent_scale,
     WIDTH: tl.constexpr,
     BLOCK_D: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
     """softmax(scale Q K^T) A of one head of the source row, a few source tokens at a time, the softmax online."""
+    pixel, column, pixels, tokens = block
     BLOCK_P: tl.constexpr = pixel.shape[0]
     peak = tl.full([BLOCK_P], float("-inf"), dtype=tl.float32)
     total = tl.zeros([BLOCK_P], dtype=tl.float32)
     remapped = tl.zeros([BLOCK_P, column.shape[0]], dtype=tl.float32)
     for start in tl.range(0, tokens, CHUNK, disable_licm=True):
         token = start + tl.arange(0, CHUNK)
-        logits = _logits(
-            query, key, query_stride, key_stride, pixel, token, pixels, tokens, exponent_scale, WIDTH, BLOCK_D
-        )
+        part = (pixel, token, pixels, tokens)
+        logits = _logits(query, key, strides, part, exponent_scale, WIDTH, BLOCK_D)
         higher = tl.maximum(peak, tl.max(logits, axis=1))
         rescale = tl.exp2(peak - higher)
         peak = higher
@@ -185,6 +174,8 @@ def edited_attention_kernel(
     row = tl.program_id(2).to(tl.int64)
     pixel = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     token = tl.arange(0, BLOCK_N)
+    strides = (query_pixel_stride, key_token_stride)
+    block = (pixel, token, pixels, tokens)
     first_head = tl.program_id(1)
     last_head = first_head + 1
     if MAPS:
@@ -200,12 +191,8 @@ def edited_attention_kernel(
         logits = _logits(
             query + row * query_batch_stride + head * query_head_stride,
             key + row * key_batch_stride + head * key_head_stride,
-            query_pixel_stride,
-            key_token_stride,
-            pixel,
-            token,
-            pixels,
-            tokens,
+            strides,
+            block,
             exponent_scale,
             WIDTH,
             BLOCK_D,
@@ -220,13 +207,9 @@ def edited_attention_kernel(
                     query + source * query_batch_stride + head * query_head_stride,
                     key + source * key_batch_stride + head * key_head_stride,
                     token_map + row * token_map_batch_stride,
-                    query_pixel_stride,
-                    key_token_stride,
+                    strides,
                     token_map_stride,
-                    pixel,
-                    token,
-                    pixels,
-                    tokens,
+                    block,
                     exponent_scale,
                     WIDTH,
                     BLOCK_D,
@@ -278,14 +261,9 @@ def padded_tokens(tokens: int) -> int:
 
 
 def choose_tile(dtype: torch.dtype, width: int, pixels: int, tokens: int, *, maps: bool) -> Tile:
-    """Tile for a call; every one of them compiles without spills for sm_80 to sm_120 (see the resource report).
+    """Tile for a call on heads of this width; every one compiles without spills for sm_80 to sm_120.
 
-    Args:
-        dtype: of query, key and value.
-        width: of a head, in channels.
-        pixels: of a row.
-        tokens: of a row.
-        maps: whether the average over heads is kept in registers too.
+    maps: whether the average over heads is kept in registers too.
     """
     chunk = min(32, padded_tokens(tokens))
     if dtype == torch.float32:  # no tensor cores: operands live in registers, so they are cut finer
@@ -297,7 +275,7 @@ def choose_tile(dtype: torch.dtype, width: int, pixels: int, tokens: int, *, map
 
 
 def stride_unit(strides: list[int]) -> int:
-    """Largest of 8 and 1 that divides all strides: 8 elements let the kernel load 16 bytes at a time."""
+    """The larger of 8 and 1 that divides all strides: 8 elements let the kernel load 16 bytes at a time."""
     return 8 if all(stride % 8 == 0 for stride in strides) else 1
 
 
@@ -331,18 +309,8 @@ def launch(
         control_strides = (*token_map.stride()[:2], *(control.stride(0) for control in rest))
     grid = (triton.cdiv(pixels, tile.BLOCK_P), heads if map_sum is None else 1, batch)
     edited_attention_kernel[grid](
-        query,
-        key,
-        value,
-        out,
-        *given,
-        map_sum,
-        scale * _LOG2_E,
-        map_weight / heads,
-        batch,
-        heads,
-        pixels,
-        tokens,
+        *(query, key, value, out, *given, map_sum),
+        *(scale * _LOG2_E, map_weight / heads, batch, heads, pixels, tokens),
         *(stride // unit for stride in strides),
         *control_strides,
         *((0, 0) if map_sum is None else map_sum.stride()[:2]),

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from adapedit_kernels.dispatch import (
     FLOATING,
-    check_dtype,
+    INTEGER,
+    check_contiguous,
     check_rows,
-    check_same_device,
-    check_shape,
+    check_tensors,
     implementation_for,
     operator_implementation,
 )
@@ -69,12 +71,28 @@ def guided_step(
     arguments = (noise_pred, latents, *weights, noise, noise_weight, blend_mask, blend_source)
     if chosen == "triton":
         return guided_step_operator(*arguments, check_values)
-    check_arguments(*arguments, check_values=check_values, chosen=chosen)
-    return reference.guided_step(*arguments)
+    return _computed(chosen, *arguments, check_values)
 
 
-@torch.library.custom_op("adapedit_kernels::guided_step", mutates_args=())
-def guided_step_operator(
+@torch.library.custom_op(
+    "adapedit_kernels::guided_step",
+    mutates_args=(),
+    schema="(Tensor noise_pred, Tensor latents, Tensor guidance_rows, Tensor guidance_weights, "
+    "Tensor sample_weight, Tensor output_weight, Tensor? noise, Tensor? noise_weight, Tensor? blend_mask, "
+    "Tensor? blend_source, bool check_values) -> Tensor",
+)
+def guided_step_operator(noise_pred: Tensor, latents: Tensor, *others: Any) -> Tensor:
+    """The step as a PyTorch operator, one node to compilers and exporters."""
+    return _computed(operator_implementation(latents), noise_pred, latents, *others)
+
+
+@guided_step_operator.register_fake
+def _(noise_pred: Tensor, latents: Tensor, *_: object) -> Tensor:
+    return torch.empty_like(latents)
+
+
+def _computed(
+    chosen: str,
     noise_pred: Tensor,
     latents: Tensor,
     guidance_rows: Tensor,
@@ -87,75 +105,35 @@ def guided_step_operator(
     blend_source: Tensor | None,
     check_values: bool,
 ) -> Tensor:
-    """The step as a PyTorch operator, one node to compilers and exporters."""
-    weights = (guidance_rows, guidance_weights, sample_weight, output_weight)
-    arguments = (noise_pred, latents, *weights, noise, noise_weight, blend_mask, blend_source)
-    chosen = operator_implementation(latents)
-    check_arguments(*arguments, check_values=check_values, chosen=chosen)
-    if chosen == "triton":
-        from adapedit_kernels.guided_step.triton import launch
-
-        return launch(*arguments)
-    return reference.guided_step(*arguments)
-
-
-@guided_step_operator.register_fake
-def _(noise_pred: Tensor, latents: Tensor, *_: object) -> Tensor:
-    return torch.empty_like(latents)
-
-
-def check_arguments(
-    noise_pred: Tensor,
-    latents: Tensor,
-    guidance_rows: Tensor,
-    guidance_weights: Tensor,
-    sample_weight: Tensor,
-    output_weight: Tensor,
-    noise: Tensor | None,
-    noise_weight: Tensor | None,
-    blend_mask: Tensor | None,
-    blend_source: Tensor | None,
-    *,
-    check_values: bool,
-    chosen: str,
-) -> None:
-    """Raise AdapEditError unless the arguments fit together and the chosen implementation takes them."""
-    check_shape(_NAME, "latents", latents, (None, None, None, None), "[K, C, h, w]")
-    tracks, channels, height, width = latents.shape
-    check_shape(_NAME, "noise_pred", noise_pred, (None, channels, height, width), "[B, C, h, w]")
-    check_shape(_NAME, "guidance_rows", guidance_rows, (tracks, None), "[K, G]")
-    check_shape(_NAME, "guidance_weights", guidance_weights, tuple(guidance_rows.shape), "[K, G]")
-    check_shape(_NAME, "sample_weight", sample_weight, (tracks,), "[K]")
-    check_shape(_NAME, "output_weight", output_weight, (tracks,), "[K]")
+    """Check the arguments and run the chosen implementation on them."""
     _check_pair("noise", noise, "noise_weight", noise_weight)
     _check_pair("blend_mask", blend_mask, "blend_source", blend_source)
-    if noise is not None and noise_weight is not None:
-        check_shape(_NAME, "noise", noise, (tracks, channels, height, width), "[K, C, h, w]")
-        check_shape(_NAME, "noise_weight", noise_weight, (tracks,), "[K]")
-    if blend_mask is not None and blend_source is not None:
-        check_shape(_NAME, "blend_mask", blend_mask, (tracks, 1, height, width), "[K, 1, h, w]")
-        check_shape(_NAME, "blend_source", blend_source, (tracks,), "[K]")
-    floating: dict[str, Tensor | None] = {
-        "latents": latents,
-        "noise_pred": noise_pred,
-        "guidance_weights": guidance_weights,
-        "sample_weight": sample_weight,
-        "output_weight": output_weight,
-        "noise": noise,
-        "noise_weight": noise_weight,
-        "blend_mask": blend_mask,
+    floating = FLOATING[chosen]
+    expected = {
+        "latents": (latents, "K C h w", floating),
+        "noise_pred": (noise_pred, "B C h w", floating),
+        "guidance_rows": (guidance_rows, "K G", INTEGER),
+        "guidance_weights": (guidance_weights, "K G", floating),
+        "sample_weight": (sample_weight, "K", floating),
+        "output_weight": (output_weight, "K", floating),
+        "noise": (noise, "K C h w", floating),
+        "noise_weight": (noise_weight, "K", floating),
+        "blend_mask": (blend_mask, "K 1 h w", floating),
+        "blend_source": (blend_source, "K", INTEGER),
     }
-    for name, tensor in floating.items():
-        if tensor is not None:
-            check_dtype(_NAME, name, tensor, FLOATING[chosen])
-    check_dtype(_NAME, "guidance_rows", guidance_rows, (torch.int64,))
-    if blend_source is not None:
-        check_dtype(_NAME, "blend_source", blend_source, (torch.int64,))
-    check_same_device(_NAME, floating | {"guidance_rows": guidance_rows, "blend_source": blend_source})
+    check_tensors(_NAME, expected)
     if check_values:
         check_rows(_NAME, "guidance_rows", guidance_rows, noise_pred.shape[0])
         if blend_source is not None:
-            check_rows(_NAME, "blend_source", blend_source, tracks)
+            check_rows(_NAME, "blend_source", blend_source, latents.shape[0])
+    weights = (guidance_rows, guidance_weights, sample_weight, output_weight)
+    arguments = (noise_pred, latents, *weights, noise, noise_weight, blend_mask, blend_source)
+    if chosen == "reference":
+        return reference.guided_step(*arguments)
+    check_contiguous(_NAME, expected, but=("noise_pred",))
+    from adapedit_kernels.guided_step.triton import launch
+
+    return launch(*arguments)
 
 
 def _check_pair(first: str, one: Tensor | None, second: str, other: Tensor | None) -> None:

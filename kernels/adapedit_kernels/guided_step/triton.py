@@ -7,32 +7,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from adapedit_kernels.dispatch import check_contiguous
-
 _BLOCK = 512
 
 
 @triton.jit
-def _stepped(
-    noise_pred,
-    latents,
-    guidance_rows,
-    guidance_weights,
-    sample_weight,
-    output_weight,
-    noise,
-    noise_weight,
-    track,
-    place,
-    pred_place,
-    inside,
-    rows,
-    guidance,
-    size,
-    pred_row_stride,
-    NOISE: tl.constexpr,
-):
+def _stepped(predicted, weights, latents, noise, track, place, pred_place, inside, size, NOISE: tl.constexpr):
     """The guided step of one track at some of its values, before any blend: float32."""
+    noise_pred, guidance_rows, rows, guidance, pred_row_stride = predicted
+    guidance_weights, sample_weight, output_weight, noise_weight = weights
     eps = tl.zeros([place.shape[0]], dtype=tl.float32)
     for index in range(guidance):
         row = tl.load(guidance_rows + track * guidance + index)
@@ -85,47 +67,15 @@ def guided_step_kernel(
     pixel = place % pixels
     pred_place = place // pixels * pred_channel_stride
     pred_place += pixel // width * pred_height_stride + pixel % width * pred_width_stride
-    result = _stepped(
-        noise_pred,
-        latents,
-        guidance_rows,
-        guidance_weights,
-        sample_weight,
-        output_weight,
-        noise,
-        noise_weight,
-        track,
-        place,
-        pred_place,
-        inside,
-        rows,
-        guidance,
-        size,
-        pred_row_stride,
-        NOISE,
-    )
+    predicted = (noise_pred, guidance_rows, rows, guidance, pred_row_stride)
+    weights = (guidance_weights, sample_weight, output_weight, noise_weight)
+    result = _stepped(predicted, weights, latents, noise, track, place, pred_place, inside, size, NOISE)
     if BLEND:
         source = tl.load(blend_source + track)
         source = tl.minimum(tl.maximum(source, 0), tracks - 1)
         if source != track:
             base = _stepped(
-                noise_pred,
-                latents,
-                guidance_rows,
-                guidance_weights,
-                sample_weight,
-                output_weight,
-                noise,
-                noise_weight,
-                source,
-                place,
-                pred_place,
-                inside,
-                rows,
-                guidance,
-                size,
-                pred_row_stride,
-                NOISE,
+                predicted, weights, latents, noise, source, place, pred_place, inside, size, NOISE
             )
             mask = tl.load(blend_mask + track * pixels + pixel, mask=inside, other=0.0).to(tl.float32)
             result = base + mask * (result - base)
@@ -144,47 +94,17 @@ def launch(
     blend_mask: Tensor | None,
     blend_source: Tensor | None,
 ) -> Tensor:
-    """Launch the kernel on arguments that fit; takes any strides of ``noise_pred``, else contiguous tensors.
-
-    Raises:
-        AdapEditError: a tensor other than ``noise_pred`` is not contiguous.
-    """
-    contiguous = {
-        "latents": latents,
-        "guidance_rows": guidance_rows,
-        "guidance_weights": guidance_weights,
-        "sample_weight": sample_weight,
-        "output_weight": output_weight,
-        "noise": noise,
-        "noise_weight": noise_weight,
-        "blend_mask": blend_mask,
-        "blend_source": blend_source,
-    }
-    for name, tensor in contiguous.items():
-        check_contiguous("guided_step", name, tensor)
+    """Launch the kernel on arguments that fit; takes any strides of ``noise_pred``, else contiguous tensors."""
     out = torch.empty_like(latents)
     tracks, channels, height, width = latents.shape
     if out.numel() == 0:
         return out
     grid = (triton.cdiv(channels * height * width, _BLOCK), tracks)
+    weights = (guidance_rows, guidance_weights, sample_weight, output_weight)
+    sizes = (noise_pred.shape[0], tracks, guidance_rows.shape[1], channels, height, width)
     guided_step_kernel[grid](
-        noise_pred,
-        latents,
-        guidance_rows,
-        guidance_weights,
-        sample_weight,
-        output_weight,
-        noise,
-        noise_weight,
-        blend_mask,
-        blend_source,
-        out,
-        noise_pred.shape[0],
-        tracks,
-        guidance_rows.shape[1],
-        channels,
-        height,
-        width,
+        *(noise_pred, latents, *weights, noise, noise_weight, blend_mask, blend_source, out),
+        *sizes,
         *noise_pred.stride(),
         BLOCK=_BLOCK,
         NOISE=noise is not None,

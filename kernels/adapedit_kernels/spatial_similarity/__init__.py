@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from adapedit_kernels.dispatch import (
+    BOOL,
     FLOATING,
-    check_dtype,
-    check_same_device,
-    check_shape,
+    check_contiguous,
+    check_tensors,
     implementation_for,
     operator_implementation,
 )
@@ -48,8 +48,7 @@ def spatial_similarity(
     chosen = implementation_for(_NAME, implementation, features, key_embedding)
     if chosen == "triton":
         return spatial_similarity_operator(features, key_embedding, lambda_spatial, centre)
-    check_arguments(features, key_embedding, lambda_spatial, centre, chosen=chosen)
-    return reference.spatial_similarity(features, key_embedding, lambda_spatial, centre)
+    return _computed(chosen, features, key_embedding, lambda_spatial, centre)
 
 
 @torch.library.custom_op("adapedit_kernels::spatial_similarity", mutates_args=())
@@ -57,13 +56,7 @@ def spatial_similarity_operator(
     features: Tensor, key_embedding: Tensor, lambda_spatial: Tensor, centre: Tensor
 ) -> Tensor:
     """The similarity as a PyTorch operator, one node to compilers and exporters."""
-    chosen = operator_implementation(features)
-    check_arguments(features, key_embedding, lambda_spatial, centre, chosen=chosen)
-    if chosen == "triton":
-        from adapedit_kernels.spatial_similarity.triton import launch
-
-        return launch(features, key_embedding, lambda_spatial, centre)
-    return reference.spatial_similarity(features, key_embedding, lambda_spatial, centre)
+    return _computed(operator_implementation(features), features, key_embedding, lambda_spatial, centre)
 
 
 @spatial_similarity_operator.register_fake
@@ -71,19 +64,23 @@ def _(features: Tensor, *_: object) -> Tensor:
     return features.new_empty(features.shape[:2], dtype=torch.float32)
 
 
-def check_arguments(
-    features: Tensor, key_embedding: Tensor, lambda_spatial: Tensor, centre: Tensor, *, chosen: str
-) -> None:
-    """Raise AdapEditError unless the arguments fit together and the chosen implementation takes them."""
-    check_shape(_NAME, "features", features, (None, None, None), "[B, P, V]")
-    batch, _, channels = features.shape
-    check_shape(_NAME, "key_embedding", key_embedding, (batch, channels), "[B, V]")
-    check_shape(_NAME, "lambda_spatial", lambda_spatial, (batch,), "[B]")
-    check_shape(_NAME, "centre", centre, (batch,), "[B]")
+def _computed(
+    chosen: str, features: Tensor, key_embedding: Tensor, lambda_spatial: Tensor, centre: Tensor
+) -> Tensor:
+    """Check the arguments and run the chosen implementation on them."""
+    floating = FLOATING[chosen]
+    expected = {
+        "features": (features, "B P V", floating),
+        "key_embedding": (key_embedding, "B V", floating),
+        "lambda_spatial": (lambda_spatial, "B", floating),
+        "centre": (centre, "B", BOOL),
+    }
+    check_tensors(_NAME, expected)
     if 0 in features.shape:
         raise AdapEditError(f"{_NAME}: features {list(features.shape)} hold nothing")
-    floating = {"features": features, "key_embedding": key_embedding, "lambda_spatial": lambda_spatial}
-    for name, tensor in floating.items():
-        check_dtype(_NAME, name, tensor, FLOATING[chosen])
-    check_dtype(_NAME, "centre", centre, (torch.bool,))
-    check_same_device(_NAME, floating | {"centre": centre})
+    if chosen == "reference":
+        return reference.spatial_similarity(features, key_embedding, lambda_spatial, centre)
+    check_contiguous(_NAME, expected, but=("features",))
+    from adapedit_kernels.spatial_similarity.triton import launch
+
+    return launch(features, key_embedding, lambda_spatial, centre)

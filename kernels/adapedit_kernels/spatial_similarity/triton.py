@@ -7,8 +7,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from adapedit_kernels.dispatch import check_contiguous
-
 _TINY = tl.constexpr(1e-12)
 _BLOCK_P = 32
 _BLOCK_V = 64
@@ -85,14 +83,7 @@ def similarity_kernel(
 
 
 def launch(features: Tensor, key_embedding: Tensor, lambda_spatial: Tensor, centre: Tensor) -> Tensor:
-    """Launch the kernels on arguments that fit; features of any strides, the rest contiguous.
-
-    Raises:
-        AdapEditError: a tensor other than ``features`` is not contiguous.
-    """
-    named = {"key_embedding": key_embedding, "lambda_spatial": lambda_spatial, "centre": centre}
-    for name, tensor in named.items():
-        check_contiguous("spatial_similarity", name, tensor)
+    """Launch the kernels on arguments that fit; features of any strides, the rest contiguous."""
     batch, pixels, channels = features.shape
     out = torch.empty(batch, pixels, dtype=torch.float32, device=features.device)
     mean = torch.empty(batch, channels, dtype=torch.float32, device=features.device)

@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 from adapedit_kernels.dispatch import (
+    BOOL,
     FLOATING,
-    check_dtype,
-    check_same_device,
-    check_shape,
+    INTEGER,
+    check_contiguous,
+    check_last_stride,
+    check_tensors,
     implementation_for,
     operator_implementation,
 )
@@ -62,8 +64,7 @@ def word_relation(
     chosen = implementation_for(_NAME, implementation, maps, features)
     if chosen == "triton":
         return WordRelation(*word_relation_operator(maps, features, key_tokens, word_of_token, list(knobs)))
-    check_arguments(maps, features, key_tokens, word_of_token, knobs, chosen=chosen)
-    return reference.word_relation(maps, features, key_tokens, word_of_token, knobs)
+    return _computed(chosen, maps, features, key_tokens, word_of_token, knobs)
 
 
 @torch.library.custom_op("adapedit_kernels::word_relation", mutates_args=())
@@ -71,14 +72,8 @@ def word_relation_operator(
     maps: Tensor, features: Tensor, key_tokens: Tensor, word_of_token: Tensor, knobs: list[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The fields of :class:`WordRelation` from a PyTorch operator, one node to compilers and exporters."""
-    chosen, named = operator_implementation(maps), RelationKnobs(*knobs)
-    check_arguments(maps, features, key_tokens, word_of_token, named, chosen=chosen)
-    if chosen == "triton":
-        from adapedit_kernels.word_relation.triton import launch
-
-        found = launch(maps, features, key_tokens, word_of_token, named)
-    else:
-        found = reference.word_relation(maps, features, key_tokens, word_of_token, named)
+    chosen = operator_implementation(maps)
+    found = _computed(chosen, maps, features, key_tokens, word_of_token, RelationKnobs(*knobs))
     return found.relation, found.word_steps, found.key_embedding, found.default_steps
 
 
@@ -90,36 +85,38 @@ def _(maps: Tensor, features: Tensor, *_: object) -> tuple[Tensor, Tensor, Tenso
     return relation, steps, key, maps.new_empty(batch, dtype=torch.float32)
 
 
-def check_arguments(
+def _computed(
+    chosen: str,
     maps: Tensor,
     features: Tensor,
     key_tokens: Tensor,
     word_of_token: Tensor,
     knobs: RelationKnobs,
-    *,
-    chosen: str,
-) -> None:
-    """Raise AdapEditError unless the arguments fit together and the chosen implementation takes them."""
-    check_shape(_NAME, "maps", maps, (None, None, None), "[B, P, N]")
-    batch, pixels, tokens = maps.shape
-    check_shape(_NAME, "features", features, (batch, pixels, None), "[B, P, V]")
-    check_shape(_NAME, "key_tokens", key_tokens, (batch, tokens), "[B, N]")
-    check_shape(_NAME, "word_of_token", word_of_token, (batch, tokens), "[B, N]")
-    if 0 in (batch, pixels, tokens, features.shape[2]):
+) -> WordRelation:
+    """Check the arguments and run the chosen implementation on them."""
+    floating = FLOATING[chosen]
+    switches = ("relative", "centre", "released")
+    expected = {
+        "maps": (maps, "B P N", floating),
+        "features": (features, "B P V", floating),
+        "key_tokens": (key_tokens, "B N", BOOL),
+        "word_of_token": (word_of_token, "B N", INTEGER),
+        **{n: (knob, "B", BOOL if n in switches else floating) for n, knob in knobs._asdict().items()},
+    }
+    check_tensors(_NAME, expected)
+    if 0 in maps.shape or 0 in features.shape:
         raise AdapEditError(
             f"{_NAME}: maps {list(maps.shape)} and features {list(features.shape)} hold nothing"
         )
-    check_dtype(_NAME, "maps", maps, FLOATING[chosen])
-    check_dtype(_NAME, "features", features, FLOATING[chosen])
-    check_dtype(_NAME, "key_tokens", key_tokens, (torch.bool,))
-    check_dtype(_NAME, "word_of_token", word_of_token, (torch.int64,))
-    for name, knob in knobs._asdict().items():
-        check_shape(_NAME, name, knob, (batch,), "[B]")
-        switch = name in ("relative", "centre", "released")
-        check_dtype(_NAME, name, knob, (torch.bool,) if switch else FLOATING[chosen])
-    named = {"maps": maps, "features": features, "key_tokens": key_tokens, "word_of_token": word_of_token}
-    check_same_device(_NAME, named | knobs._asdict())
-    if chosen == "triton" and tokens > MAX_TOKENS:
+    if chosen == "reference":
+        return reference.word_relation(maps, features, key_tokens, word_of_token, knobs)
+    if maps.shape[2] > MAX_TOKENS:
         raise AdapEditError(
-            f"{_NAME}: {tokens} tokens, the kernel takes 1 to {MAX_TOKENS}; name implementation='reference'"
+            f"{_NAME}: {maps.shape[2]} tokens, the kernel takes 1 to {MAX_TOKENS}; "
+            "name implementation='reference'"
         )
+    check_last_stride(_NAME, "maps", maps)
+    check_contiguous(_NAME, expected, but=("maps", "features"))
+    from adapedit_kernels.word_relation.triton import launch
+
+    return launch(maps, features, key_tokens, word_of_token, knobs)

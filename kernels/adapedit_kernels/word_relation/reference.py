@@ -35,9 +35,7 @@ class RelationKnobs(NamedTuple):
     lambda_tau: Tensor  # floating, factor on the steps
     threshold: Tensor  # floating; values of the maps below it become 0
     relative: Tensor  # bool: the threshold is a share of each token's peak, else a probability
-    temperature: (
-        Tensor  # floating, of a softmax over the pixels; 0: the masked values are divided by their sum
-    )
+    temperature: Tensor  # floating, of a softmax over the pixels; 0: masked values are divided by their sum
     centre: Tensor  # bool: subtract the features' mean over the pixels first
     released: Tensor  # bool: steps are `l (exp(1 - L) - 1)`, else `l (1 - exp(L - 1))`
 
@@ -120,9 +118,8 @@ def word_relation(
     weights = torch.where(centre, weights - weights.amin(dim=1, keepdim=True), weights)
     embedding = weights.transpose(1, 2) @ features  # [B, N, V], Eq. 5
     embedding = F.normalize(embedding, dim=-1, eps=_TINY)
-    key_embedding = F.normalize(
-        (to_dtype(key_tokens, wide)[:, None] @ embedding)[:, 0], dim=-1, eps=_TINY
-    )  # [B, V]
+    keys = to_dtype(key_tokens, wide)[:, None]  # [B, 1, N]
+    key_embedding = F.normalize((keys @ embedding)[:, 0], dim=-1, eps=_TINY)  # [B, V]
 
     has_word = word_of_token >= 0
     same_word = (word_of_token[:, :, None] == word_of_token[:, None, :]) & has_word[:, :, None]
@@ -133,7 +130,7 @@ def word_relation(
 
     difference = torch.where(released, (1 - relation).exp() - 1, 1 - (relation - 1).exp())
     steps = (to_dtype(knobs.lambda_tau, wide)[:, None] * difference).clamp(0, 1)  # Eq. 7
-    is_key = (group @ to_dtype(key_tokens, wide)[:, :, None])[..., 0] > 0
+    is_key = (group @ keys.transpose(1, 2))[..., 0] > 0
     steps = torch.where(is_key, 0.0, steps)
 
     word_share = torch.where(has_word & ~is_key, 1 / group.sum(dim=-1), 0.0)  # a word counts once

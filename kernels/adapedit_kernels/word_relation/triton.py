@@ -11,7 +11,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from adapedit_kernels.dispatch import check_contiguous, check_last_stride
 from adapedit_kernels.word_relation.reference import FREED_EARLY, HELD_BASE, RelationKnobs, WordRelation
 
 _TINY = tl.constexpr(1e-12)
@@ -174,13 +173,7 @@ def relate_kernel(
 
 @triton.jit
 def finish_kernel(
-    key_tokens,
-    word_of_token,
-    word_share,
-    word_steps,
-    default_steps,
-    tokens,
-    BLOCK_N: tl.constexpr,
+    key_tokens, word_of_token, word_share, word_steps, default_steps, tokens, BLOCK_N: tl.constexpr
 ):
     """The default for tokens without a word, from the share of kept words that are freed early."""
     row = tl.program_id(0).to(tl.int64)
@@ -205,15 +198,7 @@ def finish_kernel(
 def launch(
     maps: Tensor, features: Tensor, key_tokens: Tensor, word_of_token: Tensor, knobs: RelationKnobs
 ) -> WordRelation:
-    """Launch the kernels on arguments that fit; features of any strides.
-
-    Raises:
-        AdapEditError: strides that the kernels don't take.
-    """
-    check_last_stride("word_relation", "maps", maps)
-    named = {"key_tokens": key_tokens, "word_of_token": word_of_token, **knobs._asdict()}
-    for name, tensor in named.items():
-        check_contiguous("word_relation", name, tensor)
+    """Launch the kernels on arguments that fit; features of any strides."""
     batch, pixels, tokens = maps.shape
     channels = features.shape[2]
 
@@ -222,49 +207,19 @@ def launch(
 
     result = WordRelation(fresh(batch, tokens), fresh(batch, tokens), fresh(batch, channels), fresh(batch))
     embedding, word_share = fresh(batch, tokens, channels), fresh(batch, tokens)
+    words = (key_tokens, word_of_token)
+    weighting = (knobs.threshold, knobs.relative, knobs.temperature, knobs.centre)
+    sizes = (pixels, tokens, channels, *maps.stride()[:2], *features.stride())
     block_n = max(16, triton.next_power_of_2(tokens))
+    blocks = {"BLOCK_N": block_n, "BLOCK_V": _BLOCK_V, "num_warps": 4}
     embed_kernel[(triton.cdiv(channels, _BLOCK_V), batch)](
-        maps,
-        features,
-        knobs.threshold,
-        knobs.relative,
-        knobs.temperature,
-        knobs.centre,
-        embedding,
-        pixels,
-        tokens,
-        channels,
-        *maps.stride()[:2],
-        *features.stride(),
-        BLOCK_P=_BLOCK_P,
-        BLOCK_N=block_n,
-        BLOCK_V=_BLOCK_V,
-        num_warps=4,
+        maps, features, *weighting, embedding, *sizes, BLOCK_P=_BLOCK_P, **blocks
     )
+    found = (result.relation, result.word_steps, word_share, result.key_embedding)
     relate_kernel[(tokens, batch)](
-        embedding,
-        key_tokens,
-        word_of_token,
-        knobs.lambda_tau,
-        knobs.released,
-        result.relation,
-        result.word_steps,
-        word_share,
-        result.key_embedding,
-        tokens,
-        channels,
-        BLOCK_N=block_n,
-        BLOCK_V=_BLOCK_V,
-        num_warps=4,
+        embedding, *words, knobs.lambda_tau, knobs.released, *found, tokens, channels, **blocks
     )
     finish_kernel[(batch,)](
-        key_tokens,
-        word_of_token,
-        word_share,
-        result.word_steps,
-        result.default_steps,
-        tokens,
-        BLOCK_N=block_n,
-        num_warps=1,
+        *words, word_share, result.word_steps, result.default_steps, tokens, BLOCK_N=block_n, num_warps=1
     )
     return result
