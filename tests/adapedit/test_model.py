@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,21 @@ def test_a_hub_that_is_out_of_reach_is_said_at_once(monkeypatch):
     monkeypatch.setattr("socket.create_connection", unreachable)
     monkeypatch.setattr("adapedit.model.getproxies", dict)
     refused("some-owner/some-model", "no folder 'some-owner/some-model', and the hub .* can't be reached")
+
+
+def test_of_a_hubs_model_nothing_is_fetched_but_what_is_read(tiny_folder, monkeypatch):
+    """Stands in for the hub's client; a model that was fetched is checked as any folder."""
+    asked: dict[str, object] = {}
+    monkeypatch.setattr("socket.create_connection", lambda *args, **kwargs: socket.socket())
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", lambda name, **options: asked.update(options) or str(tiny_folder)
+    )
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    model = AdapEditPipeline.from_pretrained("some-owner/some-model").model
+    assert model.name == "some-owner/some-model" and not asked["local_files_only"]
+    assert "unet/*.safetensors" in asked["allow_patterns"]  # type: ignore[operator]
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: 1 / 0)
+    refused("some-owner/some-model", r"'some-owner/some-model' can't be fetched \(division by zero\)")
 
 
 @pytest.mark.parametrize("keep", [0, 4, 300, 0.5, -100])
