@@ -267,7 +267,7 @@ def test_the_process_may_have_other_defaults(name: str):
         tail = found.tail(1)
     finally:
         torch.set_default_dtype(torch.float32)
-        torch.set_default_device("cpu")
+        torch.set_default_device(None)
     for key, value in vars(expected).items():
         if isinstance(value, Tensor):
             assert value.dtype == torch.float64 and value.device.type == "cpu"
