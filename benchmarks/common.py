@@ -166,6 +166,12 @@ def environment(options: argparse.Namespace) -> dict[str, Any]:
             versions[name] = version(name)
         except PackageNotFoundError:
             continue
+    # Where results go is of no one's concern.
+    said = [
+        word
+        for word, before in zip(sys.argv[1:], sys.argv, strict=False)
+        if "--results" not in (word, before)
+    ]
     gpu = torch.cuda.get_device_name() if options.device.startswith("cuda") else None
     return {
         "machine": {
@@ -179,7 +185,7 @@ def environment(options: argparse.Namespace) -> dict[str, Any]:
         "commit": _git("rev-parse", "--short", "HEAD"),
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        "command": " ".join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
+        "command": " ".join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *said]),
         "options": {name: str(value) for name, value in vars(options).items() if name != "results"},
     }
 
