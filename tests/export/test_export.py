@@ -174,7 +174,7 @@ def test_the_commands_say_what_they_did(bundle, tmp_path, capsys):
     assert all(f["passed"] for f in found["findings"])
     assert "needs an NVIDIA GPU" in found["not_run"]["tensorrt-rtx"]
     assert run(["inspect", str(tmp_path)]) == 2
-    assert "is no bundle: it has no manifest.json; make one with adapedit export" in capsys.readouterr().err
+    assert "is no bundle (no manifest.json); make one with: adapedit export" in capsys.readouterr().err
 
 
 def test_export_refuses_the_folder_first(bundle, capsys, monkeypatch):
