@@ -10,6 +10,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from benchmarks.shapes import NOISE
 from tests.helpers.tokenizers import small_clip_tokenizer
 
 TOKENS, TEXT = 20, 32
@@ -28,12 +29,7 @@ UNET: dict[str, Any] = {
 }
 STABLE_DIFFUSION_2: dict[str, Any] = {"attention_head_dim": (2, 8), "use_linear_projection": True}
 SCHEDULER: dict[str, Any] = {
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "clip_sample": False,
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
+    **NOISE,
     # Of few steps the last ones that were trained for are left out by no other spacing.
     "timestep_spacing": "trailing",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +23,19 @@ from adapedit_kernels.guided_step import reference
 __all__ = ["guided_step"]
 
 _NAME = "guided_step"
+_AXES = {
+    "noise_pred": "B C h w",
+    "latents": "K C h w",
+    "guidance_rows": "K G",
+    "guidance_weights": "K G",
+    "sample_weight": "K",
+    "output_weight": "K",
+    "noise": "K C h w",
+    "noise_weight": "K",
+    "blend_mask": "K 1 h w",
+    "blend_source": "K",
+}
+_INDICES = ("guidance_rows", "blend_source")
 
 
 def guided_step(
@@ -71,7 +85,7 @@ def guided_step(
     arguments = (noise_pred, latents, *weights, noise, noise_weight, blend_mask, blend_source)
     if chosen == "triton":
         return guided_step_operator(*arguments, check_values)
-    return _computed(chosen, *arguments, check_values)
+    return _computed(chosen, arguments, check_values)
 
 
 @torch.library.custom_op(
@@ -83,7 +97,8 @@ def guided_step(
 )
 def guided_step_operator(noise_pred: Tensor, latents: Tensor, *others: Any) -> Tensor:
     """The step as a PyTorch operator, one node to compilers and exporters."""
-    return _computed(operator_implementation(latents), noise_pred, latents, *others)
+    *rest, check_values = others
+    return _computed(operator_implementation(latents), (noise_pred, latents, *rest), check_values)
 
 
 @guided_step_operator.register_fake
@@ -91,43 +106,20 @@ def _(noise_pred: Tensor, latents: Tensor, *_: object) -> Tensor:
     return torch.empty_like(latents)
 
 
-def _computed(
-    chosen: str,
-    noise_pred: Tensor,
-    latents: Tensor,
-    guidance_rows: Tensor,
-    guidance_weights: Tensor,
-    sample_weight: Tensor,
-    output_weight: Tensor,
-    noise: Tensor | None,
-    noise_weight: Tensor | None,
-    blend_mask: Tensor | None,
-    blend_source: Tensor | None,
-    check_values: bool,
-) -> Tensor:
-    """Check the arguments and run the chosen implementation on them."""
-    _check_pair("noise", noise, "noise_weight", noise_weight)
-    _check_pair("blend_mask", blend_mask, "blend_source", blend_source)
-    floating = FLOATING[chosen]
-    expected = {
-        "latents": (latents, "K C h w", floating),
-        "noise_pred": (noise_pred, "B C h w", floating),
-        "guidance_rows": (guidance_rows, "K G", INTEGER),
-        "guidance_weights": (guidance_weights, "K G", floating),
-        "sample_weight": (sample_weight, "K", floating),
-        "output_weight": (output_weight, "K", floating),
-        "noise": (noise, "K C h w", floating),
-        "noise_weight": (noise_weight, "K", floating),
-        "blend_mask": (blend_mask, "K 1 h w", floating),
-        "blend_source": (blend_source, "K", INTEGER),
-    }
+def _computed(chosen: str, arguments: Sequence[Any], check_values: bool) -> Tensor:
+    """Check the arguments, those of `_AXES` in its order, and run the chosen implementation on them."""
+    given = dict(zip(_AXES, arguments, strict=True))
+    _check_pair(given, "noise", "noise_weight")
+    _check_pair(given, "blend_mask", "blend_source")
+    kinds = {name: INTEGER if name in _INDICES else FLOATING[chosen] for name in _AXES}
+    # The latents first: what does not fit them is named.
+    order = ("latents", *(name for name in _AXES if name != "latents"))
+    expected = {name: (given[name], _AXES[name], kinds[name]) for name in order}
     check_tensors(_NAME, expected)
     if check_values:
-        check_rows(_NAME, "guidance_rows", guidance_rows, noise_pred.shape[0])
-        if blend_source is not None:
-            check_rows(_NAME, "blend_source", blend_source, latents.shape[0])
-    weights = (guidance_rows, guidance_weights, sample_weight, output_weight)
-    arguments = (noise_pred, latents, *weights, noise, noise_weight, blend_mask, blend_source)
+        check_rows(_NAME, "guidance_rows", given["guidance_rows"], given["noise_pred"].shape[0])
+        if given["blend_source"] is not None:
+            check_rows(_NAME, "blend_source", given["blend_source"], given["latents"].shape[0])
     if chosen == "reference":
         return reference.guided_step(*arguments)
     check_contiguous(_NAME, expected, but=("noise_pred",))
@@ -136,7 +128,7 @@ def _computed(
     return launch(*arguments)
 
 
-def _check_pair(first: str, one: Tensor | None, second: str, other: Tensor | None) -> None:
-    if (one is None) != (other is None):
-        missing, present = (first, second) if one is None else (second, first)
+def _check_pair(given: Mapping[str, Any], first: str, second: str) -> None:
+    if (given[first] is None) != (given[second] is None):
+        missing, present = (first, second) if given[first] is None else (second, first)
         raise AdapEditError(f"{_NAME}: {present} is given without {missing}; give both or neither")
