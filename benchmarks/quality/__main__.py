@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +16,7 @@ import torch
 import typer
 
 from adapedit import AdapEditError, AdapEditPipeline
+from adapedit.cli.options import unfolded
 from benchmarks.common import RESULTS
 from benchmarks.quality.inversions import run_inversions
 from benchmarks.quality.lpips import load_lpips
@@ -40,18 +41,44 @@ Knobs = Annotated[
 ]
 Half = Annotated[str | None, typer.Option(help="Of the suite: development (to choose) or test (to report).")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only so many edits, balanced over the kinds.")]
-Steps = Annotated[int, typer.Option(min=1, help="Denoising steps.")]
-Guidance = Annotated[float | None, typer.Option(help="Guidance scale; by default the model's own.")]
-Batch = Annotated[int, typer.Option(min=1, help="Cases that are edited together.")]
-Model = Annotated[str, typer.Option(help="builtin, a folder, a hub name, or a bundle (with --runner).")]
-Runner = Annotated[str | None, typer.Option(help="That executes a bundle.")]
-Device = Annotated[str, typer.Option(help="cpu or cuda.")]
-Dtype = Annotated[str, typer.Option(help="float32, float16 or bfloat16.")]
 Out = Annotated[Path, typer.Option(help="Folder of scores and reports.")]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """What runs the edits, and how: options of every study."""
+
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 20
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale; by default the model's own.")] = None
+    batch: Annotated[int, typer.Option(min=1, help="Cases that are edited together.")] = 4
+    model: Annotated[
+        str, typer.Option(help="builtin, a folder, a hub name, or a bundle (with --runner).")
+    ] = "builtin"
+    runner: Annotated[str | None, typer.Option(help="That executes a bundle.")] = None
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu"
+    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32"
+
+    def setup(self, **more: Any) -> Setup:
+        return Setup(num_inference_steps=self.steps, guidance_scale=self.guidance, batch=self.batch, **more)
+
+    def load(self) -> AdapEditPipeline:
+        if self.runner is not None:
+            return AdapEditPipeline.from_bundle(self.model, self.runner)
+        kind = getattr(torch, self.dtype)
+        return AdapEditPipeline.from_pretrained(self.model, device=self.device, torch_dtype=kind)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LongerEngine(Engine):
+    """As the paper's protocol has it."""
+
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 50
+
+
 def _study(name: str) -> Callable[..., None]:
+    @unfolded
     def run(
+        *,
         only: Only = None,
         set_: Knobs = None,
         half: Half = None,
@@ -65,19 +92,12 @@ def _study(name: str) -> Callable[..., None]:
         inversion: Annotated[
             str | None, typer.Option(help="Draw the sources, and hand them over through this inversion.")
         ] = None,
-        steps: Steps = 20,
-        guidance: Guidance = None,
-        batch: Batch = 4,
-        model: Model = "builtin",
-        runner: Runner = None,
-        device: Device = "cpu",
-        dtype: Dtype = "float32",
+        engine: Engine,
         out: Out = Path("out/quality"),
     ) -> None:
         study = make_study(name, _names(only), _knobs(set_))
         cases = _cases(half, limit, _names(kinds))
-        setup = Setup(num_inference_steps=steps, guidance_scale=guidance, batch=batch, inversion=inversion)
-        pipe = _load(model, runner, device, dtype)
+        setup, pipe = engine.setup(inversion=inversion), engine.load()
         study = replace(study, name=report or "-".join([name, *(_names(kinds) or [])]).replace(" ", "-"))
         _print(run_study(pipe, study, cases, out, setup=setup, progress=_progress), out)
 
@@ -89,53 +109,43 @@ for title in TITLES:
 
 
 @app.command()
+@unfolded
 def inversions(
+    *,
     only: Only = None,
     half: Half = None,
     limit: Limit = LIMIT,
-    steps: Steps = 20,
-    guidance: Guidance = None,
-    batch: Batch = 4,
-    model: Model = "builtin",
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
+    engine: Engine,
     out: Out = Path("out/quality"),
 ) -> None:
     """What inversions lose of drawn scenes without an edit."""
-    setup = Setup(num_inference_steps=steps, guidance_scale=guidance, batch=batch)
-    pipe = _load(model, None, device, dtype)
-    cases = _cases(half, limit, None)
-    _print(run_inversions(pipe, cases, out, setup=setup, only=_names(only), progress=_progress), out)
+    cases, setup = _cases(half, limit, None), engine.setup()
+    report = run_inversions(engine.load(), cases, out, setup=setup, only=_names(only), progress=_progress)
+    _print(report, out)
 
 
 @app.command()
+@unfolded
 def pairs(
+    *,
     file: Annotated[Path, typer.Argument(help="One JSON object a line.")],
     clip_model: Annotated[str | None, typer.Option(help="Folder or hub name of a CLIP checkpoint.")] = None,
     lpips: Annotated[str | None, typer.Option(help="Safetensors file of LPIPS weights.")] = None,
     only: Only = None,
     set_: Knobs = None,
     limit: Limit = None,
-    steps: Steps = 50,
-    guidance: Guidance = None,
-    batch: Batch = 4,
-    model: Model = "builtin",
-    runner: Runner = None,
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
+    engine: LongerEngine,
     out: Out = Path("out/pairs"),
 ) -> None:
     """LPIPS and CLIP over pairs of prompts. Lines that can't be used are in the report; the exit code is then 1."""
     lines = read_pairs(file)[:limit]
     variants = make_study("scenes", _names(only), _knobs(set_)).variants
-    metrics: list[PictureMetric] = [] if lpips is None else [load_lpips(lpips, device=device)]
-    metrics += [] if clip_model is None else [load_clip(clip_model, device=device)]
+    metrics: list[PictureMetric] = [] if lpips is None else [load_lpips(lpips, device=engine.device)]
+    metrics += [] if clip_model is None else [load_clip(clip_model, device=engine.device)]
     if not metrics:
         raise AdapEditError("nothing is to be measured; give --clip-model, --lpips or both")
-    setup = Setup(num_inference_steps=steps, guidance_scale=guidance, batch=batch)
-    protocol = Protocol(variants=variants, metrics=metrics, setup=setup)
-    pipe = _load(model, runner, device, dtype)
-    report = run_pairs(pipe, lines, protocol, out, file=file.name, progress=_progress)
+    protocol = Protocol(variants=variants, metrics=metrics, setup=engine.setup())
+    report = run_pairs(engine.load(), lines, protocol, out, file=file.name, progress=_progress)
     _print(report, out)
     if report["failures"]:
         raise typer.Exit(1)
@@ -169,12 +179,6 @@ def _cases(half: str | None, limit: int | None, kinds: list[str] | None) -> list
     if half not in (None, "development", "test"):
         raise AdapEditError(f"--half is {half!r}, wanted development or test")
     return scene_suite(half, limit, kinds)
-
-
-def _load(model: str, runner: str | None, device: str, dtype: str) -> AdapEditPipeline:
-    if runner is not None:
-        return AdapEditPipeline.from_bundle(model, runner)
-    return AdapEditPipeline.from_pretrained(model, device=device, torch_dtype=getattr(torch, dtype))
 
 
 def _progress(done: int, total: int) -> None:
