@@ -1,4 +1,4 @@
-"""Steps as CUDA graphs: captured once for a number of rows and what is computed, and replayed for whatever edits."""
+"""Steps as CUDA graphs, captured once for a number of rows and replayed for whatever edits; and how many are queued."""
 
 from __future__ import annotations
 
@@ -15,13 +15,31 @@ from adapedit_engine.step import run, step
 
 WARM_UP = 2
 RUN_AHEAD = 2
-"""Steps that may be queued on the device: with more, an edit that arrives would wait behind them."""
+"""Steps that are with the device at most: with more, an edit that arrives would wait behind them."""
 # One capture of a process at a time, whichever runner it is for.
 _CAPTURING = threading.Lock()
 
 
 class GraphWarning(UserWarning):
     """A step could not be captured as a CUDA graph: steps are launched kernel by kernel."""
+
+
+class RunAhead:
+    """How far the host is ahead of a device. On the CPU it never is. cuda: `torch.cuda`, or a stand-in."""
+
+    def __init__(self, device: torch.device, *, cuda: Any = torch.cuda) -> None:
+        self._device, self._cuda = device, cuda
+        self._steps: deque[Any] = deque()
+
+    def launched(self) -> None:
+        """Note a step that was launched, and wait until another may be: step n when step n - 2 has ended."""
+        if self._device.type != "cuda":
+            return
+        step = self._cuda.Event(blocking=True)
+        step.record(self._cuda.current_stream(self._device))
+        self._steps.append(step)
+        if len(self._steps) >= RUN_AHEAD:
+            self._steps.popleft().synchronize()
 
 
 class CapturedSteps:
@@ -37,19 +55,14 @@ class CapturedSteps:
         self._pool: Any = None
         self._version = batch.version
         self._failed = False
-        self._ahead: deque[Any] = deque()
 
     def step(self, seats: Sequence[Seat]) -> None:
         """Advance neighbouring edits by one step. Those that do not begin with the first row are not replayed."""
-        device = self.batch.runner.device
-        with torch.cuda.device(device):
-            if len(self._ahead) >= RUN_AHEAD:
-                self._ahead.popleft().synchronize()
+        with torch.cuda.device(self.batch.runner.device):
             if self._failed or seats[0].row:
                 step(self.batch, seats)
             else:
                 self._replay(seats)
-            self._ahead.append(torch.cuda.current_stream(device).record_event())
 
     @torch.inference_mode()
     def _replay(self, seats: Sequence[Seat]) -> None:
@@ -87,6 +100,15 @@ class CapturedSteps:
         return True
 
     def _capture(self, call: Call) -> Any:
+        cudnn, before = torch.backends.cudnn, torch.backends.cudnn.benchmark
+        # Convolutions are tried out in the warm-up, and what was fastest is captured.
+        cudnn.benchmark = True
+        try:
+            return self._recorded(call)
+        finally:
+            cudnn.benchmark = before
+
+    def _recorded(self, call: Call) -> Any:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from adapedit_engine.batch import Batch, Seat, kind_of
-from adapedit_engine.cuda_graph import CapturedSteps
+from adapedit_engine.cuda_graph import CapturedSteps, RunAhead
 from adapedit_engine.memory import CallBytes, CallRows, is_out_of_memory, plan_bytes
 from adapedit_engine.plan import EditOutcome, EditPlan
 from adapedit_engine.runners.base import Runner
@@ -167,7 +167,7 @@ class Scheduler:
         self._capture = may if capture is None else capture
         self._call_bytes, self._condition = call_bytes, condition
         self._join_running, self._clock = join_running, clock
-        self._call_rows = CallRows(max_rows)
+        self._call_rows, self._ahead = CallRows(max_rows), RunAhead(runner.device)
         self._batches: dict[Hashable, tuple[Batch, CapturedSteps | None]] = {}
         self._waiting: list[tuple[float, int, Ticket]] = []
         self._ready: list[_Run] = []
@@ -199,7 +199,10 @@ class Scheduler:
         return ticket
 
     def step(self) -> list[Ticket]:
-        """Admit what fits, run every edit in flight by one step, and return the jobs that ended."""
+        """Admit what fits, run every edit in flight by one step, and return the jobs that ended.
+
+        Last it waits until the next step may be launched, so that who calls decides late what that step is of.
+        """
         ended = self._drop_cancelled()
         for batch, _ in self._batches.values():
             for seat in [seat for seat in batch.seats if seat.stops_guidance]:
@@ -218,6 +221,7 @@ class Scheduler:
         ended += [job.ticket for job in list(self._jobs.values()) if self._settle(job)]
         if not self._capture:  # captured steps keep their buffers, for edits to come
             self._batches = {kind: entry for kind, entry in self._batches.items() if entry[0].seats}
+        self._ahead.launched()
         return ended
 
     def drain(self) -> list[Ticket]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -92,6 +94,16 @@ def operator_implementation(tensor: Tensor) -> str:
     So that a graph traced on the CPU, in which an operation is one node, can be run there.
     """
     return "triton" if tensor.is_cuda or interpreting() else "reference"
+
+
+def launch(operation: str, first: Tensor, *others: Any) -> Any:
+    """What the operation's Triton launcher returns for these arguments, which were checked.
+
+    Triton launches on the current device, which need not be the one on which the tensors lie.
+    """
+    launcher = import_module(f"adapedit_kernels.{operation}.triton").launch
+    with torch.cuda.device_of(first):
+        return launcher(first, *others)
 
 
 def values_readable(tensor: Tensor) -> bool:

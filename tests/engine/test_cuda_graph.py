@@ -33,12 +33,12 @@ class Cuda:
     """What of `torch.cuda` captured steps use. While a graph is captured nothing is run."""
 
     def __init__(self) -> None:
-        self.captured, self.waited = 0, 0
+        self.captured = 0
+        self.tried_out = list[bool]()
         self.fails = False
 
     def api(self) -> Any:
-        event = SimpleNamespace(synchronize=lambda: setattr(self, "waited", self.waited + 1))
-        stream = SimpleNamespace(wait_stream=lambda _: None, record_event=lambda: event)
+        stream = SimpleNamespace(wait_stream=lambda _: None)
         return SimpleNamespace(
             device=lambda _: nullcontext(),
             current_stream=lambda *_: stream,
@@ -54,6 +54,7 @@ class Cuda:
         if self.fails:
             raise RuntimeError("operation not permitted when stream is capturing")
         self.captured += 1
+        self.tried_out.append(torch.backends.cudnn.benchmark)
         module: Any = cuda_graph
         real, ran = module.run, list[Any]()
         module.run = ran.append
@@ -67,7 +68,9 @@ class Cuda:
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
     stand_in = Cuda()
-    torch_ = SimpleNamespace(cuda=stand_in.api(), OutOfMemoryError=torch.OutOfMemoryError)
+    torch_ = SimpleNamespace(
+        cuda=stand_in.api(), backends=torch.backends, OutOfMemoryError=torch.OutOfMemoryError
+    )
     monkeypatch.setattr(cuda_graph, "torch", torch_)
     return stand_in
 
@@ -110,10 +113,9 @@ def test_a_graph_holds_for_the_edits_that_come_after(cuda, runner):
     assert cuda.captured == 2
 
 
-def test_no_more_than_two_steps_are_queued(cuda, runner):
-    steps = CapturedSteps(Batch(runner, 8, whole=True))
-    finish(steps, {"an edit": edit_plan(1, 2)})
-    assert cuda.waited == 5 - cuda_graph.RUN_AHEAD
+def test_convolutions_are_tried_out_while_a_step_is_captured_and_only_then(cuda, runner):
+    finish(CapturedSteps(Batch(runner, 8, whole=True)), {"an edit": edit_plan(1, 2)})
+    assert cuda.tried_out == [True] and not torch.backends.cudnn.benchmark
 
 
 def test_a_capture_that_fails_is_said_once_and_costs_no_edit(cuda, runner):

@@ -6,10 +6,12 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from adapedit_engine.cuda_graph import RUN_AHEAD, RunAhead
 from adapedit_engine.memory import GOOD_CALLS, CallRows, CallTable, plan_bytes
 from adapedit_engine.plan import EditPlan
 from adapedit_engine.runners.base import Capabilities
@@ -81,6 +83,81 @@ def test_edits_join_and_leave_between_steps(runner):
     assert runner.rows == [4, 8, 4]
     assert first.future.result() == second.future.result() == "done"
     assert scheduler.idle and scheduler.stats.finished == 2 and scheduler.stats.max_rows == 8
+
+
+class Device:
+    """A made-up CUDA device, on which a step takes a second; the host launches one in no time.
+
+    said: what the host did, in order. begins: when each step begins on the device. at: what others do meanwhile, and
+    when; they get to it while the host waits.
+    """
+
+    def __init__(self) -> None:
+        self.now, self.ends = 0.0, list[float]()
+        self.said, self.begins = list[str](), list[float]()
+        self.at: dict[float, Callable[[], object]] = {}
+
+    def launch(self) -> None:
+        self.said.append(f"launch {len(self.ends)}")
+        self.begins.append(max([self.now, *self.ends[-1:]]))
+        self.ends.append(self.begins[-1] + 1)
+
+    def wait_for(self, step: int) -> None:
+        self.said.append(f"wait {step}")
+        self.now = max(self.now, self.ends[step])
+        for when in [when for when in self.at if when <= self.now]:
+            self.at.pop(when)()
+
+    def Event(self, blocking: bool) -> SimpleNamespace:
+        step = len(self.ends) - 1
+        return SimpleNamespace(record=lambda stream: None, synchronize=lambda: self.wait_for(step))
+
+    def current_stream(self, device: torch.device) -> None: ...
+
+
+@pytest.fixture
+def device(runner: Watching) -> Device:
+    """Where the runner's calls are launched."""
+    made = Device()
+    runner.fails = lambda rows: made.launch()
+    return made
+
+
+def ahead(runner: Watching, device: Device) -> Scheduler:
+    scheduler = Scheduler(runner)
+    scheduler._ahead = RunAhead(torch.device("cuda", 1), cuda=device)
+    return scheduler
+
+
+def test_a_step_is_launched_when_the_one_before_the_last_has_ended(runner, device):
+    scheduler = ahead(runner, device)
+    scheduler.submit(job(edit(steps=5)))
+    scheduler.drain()
+    assert RUN_AHEAD == 2
+    assert device.said == "launch 0|launch 1|wait 0|launch 2|wait 1|launch 3|wait 2|launch 4|wait 3".split(
+        "|"
+    )
+
+
+def test_an_edit_that_arrives_joins_within_two_steps(runner, device):
+    scheduler = ahead(runner, device)
+    scheduler.submit(job(edit(steps=12)))
+    arrivals = (1.0, 3.2, 5.99)
+    device.at = {when: lambda: scheduler.submit(job(edit(steps=1))) for when in arrivals}
+    scheduler.drain()
+    joined = [begin for begin, rows in zip(device.begins, runner.rows, strict=True) if rows > 4]
+    assert len(joined) == len(arrivals)
+    assert all(0 <= begin - when <= 2 for begin, when in zip(joined, arrivals, strict=True))
+
+
+def test_an_edit_that_is_cancelled_takes_part_in_two_more_steps_at_most(runner, device):
+    scheduler = ahead(runner, device)
+    ticket = scheduler.submit(job(edit(steps=40)))
+    scheduler.submit(job(edit(steps=8)))
+    device.at = {4.5: ticket.future.cancel}
+    scheduler.drain()
+    with_it = [begin for begin, rows in zip(device.begins, runner.rows, strict=True) if rows == 8]
+    assert max(with_it) <= 4.5 + 2 and len(runner.rows) == 8
 
 
 def test_static_batching_waits_for_the_batch(runner):

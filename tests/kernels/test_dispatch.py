@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import adapedit_kernels
-from adapedit_kernels import AdapEditError, ImplementationError, edited_attention
+from adapedit_kernels import AdapEditError, ImplementationError, dispatch, edited_attention
 from tests.kernels.inputs import AttentionShape, attention_inputs
 
 
@@ -21,6 +25,37 @@ def test_a_named_implementation_that_can_not_run_is_an_error() -> None:
         AdapEditError, match="implementation is 'cuda', wanted one of 'auto', 'reference', 'triton'"
     ):
         edited_attention(*tensors, edited=False, implementation="cuda")
+
+
+def test_kernels_are_launched_on_the_device_of_their_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two devices the current one need not be theirs: Triton asks for that one."""
+    said, tensor, lies_on = list[str](), torch.zeros(1), list[torch.Tensor]()
+
+    @contextmanager
+    def device_of(other: torch.Tensor) -> Iterator[None]:
+        lies_on.append(other)
+        said.append("enter")
+        yield
+        said.append("leave")
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+
+    def launcher(*given: object) -> tuple[object, ...]:
+        said.append("launch")
+        return given
+
+    for operation in ("edited_attention", "guided_step", "spatial_similarity", "word_relation"):
+        module = SimpleNamespace(launch=launcher)
+        monkeypatch.setitem(sys.modules, f"adapedit_kernels.{operation}.triton", module)
+        assert dispatch.launch(operation, tensor, 2, None) == (tensor, 2, None)
+        assert said == ["enter", "launch", "leave"] and lies_on.pop() is tensor
+        said.clear()
+
+
+def test_no_operation_launches_past_the_guard() -> None:
+    folder = Path(dispatch.__file__).parent
+    past = [path.parent.name for path in folder.glob("*/__init__.py") if ".triton import" in path.read_text()]
+    assert not past
 
 
 def _python(code: str) -> None:

@@ -20,6 +20,7 @@ from adapedit_kernels.dispatch import (
     check_rows,
     check_tensors,
     implementation_for,
+    launch,
     operator_implementation,
 )
 from adapedit_kernels.edited_attention import reference
@@ -210,9 +211,7 @@ def _operate(
     if chosen == "reference":
         out = _by_reference((query, key, value, controls), map_sum, map_weight, scale)
         return out.transpose(1, 2).contiguous()
-    from adapedit_kernels.edited_attention.triton import launch
-
-    return launch(query, key, value, controls, map_sum, map_weight, scale)
+    return launch(_NAME, query, key, value, controls, map_sum, map_weight, scale)
 
 
 @torch.library.custom_op("adapedit_kernels::edited_attention", mutates_args=())

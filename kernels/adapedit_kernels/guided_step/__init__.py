@@ -15,6 +15,7 @@ from adapedit_kernels.dispatch import (
     check_rows,
     check_tensors,
     implementation_for,
+    launch,
     operator_implementation,
 )
 from adapedit_kernels.errors import AdapEditError
@@ -123,9 +124,7 @@ def _computed(chosen: str, arguments: Sequence[Any], check_values: bool) -> Tens
     if chosen == "reference":
         return reference.guided_step(*arguments)
     check_contiguous(_NAME, expected, but=("noise_pred",))
-    from adapedit_kernels.guided_step.triton import launch
-
-    return launch(*arguments)
+    return launch(_NAME, *arguments)
 
 
 def _check_pair(given: Mapping[str, Any], first: str, second: str) -> None:

@@ -11,6 +11,7 @@ from adapedit_kernels.dispatch import (
     check_contiguous,
     check_tensors,
     implementation_for,
+    launch,
     operator_implementation,
 )
 from adapedit_kernels.errors import AdapEditError
@@ -81,6 +82,4 @@ def _computed(
     if chosen == "reference":
         return reference.spatial_similarity(features, key_embedding, lambda_spatial, centre)
     check_contiguous(_NAME, expected, but=("features",))
-    from adapedit_kernels.spatial_similarity.triton import launch
-
-    return launch(features, key_embedding, lambda_spatial, centre)
+    return launch(_NAME, features, key_embedding, lambda_spatial, centre)

@@ -13,6 +13,7 @@ from adapedit_kernels.dispatch import (
     check_last_stride,
     check_tensors,
     implementation_for,
+    launch,
     operator_implementation,
 )
 from adapedit_kernels.errors import AdapEditError
@@ -117,6 +118,4 @@ def _computed(
         )
     check_last_stride(_NAME, "maps", maps)
     check_contiguous(_NAME, expected, but=("maps", "features"))
-    from adapedit_kernels.word_relation.triton import launch
-
-    return launch(maps, features, key_tokens, word_of_token, knobs)
+    return launch(_NAME, maps, features, key_tokens, word_of_token, knobs)
