@@ -206,6 +206,8 @@ def complete(request: EditRequest, model: EditModel) -> EditRequest:
     model.check_size(size["height"], size["width"])
     facts, guidance = model.facts, request.guidance_scale
     method = request.method.with_defaults(facts.defaults.get(request.method.name, {}))
+    scale = facts.guidance_scale if guidance is None else guidance
+    negatives = _negatives(request, getattr(method, "text_guidance", scale))
     image = None if request.image is None else request.image.read()[0]
     inversion = request.inversion if image is not None and method.inverts else None
     if image is not None and method.inverts and inversion is None:
@@ -213,12 +215,26 @@ def complete(request: EditRequest, model: EditModel) -> EditRequest:
     return request.model_copy(
         update={
             **size,
+            **negatives,
             "image": image,
             "inversion": inversion,
-            "guidance_scale": facts.guidance_scale if guidance is None else guidance,
+            "guidance_scale": scale,
             "method": method,
         }
     )
+
+
+def _negatives(request: EditRequest, scale: float) -> dict[str, str | None]:
+    """Both negative prompts; None where nothing was said. Raises where guidance is off, which has none."""
+    names = ("source_negative_prompt", "target_negative_prompt")
+    own = {name: getattr(request, name) for name in names}
+    found = {name: request.negative_prompt if text is None else text for name, text in own.items()}
+    if scale <= 1 and any(found.values()):
+        name = "negative_prompt" if request.negative_prompt else next(name for name in names if own[name])
+        raise AdapEditError(
+            f"{name} acts by guidance, and its scale is {scale:g}: raise guidance_scale above 1, or leave {name} out"
+        )
+    return found
 
 
 def make_context(
@@ -228,14 +244,18 @@ def make_context(
 
     A real picture that has to be inverted stands for the first latents until that is done.
     """
-    for name in ("source", "target"):
-        refuse_unknown_words(getattr(request, f"{name}_prompt"), name, model)
+    refuse_unknown_words(request, model)
     alignment = align(
         request.source_prompt, request.target_prompt, model.tokenizer, max_length=model.max_tokens
     )
     schedule = model.schedule(request.num_inference_steps, request.solver)
-    ids = torch.stack([model.unconditional_ids(), alignment.source_input_ids, alignment.target_input_ids])
-    unconditional, source, target = (_encoded(row, model, caches) for row in ids)
+    ids = (
+        alignment.source_input_ids,
+        alignment.target_input_ids,
+        text_ids(request.source_negative_prompt, "source negative prompt", model),
+        text_ids(request.target_negative_prompt, "target negative prompt", model),
+    )
+    source, target, source_negative, target_negative = (_encoded(row, model, caches) for row in ids)
     assert request.height is not None and request.width is not None and request.guidance_scale is not None
     channels, factor = model.runner.specs.out_channels, model.vae_factor
     shape = (channels, request.height // factor, request.width // factor)
@@ -254,9 +274,10 @@ def make_context(
         guidance_scale=request.guidance_scale,
         latents=latents,
         noise=noise,
-        unconditional=unconditional,
         source=source,
         target=target,
+        source_negative=source_negative,
+        target_negative=target_negative,
         guidance_until=request.guidance_until,
         latent_scale=model.latent_scale,
         instruction=_instruction(request, model, caches),
@@ -264,18 +285,35 @@ def make_context(
     return context if request.image is None else _of_picture(context, request, model)
 
 
-def refuse_unknown_words(prompt: str, name: str, model: Any) -> None:
-    """Raise for the first word, or sign, of `prompt` that a model with a closed vocabulary does not know."""
+def refuse_unknown_words(request: EditRequest, model: Any) -> None:
+    """Raise for the first word, or sign, of a request's texts that a model with a closed vocabulary does not know."""
     known = model.facts.known_words
     if known is None:
         return
-    words = (prompt[start:stop] for start, stop in word_spans(prompt))
-    unknown = [word for word in words if word.lower() not in known]
-    if unknown:
-        raise AdapEditError(
-            f"the {name} prompt has {unknown[0]!r}, a word that model {model.name!r} does not know; "
-            f"it knows: {', '.join(known)}"
-        )
+    texts: dict[str, str | None] = {
+        "source prompt": request.source_prompt,
+        "target prompt": request.target_prompt,
+        "negative prompt": request.negative_prompt,
+        "source negative prompt": request.source_negative_prompt,
+        "target negative prompt": request.target_negative_prompt,
+        "instruction": getattr(request.method, "instruction", None),
+    }
+    for name, text in texts.items():
+        words = [(text or "")[start:stop] for start, stop in word_spans(text or "")]
+        unknown = [word for word in words if word.lower() not in known]
+        if unknown:
+            raise AdapEditError(
+                f"the {name} has {unknown[0]!r}, a word that model {model.name!r} does not know; "
+                f"it knows: {', '.join(known)}"
+            )
+
+
+def text_ids(text: str | None, name: str, model: EditModel) -> Tensor:
+    """Ids [N] of a text without an alignment; of an empty one or None those of the empty prompt."""
+    if text is None or not text.strip():
+        return model.unconditional_ids()
+    ids = tokenize_words(text, model.tokenizer, max_length=model.max_tokens, name=name).input_ids
+    return torch.tensor(ids, dtype=torch.int64, device="cpu")
 
 
 def _encoded(ids: Tensor, model: EditModel, caches: Caches) -> Tensor:
@@ -289,11 +327,7 @@ def _encoded(ids: Tensor, model: EditModel, caches: Caches) -> Tensor:
 def _instruction(request: EditRequest, model: EditModel, caches: Caches) -> Tensor | None:
     """Hidden states [N, D] of the method's own text, where it has one."""
     text: str | None = getattr(request.method, "instruction", None)
-    if text is None:
-        return None
-    refuse_unknown_words(text, "instruction", model)
-    ids = tokenize_words(text, model.tokenizer, max_length=model.max_tokens, name="instruction").input_ids
-    return _encoded(torch.tensor(ids, dtype=torch.int64, device="cpu"), model, caches)
+    return None if text is None else _encoded(text_ids(text, "instruction", model), model, caches)
 
 
 def _of_picture(context: Context, request: EditRequest, model: EditModel) -> Context:

@@ -122,6 +122,9 @@ class AdapEditPipeline:
         source_prompt: str | None = None,
         target_prompt: str | None = None,
         *,
+        negative_prompt: str | None = None,
+        source_negative_prompt: str | None = None,
+        target_negative_prompt: str | None = None,
         method: str = "adapedit",
         num_inference_steps: int = 50,
         guidance_scale: float | None = None,
@@ -152,6 +155,9 @@ class AdapEditPipeline:
         prompts = {"source_prompt": source_prompt, "target_prompt": target_prompt}
         request = EditRequest.make(
             **{name: prompt for name, prompt in prompts.items() if prompt is not None},
+            negative_prompt=negative_prompt,
+            source_negative_prompt=source_negative_prompt,
+            target_negative_prompt=target_negative_prompt,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             guidance_until=guidance_until,

@@ -32,10 +32,12 @@ UNSUPPORTED = {
         ("cross_attention_until", "feature_interval"), "num_inference_steps=20 with solver='dpm++'"
     ),
     **dict.fromkeys(("prompt", "prompt_embeds"), "source_prompt and target_prompt"),
-    **dict.fromkeys(("negative_prompt", "negative_prompt_embeds"), "target_prompt alone: say what to show"),
+    "negative_prompt_embeds": "negative_prompt",
+    "negative_prompt_2": "negative_prompt, which all text encoders read",
     "prompt_2": "a checkpoint of Stable Diffusion 1.x or 2.x, which has one prompt",
     **dict.fromkeys(("num_images_per_prompt", "num_images"), "edit_batch with requests of several seeds"),
     "strength": "method='sdedit' with strength",
+    "word_steps": "method='adapedit' with word_steps",
     "image_guidance_scale": "method='instruct-pix2pix' with image_guidance",
     "mask_image": "local_blend, which finds the place from words",
     **dict.fromkeys(("callback_on_step_end", "callback_steps"), "callback(done, total)"),
@@ -66,6 +68,13 @@ def _not_empty(prompt: str) -> str:
     return prompt
 
 
+def _text(prompt: Any) -> Any:
+    prompt = _single(prompt)
+    if prompt is not None and not isinstance(prompt, str):
+        raise ValueError("a text was wanted")
+    return prompt
+
+
 def _no_truth(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError("a number was wanted")
@@ -73,6 +82,7 @@ def _no_truth(value: Any) -> Any:
 
 
 Prompt = Annotated[str, BeforeValidator(_single), AfterValidator(_not_empty)]
+Negative = Annotated[str | None, BeforeValidator(_text)]
 Number = BeforeValidator(_no_truth)
 Side = Annotated[int, Field(ge=8, le=4096), Number]
 
@@ -81,6 +91,8 @@ class EditRequest(BaseModel):
     """One edit.
 
     source_prompt, target_prompt: what the picture shows, and what it shall show.
+    negative_prompt:     what neither picture shall show: it stands in guidance where else the empty prompt does.
+    source_negative_prompt, target_negative_prompt: the same of one picture alone; None: `negative_prompt`.
     seed:                of the first latents, shared by source and target.
     num_inference_steps: T.
     guidance_scale:      of classifier-free guidance; None: what suits the model (7.5 for Stable Diffusion).
@@ -98,6 +110,9 @@ class EditRequest(BaseModel):
 
     source_prompt: Prompt
     target_prompt: Prompt
+    negative_prompt: Negative = None
+    source_negative_prompt: Negative = None
+    target_negative_prompt: Negative = None
     seed: Annotated[int, Field(ge=0, lt=2**63), Number] = 0
     num_inference_steps: Annotated[int, Field(ge=1, le=1000), Number] = 50
     guidance_scale: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False), Number] | None = None

@@ -108,7 +108,7 @@ def same_rows(pipes: dict[str, Any], steps: int) -> dict[str, Callable[[], Any]]
         model = pipe.model
         asked = complete(common.request(0, steps, method=LOOP), model)
         context = make_context(asked, model, Caches.of(model.runner))
-        plans = {"edit": LOOP.plan(context, None), "plain": context.plan((context.source, context.target))}
+        plans = {"edit": LOOP.plan(context, None), "plain": context.plan(("source", "target"))}
         condition = ProjectionCache(model.runner, 2**28).condition
         found |= {
             f"{name}, {way}": partial(run, model.runner, plan, condition) for way, plan in plans.items()

@@ -118,9 +118,21 @@ class Prompts(Sampling):
 
     source: Annotated[str, typer.Argument(help="What the picture shows.")]
     target: Annotated[str, typer.Argument(help="What it shall show.")]
+    negative: Annotated[
+        Text, option("What neither picture shall show.", "--negative", "--negative-prompt", metavar="TEXT")
+    ] = None
+    source_negative: Annotated[Text, option("What the source shall not show.", metavar="TEXT")] = None
+    target_negative: Annotated[Text, option("What the target shall not show.", metavar="TEXT")] = None
 
     def fields(self) -> dict[str, Any]:
-        return {"source_prompt": self.source, "target_prompt": self.target, **super().fields()}
+        return {
+            "source_prompt": self.source,
+            "target_prompt": self.target,
+            "negative_prompt": self.negative,
+            "source_negative_prompt": self.source_negative,
+            "target_negative_prompt": self.target_negative,
+            **super().fields(),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +196,10 @@ class Knobs:
     no_dps: Annotated[bool, _method("Ablation: let the edit act everywhere.", "--no-dps")] = False
     no_mask: Annotated[bool, _method("Ablation: count all of a map as looked at.", "--no-mask")] = False
     cross_replace_steps: Annotated[Number, _method("Share of the steps in which all words are held.")] = None
+    word_steps: Annotated[
+        Text,
+        _method("Share of the steps in which a word is held, as dog:0.3,grass:0.8.", metavar="WORD:SHARE"),
+    ] = None
     self_replace_steps: Annotated[Number, _method("Share in which self-attention is the source's.")] = None
     local_blend: Annotated[
         Texts,

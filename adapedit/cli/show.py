@@ -127,8 +127,7 @@ def align_only(request: EditRequest, model: str) -> Alignment:
     from adapedit.model import load_vocabulary
 
     vocabulary = load_vocabulary(model)
-    for name in ("source", "target"):
-        refuse_unknown_words(getattr(request, f"{name}_prompt"), name, vocabulary)
+    refuse_unknown_words(request, vocabulary)
     return align(
         request.source_prompt, request.target_prompt, vocabulary.tokenizer, max_length=vocabulary.max_tokens
     )

@@ -120,7 +120,7 @@ def trajectory(
     from adapedit_engine.plan import EditPlan
 
     picture = picture_of(context)
-    rows, weights = replace(context, guidance_scale=guidance_scale).guided([context.source])
+    rows, weights = replace(context, guidance_scale=guidance_scale).guided(["source"])
     plan = EditPlan(
         schedule=backwards(context.schedule),
         latents=picture,
@@ -161,7 +161,7 @@ def single_steps(context: Context, schedule: Schedule, latents: Tensor) -> list[
     """
     from adapedit_engine.plan import EditPlan
 
-    rows, weights = context.guided([context.source])
+    rows, weights = context.guided(["source"])
     until = guided_steps(context, len(schedule))
     plans = [
         EditPlan(
@@ -228,7 +228,7 @@ def inversion_key(context: Context, inversion: Inversion, seed: int) -> str:
     facts = (inversion, context.guidance_scale, context.guidance_until, seed if inversion.uses_seed else None)
     content = hashlib.sha256(repr(facts).encode())
     tables = vars(context.schedule).values()
-    for value in (context.image_latents, context.source, context.unconditional, *tables):
+    for value in (context.image_latents, context.source, context.source_negative, *tables):
         content.update(digest(value) if isinstance(value, torch.Tensor) else repr(value).encode())
     return content.hexdigest()
 

@@ -33,8 +33,9 @@ RISE = 2e-5
 class NullText(Inversion, name="null-text"):
     """Null-text inversion (Mokady et al. 2023): the empty prompt of each step is optimised until guidance leads back.
 
-    DDIM backwards without guidance, then Adam; each step begins with the empty prompt of the one before. Needs
-    gradients, so it runs in PyTorch alone.
+    DDIM backwards without guidance, then Adam; each step begins with the empty prompt of the one before, the first with
+    the negative prompt where there is one, which then has to be that of both pictures. Needs gradients, so it runs in
+    PyTorch alone.
 
     inner_steps:   of Adam at each denoising step, at most.
     learning_rate: of Adam at the first step; it falls linearly to half of that.
@@ -53,6 +54,11 @@ class NullText(Inversion, name="null-text"):
         if not model.runner.capabilities.gradients:
             raise InversionError(
                 "inversion 'null-text' needs gradients, which a bundle does not have; use 'direct', or the checkpoint"
+            )
+        if not context.source_negative.equal(context.target_negative):
+            raise InversionError(
+                "inversion 'null-text' searches one negative prompt for both pictures; give both the same by "
+                "negative_prompt, or use 'direct'"
             )
 
     def steps(self, steps: int) -> int:
@@ -115,7 +121,7 @@ class _Search:
         self._device, self._dtype = weight.device, weight.dtype
         # Clones: what was made without gradients may not take part in a search for them.
         self._source = context.source.to(self._device, self._dtype, copy=True)
-        self.empty = context.unconditional.to(self._device, torch.float32, copy=True)
+        self.empty = context.source_negative.to(self._device, torch.float32, copy=True)
 
     def step(self, step: int, latents: Tensor, wanted: Tensor) -> Tensor:
         """Improve `empty` for one step, and take it: latents [1, C, h, w] to those after it."""

@@ -91,7 +91,7 @@ def _passes(
     wanted: Sequence[Wanted], model: EditModel
 ) -> Generator[list[EditPlan], list[EditOutcome], list[tuple[Context, EditOutcome]]]:
     contexts = yield from inversion_passes(wanted, model)
-    outcomes = yield [context.plan((context.source,), collect=False) for context in contexts]
+    outcomes = yield [context.plan(("source",), collect=False) for context in contexts]
     return list(zip(contexts, outcomes, strict=True))
 
 

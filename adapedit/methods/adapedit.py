@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from adapedit.methods.base import Cells, Context, Findings, Knob, Method, Share, whole_error
-from adapedit.methods.words import Span, Words, ends, key_tokens, local_blend
+from adapedit.methods.words import (
+    Span,
+    Words,
+    WordShares,
+    ends,
+    key_tokens,
+    local_blend,
+    tokens_of,
+    with_word_values,
+)
+from adapedit_kernels.errors import AdapEditError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,6 +56,8 @@ class AdapEdit(Method, name="adapedit"):
                     (root mean square over channels) belong to the words' places that they touch, unless those are half
                     of the picture: a foot of the source's figure that no word looks at would stay. None: no cell does.
     fwt, dps, mask: switches for the ablations; without FWT every word has `cross_replace_steps`.
+    word_steps:     {"dog": 0.3}: the share for which a word is held, over what is found or given for all. An inserted
+                    word is held to nothing.
     self_replace_steps: share for self-attention, or two: from and to; None: what FWT gives to tokens without a word.
     local_blend:    words outside whose places the source's latents are kept, as in Prompt-to-Prompt; true: those that
                     the edit is about and what they replace. Not in the paper.
@@ -74,6 +86,7 @@ class AdapEdit(Method, name="adapedit"):
     dps: bool = True
     mask: bool = True
     cross_replace_steps: Share = 0.8
+    word_steps: WordShares = ()
     self_replace_steps: Span | None = None
     local_blend: Words = ()
     blend_difference: Knob | None = None
@@ -94,7 +107,7 @@ class AdapEdit(Method, name="adapedit"):
         """Averages for FWT and DPS: of the target prompt alone, or of the source's as well."""
         if not self.two_pass or not (self.fwt or self._spatial or self._observes_both):
             return None
-        return context.plan((context.source, context.target) if self._observes_both else (context.target,))
+        return context.plan(("source", "target") if self._observes_both else ("target",))
 
     def plan(self, context: Context, observed: EditOutcome | None) -> EditPlan:
         import torch
@@ -102,6 +115,7 @@ class AdapEdit(Method, name="adapedit"):
         from adapedit_engine.plan import CrossEdit, SelfEdit
 
         alignment = context.alignment.as_variant(self.variant)
+        self._refuse_unheld(alignment)
         words, spatial = (None, None) if observed is None else self._found(context, observed)
         word_steps, span = self._times(context, words)
         rows = context.from_source(context.coarse_layers(), *span)
@@ -154,6 +168,9 @@ class AdapEdit(Method, name="adapedit"):
             # about, which are free whatever is seen. The layout is held as long as the other tokens are.
             word_steps = (~key_tokens(context.alignment)).to(torch.float32)
             share = 1 / len(context.schedule)
+        word_steps = with_word_values(
+            word_steps, context.alignment, ((one, one.value) for one in self.word_steps)
+        )
         return word_steps, (0.0, share) if self.self_replace_steps is None else ends(self.self_replace_steps)
 
     def _found(self, context: Context, seen: EditOutcome) -> tuple[WordRelation, Tensor]:
@@ -192,12 +209,21 @@ class AdapEdit(Method, name="adapedit"):
             word_of_token=alignment.word_of_token.expand(tracks, -1).clone(),
             **knobs._asdict(),
             lambda_spatial=torch.full((tracks,), self.lambda_spatial, dtype=torch.float32, device="cpu"),
-            temporal=target & self.fwt,
+            temporal=target.unsqueeze(1) & ~tokens_of(self.word_steps, alignment) & self.fwt,
             spatial=target & self._spatial,
             joined=target & (self.observed_prompts == "both"),
             grow=target * max(self.spatial_grow, self.spatial_grow_several if several else 0),
             self_layers=target.unsqueeze(1) & context.coarse_layers() & by_relation,
         )
+
+    def _refuse_unheld(self, alignment: Alignment) -> None:
+        for one in self.word_steps:
+            for word in alignment.find(one.word, one.occurrence):
+                if alignment.own_weight[word.tokens[0]] == 1:
+                    raise AdapEditError(
+                        f"word_steps names {word.text!r}, for which the source prompt has no word that could hold it; "
+                        "leave it out"
+                    )
 
     def _relation(self) -> dict[str, Any]:
         """The knobs of `RelationKnobs.make`, but lambda_tau."""

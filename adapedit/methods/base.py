@@ -31,6 +31,7 @@ Knob = Annotated[float, Field(ge=0, le=1e4, allow_inf_nan=False, strict=True)]
 Cells = Annotated[int, Field(ge=0, le=4, strict=True)]
 """By which a map is widened; each further one costs a step as much as the first."""
 
+Prompt = Literal["source", "target"]
 Kind = TypeVar("Kind", bound="Settings")
 
 
@@ -114,8 +115,9 @@ def one_line(error: ValidationError) -> str:
 class Context:
     """Everything of one edit that does not depend on the method.
 
-    latents [1, C, h, w], times the schedule's init_noise_sigma; unconditional, source, target: hidden states [N, D];
-    noise [T, C, h, w] for stochastic schedules, shared by all tracks.
+    latents [1, C, h, w], times the schedule's init_noise_sigma; noise [T, C, h, w] for stochastic schedules, shared by
+    all tracks. source, target: hidden states [N, D] of the prompts; source_negative, target_negative: of what stands
+    against each in guidance, the empty prompt or a negative one.
     instruction: hidden states [N, D] of the method's own text, where it has one. latent_scale: see `EditModel`.
 
     Of a real picture: image, as the model takes it; image_latents [1, C, h, w], clean; source_latents [T, C, h, w], the
@@ -128,9 +130,10 @@ class Context:
     schedule: Schedule
     guidance_scale: float
     latents: Tensor
-    unconditional: Tensor
     source: Tensor
     target: Tensor
+    source_negative: Tensor
+    target_negative: Tensor
     noise: Tensor | None = None
     guidance_until: float = 1.0
     latent_scale: float = 1.0
@@ -145,25 +148,28 @@ class Context:
         """Height and width of the maps."""
         return self.specs.map_size(*self.latents.shape[-2:])
 
-    def guided(self, prompts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Rows of each prompt under classifier-free guidance: hidden states [K, G, N, D] and weights [K, G].
+    def guided(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
+        """Rows of each prompt under classifier-free guidance, beside its negative one's.
 
-        G is 1, the conditional row alone, at a scale of 1 or less, which is no guidance, as in diffusers.
+        Hidden states [K, G, N, D] and weights [K, G]. G is 1, the conditional row alone, at a scale of 1 or less, which
+        is no guidance, as in diffusers.
         """
         import torch
 
         scale = self.guidance_scale
+        conditional = torch.stack([getattr(self, prompt) for prompt in prompts])
         if scale > 1:
-            rows = torch.stack([torch.stack([self.unconditional, prompt]) for prompt in prompts])
+            negative = torch.stack([getattr(self, f"{prompt}_negative") for prompt in prompts])
+            rows = torch.stack([negative, conditional], dim=1)
             weights = torch.tensor([1 - scale, scale], dtype=torch.float32, device="cpu")
         else:
-            rows = torch.stack(list(prompts)).unsqueeze(1)
+            rows = conditional.unsqueeze(1)
             weights = torch.ones(1, dtype=torch.float32, device="cpu")
         return rows, weights.expand(len(prompts), -1).clone()
 
     def plan(
         self,
-        prompts: Sequence[Tensor] | None = None,
+        prompts: Sequence[Prompt] | None = None,
         *,
         cross_attention: CrossEdit | None = None,
         self_attention: SelfEdit | None = None,
@@ -174,29 +180,28 @@ class Context:
         """A plan whose tracks start from the same latents.
 
         By default two, the source's prompt and the target's, which takes from the source what the parts say; without
-        cross_attention all of its maps are its own. prompts, hidden states [N, D] each: these, none of them edited.
-        A real picture's trajectory is followed by the first track, where its prompt is `source` itself.
+        cross_attention all of its maps are its own. prompts: a track for each of these, none of them edited. A real
+        picture's trajectory is followed by the first track, where it is the source's.
         """
         from adapedit_engine.plan import EditPlan
 
-        sources: tuple[int, ...] = ()
+        tracks: Sequence[Prompt] = ("source", "target") if prompts is None else prompts
         if prompts is None:
-            prompts, sources = (self.source, self.target), (0, 0)
             cross_attention = cross_attention or self._own_maps()
-        rows, weights = self.guided(prompts)
+        rows, weights = self.guided(tracks)
         return EditPlan(
             schedule=self.schedule,
-            latents=self.latents.expand(len(prompts), -1, -1, -1).clone(),
+            latents=self.latents.expand(len(tracks), -1, -1, -1).clone(),
             encoder_hidden_states=rows,
             guidance_weights=weights,
-            source_track=sources,
+            source_track=(0, 0) if prompts is None else (),
             cross_attention=cross_attention,
             self_attention=self_attention,
             local_blend=local_blend,
             adaptive=adaptive,
             noise=self.noise,
             unconditional_steps=self.unconditional_steps if rows.shape[1] > 1 else None,
-            source_latents=self.source_latents if prompts[0] is self.source else None,
+            source_latents=self.source_latents if tracks[0] == "source" else None,
             collect=collect,
             guidance_until=self.guidance_until,
         )

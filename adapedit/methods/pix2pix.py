@@ -55,7 +55,7 @@ class InstructPix2Pix(Method, name="instruct-pix2pix"):
         plan = EditPlan(
             schedule=context.schedule,
             latents=context.latents,
-            encoder_hidden_states=torch.stack([context.unconditional, context.unconditional, text])[None],
+            encoder_hidden_states=torch.stack([context.target_negative, context.target_negative, text])[None],
             guidance_weights=torch.tensor([weights], dtype=torch.float32, device="cpu"),
             conditioning={"channels": torch.stack([torch.zeros_like(picture), picture, picture], dim=1)},
             noise=context.noise,

@@ -14,4 +14,4 @@ class Plain(Method, name="plain"):
     """No edit at all: two prompts from one seed. The baseline that shows what a seed alone keeps."""
 
     def plan(self, context: Context, observed: EditOutcome | None) -> EditPlan:
-        return context.plan((context.source, context.target))
+        return context.plan(("source", "target"))

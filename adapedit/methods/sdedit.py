@@ -29,7 +29,7 @@ class SDEdit(Method, name="sdedit"):
 
     def observe(self, context: Context) -> EditPlan:
         """The source, whole."""
-        return context.plan((context.source,))
+        return context.plan(("source",))
 
     def plan(self, context: Context, observed: EditOutcome | None) -> EditPlan:
         import torch
@@ -50,7 +50,7 @@ class SDEdit(Method, name="sdedit"):
             source_latents=None,
             latents=latents,
         )
-        return rest.plan((context.target,))
+        return rest.plan(("target",))
 
     def finish(self, context: Context, observed: EditOutcome | None, edited: EditOutcome) -> EditOutcome:
         assert observed is not None

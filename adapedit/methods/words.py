@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from adapedit.methods.base import Context
+from adapedit.methods.base import Context, Share
 from adapedit_kernels.errors import AdapEditError
 
 if TYPE_CHECKING:
@@ -72,6 +72,12 @@ class WordValue(_OfWord):
     value: Annotated[float, Field(ge=-1e4, le=1e4, allow_inf_nan=False, strict=True)]
 
 
+class WordShare(_OfWord):
+    """The share of the steps, from the first on, in which a word is held."""
+
+    value: Share
+
+
 class WordSpan(_OfWord):
     """The steps in which a word is held."""
 
@@ -80,12 +86,18 @@ class WordSpan(_OfWord):
 
 WordValues = Annotated[tuple[WordValue, ...], BeforeValidator(_by_word)]
 """Or {word: value}, or (word, value) pairs."""
+WordShares = Annotated[tuple[WordShare, ...], BeforeValidator(_by_word)]
 WordSpans = Annotated[tuple[WordSpan, ...], BeforeValidator(_by_word)]
 
 
 def ends(span: float | tuple[float, float]) -> tuple[float, float]:
     """From and to."""
     return span if isinstance(span, tuple) else (0.0, span)
+
+
+def tokens_of(named: Iterable[_OfWord], alignment: Alignment) -> Tensor:
+    """[N] bool: tokens of the target's words that are named; one that it does not have is an error."""
+    return alignment.token_mask(word for one in named for word in alignment.find(one.word, one.occurrence))
 
 
 def with_word_values(values: Tensor, alignment: Alignment, changes: Iterable[tuple[_OfWord, Any]]) -> Tensor:

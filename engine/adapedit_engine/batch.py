@@ -464,9 +464,9 @@ class Call:
         found = {}
         for name, new, acts in (
             ("cross_attention.word_steps", words.word_steps, part["temporal"]),
-            ("cross_attention.spatial_map", spatial, part["spatial"]),
+            ("cross_attention.spatial_map", spatial, part["spatial"].unsqueeze(1)),
         ):
-            found[name] = torch.where(acts.unsqueeze(1), new, tracks[name])
+            found[name] = torch.where(acts, new, tracks[name])
         stop = held_steps(words.default_steps, tracks["steps"]).long()
         interval = torch.stack([torch.zeros_like(stop), stop], 1).unsqueeze(1)  # [K, 1, 2]
         for name in ("self_attention.query", "self_attention.key"):

@@ -99,7 +99,8 @@ class Adaptive:
 
     key_tokens: bool, tokens of the words that the edit is about. word_of_token: int64, number of a token's word; -1:
     none. lambda_tau, threshold, relative, temperature, centre, released: see `RelationKnobs`. lambda_spatial: Eq. 9.
-    temporal, spatial: bool, recompute tau and S; those of the plan hold until maps have been seen.
+    temporal, spatial: bool, tokens whose tau, and tracks whose S, is found anew; those of the plan hold until maps have
+    been seen, and elsewhere.
     joined: bool, S is the larger of the track's own and its source's: an edit has to act where the source shows what it
     changes, too. grow: int64, cells by which S is widened. self_layers: bool, self-attention layers whose queries and
     keys come from the source for the share that FWT gives to tokens without a word.
@@ -114,7 +115,7 @@ class Adaptive:
     centre: Tensor = field(metadata=_axes("K", True))
     released: Tensor = field(metadata=_axes("K", False))
     lambda_spatial: Tensor = field(metadata=_axes("K", 1.0))
-    temporal: Tensor = field(metadata=_axes("K", False))
+    temporal: Tensor = field(metadata=_axes("KN", False))
     spatial: Tensor = field(metadata=_axes("K", False))
     joined: Tensor = field(metadata=_axes("K", False))
     grow: Tensor = field(metadata=_axes("K", 0))

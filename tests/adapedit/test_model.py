@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
@@ -22,6 +21,7 @@ from adapedit import AdapEditError, AdapEditPipeline
 from adapedit.cli.main import USER_ERROR, run
 from adapedit.configs import ModelError, ModelFacts, read_configs
 from adapedit.model import load_model, load_vocabulary, locate
+from tests.helpers.diffusers import by_diffusers
 from tests.helpers.edits import SOURCE, TARGET, grey_levels
 from tests.helpers.tiny_model import STABLE_DIFFUSION_2, save_tiny_model
 
@@ -32,27 +32,6 @@ WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 def copy(tiny_folder: Path, tmp_path: Path) -> Path:
     """A checkpoint to be broken."""
     return Path(shutil.copytree(tiny_folder, tmp_path / "model"))
-
-
-def by_diffusers(pipe: AdapEditPipeline, prompt: str, steps: int) -> Image.Image:
-    """The picture that diffusers makes of the same parts."""
-    model = pipe.model
-    theirs = StableDiffusionPipeline(
-        vae=model.vae,
-        text_encoder=model.text_encoder,
-        tokenizer=model.tokenizer,
-        unet=model.runner.controlled.unet,  # type: ignore[attr-defined]
-        scheduler=model.scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    theirs.set_progress_bar_config(disable=True)
-    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    picture = theirs(
-        prompt, num_inference_steps=steps, guidance_scale=7.5, latents=latents, output_type="np"
-    ).images[0]
-    return Image.fromarray((picture * 255).round().astype(np.uint8))
 
 
 def test_stable_diffusion_1_makes_the_pictures_of_diffusers(pipe):

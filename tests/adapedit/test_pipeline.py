@@ -235,7 +235,10 @@ def test_bad_input_is_refused_before_any_work_in_one_line(pipe, untouched, argum
     ("arguments", "message"),
     [
         ({"prompt": "a dog"}, "prompt is not supported, use source_prompt and target_prompt"),
-        ({"negative_prompt": "ugly"}, "negative_prompt is not supported, use target_prompt alone"),
+        (
+            {"method": "plain", "word_steps": {"dog": 0.3}},
+            "word_steps is not supported, use method='adapedit'",
+        ),
         ({"num_images_per_prompt": 2}, "num_images_per_prompt is not supported, use edit_batch"),
         ({"strength": 0.5}, "strength is not supported, use method='sdedit'"),
         ({"method": "masactrl", "callback_on_step_end": print}, "is not supported, use callback"),

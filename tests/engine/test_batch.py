@@ -227,7 +227,8 @@ def test_the_single_pass_recomputes_from_what_it_has_seen(runner):
 def test_parts_of_the_single_pass_may_be_off(runner):
     spatial = noise(2, SIDE**2).sigmoid()
     layers = torch.zeros(2, len(runner.specs.self_layers), dtype=torch.bool)
-    off = adaptive(temporal=False, spatial=False, self_layers=layers)
+    never = torch.zeros(2, TOKENS, dtype=torch.bool)
+    off = adaptive(temporal=never, spatial=False, self_layers=layers)
     neither = edit_plan(1, 2, adaptive=off, cross={"spatial_map": spatial})
     (outcome,), (plain,) = denoise([neither], runner), denoise([replace(neither, adaptive=None)], runner)
     assert torch.equal(outcome.latents, plain.latents)

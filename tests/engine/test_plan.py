@@ -82,7 +82,10 @@ def test_held_steps_are_the_whole_ones_also_where_products_round():
         ({"local_blend": blend(grow=5)}, r"local_blend.grow is \[5, 5\], wanted 0 to 4 cells"),
         ({"local_blend": blend(token_weights=torch.ones(1, TOKENS))}, r"token_weights has shape \(1, 6\)"),
         ({"adaptive": adaptive(key_tokens=torch.ones(2, 2).bool())}, r"key_tokens has shape \(2, 2\)"),
-        ({"adaptive": adaptive(temporal=1.0)}, "adaptive.temporal is torch.float32, wanted torch.bool"),
+        (
+            {"adaptive": adaptive(temporal=torch.ones(2, TOKENS))},
+            "adaptive.temporal is torch.float32, wanted torch.bool",
+        ),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(changes, message: str):

@@ -142,7 +142,7 @@ def adaptive(tracks: int = 2, **changes: Any) -> Adaptive:
         "centre": True,
         "released": False,
         "lambda_spatial": 1.0,
-        "temporal": True,
+        "temporal": torch.ones(tracks, TOKENS, dtype=torch.bool),
         "spatial": True,
         "joined": False,
         "grow": 0,

@@ -40,7 +40,7 @@ def lost(pipe: AdapEditPipeline, name: str) -> float:
     """Root mean square distance of the source's last latents to the picture's own."""
     context = context_of(pipe, request(name))
     with pipe.model.runner as runner:
-        (outcome,) = denoise([context.plan((context.source, context.target))], runner)
+        (outcome,) = denoise([context.plan(("source", "target"))], runner)
     return float((outcome.latents[0] - context.image_latents[0]).square().mean().sqrt())
 
 

@@ -15,7 +15,7 @@ from tests.helpers.plain_ddim import PlainDDIM
 def test_latents_are_those_of_the_formulas(pipe: AdapEditPipeline, offset: float) -> None:
     asked = request(settings("direct", targets=offset), num_inference_steps=10)
     context = context_of(pipe, asked)
-    (found,) = run(pipe, [context.plan((context.source, context.target))])
+    (found,) = run(pipe, [context.plan(("source", "target"))])
 
     ddim = PlainDDIM(pipe, context)
     assert context.image_latents is not None

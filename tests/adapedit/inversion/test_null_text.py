@@ -39,7 +39,7 @@ def searched(ddim: PlainDDIM, path: list[Tensor], inner: int, rate: float, enoug
 def test_latents_are_those_of_the_formulas(pipe: AdapEditPipeline, early_stop: float) -> None:
     knobs = {"inner_steps": 10, "learning_rate": 0.01, "early_stop": early_stop}
     context = context_of(pipe, request(settings("null-text", **knobs), num_inference_steps=10))
-    (found,) = run(pipe, [context.plan((context.source, context.target))])
+    (found,) = run(pipe, [context.plan(("source", "target"))])
 
     ddim = PlainDDIM(pipe, context)
     assert context.image_latents is not None and context.unconditional_steps is not None

@@ -236,6 +236,61 @@ def test_what_is_gone_and_what_nothing_would_read_is_refused_with_the_mend(knobs
         EditRequest.make(**saved)
 
 
+@pytest.mark.parametrize("knobs", [{}, {"two_pass": True}, {"fwt": False}])
+def test_the_steps_of_a_word_are_those_that_were_given(pipe, knobs):
+    """Of every place where it stands, or one of them alone; the others keep what was found."""
+    target = "a dog and a dog sitting on the grass"
+    given = ({"word": "dog", "occurrence": 2, "value": 0.6}, {"word": "sitting", "value": 0.4})
+    asked = [
+        request("a dog and a dog standing on the grass", target, word_steps=w, **knobs) for w in ((), given)
+    ]
+    free, held = pipe.edit_batch(asked)
+    found = [[word.word_steps for word in result.words] for result in (free, held)]
+    for word, before, after in zip(held.words, *found, strict=True):
+        assert after == pytest.approx(before, abs=0.1) or word.text in ("dog", "sitting")
+    assert found[1][4] == pytest.approx(0.6) and found[1][5] == pytest.approx(0.4)
+    assert found[1][1] == pytest.approx(found[0][1], abs=0.1)
+    assert grey_levels(free.target_image, held.target_image) > 0
+    assert grey_levels(free.source_image, held.source_image) == 0
+
+
+def test_a_word_that_is_held_throughout_has_the_sources_maps(pipe):
+    """All words given the whole trajectory: the target's maps are the source's, whatever FWT would have found."""
+    every = dict.fromkeys(TARGET.split(), 1.0)
+    knobs = {"self_replace_steps": 0.0, "fwt": False, "cross_replace_steps": 1.0}
+    one, other = pipe.edit_batch([request(word_steps=every, self_replace_steps=0.0), request(**knobs)])
+    assert grey_levels(one.target_image, other.target_image) == 0
+
+
+@pytest.mark.parametrize(
+    ("target", "knobs", "said"),
+    [
+        (
+            TARGET,
+            {"word_steps": {"horse": 0.3}},
+            "the target prompt has no word 'horse'; its words are: a, red",
+        ),
+        (TARGET, {"word_steps": [{"word": "dog", "occurrence": 2, "value": 0.3}]}, "occurrence 2 was asked"),
+        (TARGET, {"word_steps": {"dog": 1.5}}, "word_steps.0.value is 1.5"),
+        (TARGET, {"word_steps": 0.3}, "values by word were wanted"),
+        (
+            LONGER,
+            {"word_steps": {"small": 0.3}},
+            "word_steps names 'small', for which the source prompt has no word",
+        ),
+        (
+            TARGET,
+            {"word_steps": {"sitting": 0.3}, "variant": "released"},
+            "names 'sitting', for which the source",
+        ),
+    ],
+)
+def test_steps_of_words_that_can_not_be(pipe, target, knobs, said):
+    with pytest.raises(AdapEditError, match=said) as error:
+        pipe.edit_batch([request(SOURCE, target, **knobs)])
+    assert "\n" not in str(error.value)
+
+
 def test_cells_that_differ_belong_to_the_places_that_they_touch():
     mask = torch.zeros(6, 6)
     mask[1, 1] = 1

@@ -82,10 +82,10 @@ def test_a_plan_is_of_source_and_target_unless_it_is_told(pipe: Any) -> None:
     context, _ = context_of(pipe, request())
     plan = context.plan()
     assert plan.source_track == (0, 0) and plan.cross_attention.own_weight.eq(1).all()
-    assert not context.plan((context.source, context.target)).edited
+    assert not context.plan(("source", "target")).edited
     known = replace(context, source_latents=torch.zeros(STEPS, 4, 8, 8))
     assert known.plan().source_latents is not None
-    assert known.plan((context.target,)).source_latents is None
+    assert known.plan(("target",)).source_latents is None
 
 
 def test_layers_take_from_the_source_in_whole_steps_rounded_down(pipe: Any) -> None:
