@@ -258,11 +258,7 @@ def load_model(
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
     tokenizer = settled(read_part(folder, "tokenizer", CLIPTokenizer))
-    if len(tokenizer) > text_config.vocab_size:
-        raise ModelError(
-            f"the tokenizer of {folder} has {len(tokenizer)} tokens, its text encoder knows {text_config.vocab_size}; "
-            "copy both from one checkpoint"
-        )
+    refuse_unknown_tokens(tokenizer, text_config.vocab_size, folder)
     if scheduler is None:
         # Whatever scheduler the checkpoint names, DDIM takes its noise schedule; clipping would not be linear.
         scheduler = read_part(folder, "scheduler", DDIMScheduler, clip_sample=False, thresholding=False)
@@ -310,6 +306,7 @@ def load_bundle(folder: str | Path, runner: str = "onnxruntime", *, verify: bool
     read_config(bundle.folder / TOKENIZER_FILE, TokenizerConfig)
     read_config(bundle.folder / SCHEDULER_FILE, SchedulerConfig)
     tokenizer = settled(read_part(bundle.folder, "tokenizer", CLIPTokenizer))
+    refuse_unknown_tokens(tokenizer, manifest.vocabulary, bundle.folder)
     scheduler = read_part(bundle.folder, "scheduler", kind)
     return BundleModel(
         name=str(folder),
@@ -324,6 +321,15 @@ def load_bundle(folder: str | Path, runner: str = "onnxruntime", *, verify: bool
         vae_factor=manifest.vae.factor,
         max_tokens=manifest.tokens,
     )
+
+
+def refuse_unknown_tokens(tokenizer: Any, known: int, folder: Path) -> None:
+    """Raise for a tokenizer with more tokens than its text encoder has embeddings."""
+    if len(tokenizer) > known:
+        raise ModelError(
+            f"the tokenizer of {folder} has {len(tokenizer)} tokens, its text encoder knows {known}; "
+            "copy both from one checkpoint"
+        )
 
 
 def load_vocabulary(source: str | Path | None = None) -> Vocabulary:

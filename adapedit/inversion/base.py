@@ -78,7 +78,7 @@ class Inversion(Settings):
         """The inversion, as plans to run."""
 
 
-def make_inversion_settings(name: str, **knobs: Any) -> Any:
+def make_inversion_settings(name: str, /, **knobs: Any) -> Any:
     """The inversion `name` with these knobs. Raises `AdapEditError` for unknown names and knobs, and for bad values."""
     return made(INVERSIONS, "inversion", name, knobs)
 

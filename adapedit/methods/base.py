@@ -295,7 +295,7 @@ class Method(Settings):
         return Findings()
 
 
-def make_settings(name: str, **knobs: Any) -> Any:
+def make_settings(name: str, /, **knobs: Any) -> Any:
     """The method `name` with these knobs. Raises `AdapEditError` for unknown names and knobs, and for bad values."""
     return made(METHODS, "method", name, knobs)
 

@@ -22,7 +22,7 @@ from adapedit_engine.models.controls import SELF_NAMES
 from adapedit_engine.models.layers import ModelSpecs
 from adapedit_kernels.errors import AdapEditError
 
-FORMAT: Literal[2] = 2
+FORMAT: Literal[3] = 3
 MANIFEST_FILE = "manifest.json"
 GRAPHS = ("text_encoder", "text_projection", "unet", "vae_decoder", "vae_encoder")
 ROWS = "rows"
@@ -146,6 +146,7 @@ class Manifest:
     model:       name that the checkpoint was loaded by.
     specs:       of the UNet, as the loop needs them.
     tokens:      N.
+    vocabulary:  tokens that the text encoder knows.
     height, width: of the latents.
     rows:        rows of a UNet call where the batch is fixed, else None.
     graphs:      by name, those of `GRAPHS`.
@@ -154,11 +155,12 @@ class Manifest:
     parity:      what ONNX Runtime gave after the export, by stage (a graph on random inputs, or "edit") and output.
     """
 
-    format: Literal[2] = FORMAT
+    format: Literal[3] = FORMAT
     model: Name
     precision: Literal["float32", "float16", "mixed"]
     specs: Annotated[ModelSpecs, AfterValidator(_bounded)]
     tokens: Annotated[int, Field(ge=2, le=4096)]
+    vocabulary: Annotated[int, Field(ge=1, le=1 << 20)]
     height: Annotated[int, Field(ge=1, le=4096)]
     width: Annotated[int, Field(ge=1, le=4096)]
     rows: Annotated[int, Field(ge=1, le=1024)] | None

@@ -164,6 +164,7 @@ class _Exporter:
                 precision=self.options.precision.value,
                 specs=modules.controlled.specs,
                 tokens=modules.tokens,
+                vocabulary=int(parts.text_encoder.config.vocab_size),
                 height=modules.height,
                 width=modules.width,
                 rows=self.options.rows,
