@@ -73,11 +73,12 @@ def a_manifest(folder: Path) -> dict[str, Any]:
         for name, (ins, outs) in TENSORS.items()
     }
     return {
-        "format": 2,
+        "format": 3,
         "model": "tiny",
         "precision": "float32",
         "specs": specs,
         "tokens": TOKENS,
+        "vocabulary": 49408,
         "height": SIDE,
         "width": SIDE,
         "rows": None,
@@ -147,8 +148,8 @@ def test_a_truncated_file_is_seen_without_sums(folder):
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("format",), 1, "has bundle format 1, this version reads 2: export the model again"),
-        (("format",), 3, "has bundle format 3, this version reads 2: upgrade adapedit"),
+        (("format",), 2, "has bundle format 2, this version reads 3: export the model again"),
+        (("format",), 4, "has bundle format 4, this version reads 3: upgrade adapedit"),
         (("format",), True, "has bundle format True"),
         (("format",), None, "has bundle format None"),
         (("tokens",), "6", "manifest.json: tokens: Input should be a valid integer"),
@@ -219,7 +220,7 @@ def test_each_field_that_failed_once_is_refused_when_opened(folder, case):
 
 
 @pytest.mark.parametrize(
-    "text", [b'{"format": 2, "model"', b"\xff\xfe", b"[" * 100_000, b"[]", b"", b'"\\ud800"']
+    "text", [b'{"format": 3, "model"', b"\xff\xfe", b"[" * 100_000, b"[]", b"", b'"\\ud800"']
 )
 def test_a_manifest_that_is_no_json_of_a_bundle(folder, text):
     (folder / "manifest.json").write_bytes(text)
