@@ -41,6 +41,7 @@ from adapedit_engine.runners.base import (
     CHECKPOINT_RUNNERS,
     Runner,
     RunnerError,
+    device_of,
     open_bundle_runner,
 )
 from adapedit_engine.runners.graphs import BundleRunner
@@ -216,22 +217,29 @@ def load_any(
 ) -> EditModel:
     """A bundle behind a runner (by default "onnxruntime"), or a checkpoint ("pytorch", "pytorch-compiled").
 
-    A runner that was named is never replaced by another one.
+    A checkpoint behind a runner of bundles is exported once into the user's cache, see `adapedit.exports`; TensorRT's
+    own runners want a bundle with plans. A runner that was named is never replaced by another one.
     """
     if is_bundle(source):
         if dtype not in (None, torch.float32):
             raise ModelError(
                 f"{source} is a bundle, whose dtype was chosen when it was made; leave --dtype out"
             )
-        model: EditModel = load_bundle(str(source), runner or "onnxruntime")
+        model: EditModel = load_bundle(str(source), runner or "onnxruntime", device=device)
         return model if scheduler is None else model.with_scheduler(scheduler)
-    if runner is not None and runner not in CHECKPOINT_RUNNERS:
-        if runner in BUNDLE_RUNNERS:
-            command = f"adapedit export {source or 'builtin'} --out BUNDLE"
-            raise RunnerError(f"runner {runner!r} wants a bundle; make one: {command}")
+    if runner is None or runner in CHECKPOINT_RUNNERS:
+        return load_model(source, device=device, dtype=dtype, scheduler=scheduler, runner=runner or "pytorch")
+    if runner not in BUNDLE_RUNNERS:
         known = ", ".join((*CHECKPOINT_RUNNERS, *BUNDLE_RUNNERS))
         raise RunnerError(f"there is no runner {runner!r}; use one of: {known}")
-    return load_model(source, device=device, dtype=dtype, scheduler=scheduler, runner=runner or "pytorch")
+    if BUNDLE_RUNNERS[runner] == "tensorrt":
+        commands = f"adapedit export {source or 'builtin'} --out BUNDLE, then adapedit build BUNDLE"
+        raise RunnerError(f"runner {runner!r} wants a bundle with plans; make one: {commands}")
+    device_of(runner, device)
+    from adapedit.exports import cached_bundle
+
+    model = load_bundle(cached_bundle(source, dtype), runner, device=device)
+    return model if scheduler is None else model.with_scheduler(scheduler)
 
 
 def load_model(
@@ -288,8 +296,14 @@ def load_model(
     )
 
 
-def load_bundle(folder: str | Path, runner: str = "onnxruntime", *, verify: bool = True) -> BundleModel:
-    """Open a bundle behind a runner. verify: see `Bundle.open`.
+def load_bundle(
+    folder: str | Path,
+    runner: str = "onnxruntime",
+    *,
+    device: str | torch.device | None = None,
+    verify: bool = True,
+) -> BundleModel:
+    """Open a bundle behind a runner. device: of its kind; None: the first. verify: see `Bundle.open`.
 
     Raises `BundleError` for a folder that is no whole bundle, `RunnerError` where the runner can't run here.
     """
@@ -312,7 +326,7 @@ def load_bundle(folder: str | Path, runner: str = "onnxruntime", *, verify: bool
         name=str(folder),
         tokenizer=tokenizer,
         text_encoder=None,
-        runner=open_bundle_runner(bundle, runner),
+        runner=open_bundle_runner(bundle, runner, device),
         vae=None,
         scheduler=scheduler,
         facts=ModelFacts.read(bundle.folder),

@@ -84,7 +84,8 @@ class AdapEditPipeline:
         """Load the built-in model (None), or a diffusers folder or hub name of Stable Diffusion 1.x or 2.x.
 
         device: None: CUDA where there is a device of it, else the CPU. scheduler: a diffusers scheduler in place of
-        DDIM; see `Schedule.from_scheduler` for those that work. runner: "pytorch" (None), or "pytorch-compiled".
+        DDIM; see `Schedule.from_scheduler` for those that work. runner: "pytorch" (None), "pytorch-compiled", or one
+        of bundles, for which the model is exported once into the user's cache.
         Raises `ModelError` in one line for anything that is no such model, and for options of diffusers' that are not
         supported.
         """
@@ -97,16 +98,22 @@ class AdapEditPipeline:
 
     @classmethod
     def from_bundle(
-        cls, bundle: str | Path, runner: str = "onnxruntime", *, verify: bool = True
+        cls,
+        bundle: str | Path,
+        runner: str = "onnxruntime",
+        *,
+        device: str | torch.device | None = None,
+        verify: bool = True,
     ) -> AdapEditPipeline:
         """Load a bundle made by `adapedit export`, executed by a runner of `adapedit_engine.runners`.
 
-        verify: compare the files with the manifest's sums. Raises `BundleError` for a folder that is no whole
-        bundle, and `RunnerError` for a runner that can't run here; no other one takes its place.
+        device: of the runner's kind, such as "cuda:1"; None: its first. verify: compare the files
+        with the manifest's sums. Raises `BundleError` for a folder that is no whole bundle, and `RunnerError` for a
+        runner that can't run here; no other one takes its place.
         """
         from adapedit.model import load_bundle
 
-        return cls(load_bundle(bundle, runner, verify=verify))
+        return cls(load_bundle(bundle, runner, device=device, verify=verify))
 
     @property
     def scheduler(self) -> Any:

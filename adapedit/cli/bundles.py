@@ -91,7 +91,8 @@ def build(
     from adapedit.cli import show
     from adapedit_engine.bundle import Bundle
     from adapedit_engine.runners.tensorrt import load, load_builder
-    from adapedit_export.tensorrt import BuildOptions, build_plans, refit_plans, workload_of
+    from adapedit_engine.workloads import workload_of
+    from adapedit_export.tensorrt import BuildOptions, build_plans, refit_plans
 
     bundle = Bundle.open(folder)
     tensorrt = load(library) if library else load_builder()

@@ -200,7 +200,7 @@ def invert(
     from adapedit.images import ImageInput
     from adapedit.result import check_output
 
-    chosen = knobs.inversions(inversions, _is_bundle(runtime.model))
+    chosen = knobs.inversions(inversions, _runs_graphs(runtime))
     ImageInput(file=str(image)).open((64, 64))
     check_output(out)
     from adapedit.cli import show
@@ -242,9 +242,12 @@ COMMANDS: dict[Callable[..., None], tuple[str, ...]] = {
 """Commands with the examples at the end of their help."""
 
 
-def _is_bundle(model: str) -> bool:
+def _runs_graphs(runtime: o.Runtime) -> bool:
+    """Whether the model is run as graphs, which have no gradients."""
+    if runtime.runner is not None:
+        return not runtime.runner.startswith("pytorch")
     try:
-        return (Path(model).expanduser() / "manifest.json").is_file()
+        return (Path(runtime.model).expanduser() / "manifest.json").is_file()
     except (OSError, RuntimeError):
         return False
 

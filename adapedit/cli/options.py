@@ -165,8 +165,9 @@ class Runtime:
     runner: Annotated[
         Text,
         _model(
-            "What executes the model: onnxruntime, tensorrt-rtx, ... for bundles, pytorch or pytorch-compiled "
-            "for checkpoints."
+            "What executes the model: pytorch or pytorch-compiled for checkpoints; onnxruntime, openvino, "
+            "onnxruntime-cuda, ... for bundles, and for checkpoints, which are exported once; tensorrt, ... for "
+            "bundles with plans."
         ),
     ] = None
     device: Annotated[str, _model("auto (a GPU where there is one), cpu, cuda, cuda:1, mps.")] = "auto"

@@ -30,7 +30,6 @@ from adapedit.prompts.alignment import Alignment, Word, align
 from adapedit.request import EditRequest
 from adapedit.result import EditResult, OutputFolder, WordReport, check_output, strict_json
 from adapedit.sheets import Cell, Heading, sheet
-from adapedit_kernels.errors import AdapEditError
 
 BAR, SHEET_COLUMNS, WIDE = 12, 6, 200
 """WIDE: columns where nobody looks: what reads a pipe wraps for itself."""
@@ -74,17 +73,12 @@ def load_pipeline(runtime: Runtime) -> Any:
     """The pipeline of the options --model, --runner, --device and --dtype."""
     import torch
 
-    from adapedit.model import is_bundle, load_any
+    from adapedit.model import load_any
     from adapedit.pipeline import AdapEditPipeline
 
     device = None if runtime.device == "auto" else runtime.device
     dtype = None if runtime.dtype is None else getattr(torch, runtime.dtype)
-    model = load_any(runtime.model, runner=runtime.runner, device=device, dtype=dtype)
-    if is_bundle(runtime.model) and device and device.partition(":")[0] != model.device.type:
-        raise AdapEditError(
-            f"--device is {device}, and the bundle's runner runs on {model.device.type}; choose another by --runner"
-        )
-    return AdapEditPipeline(model)
+    return AdapEditPipeline(load_any(runtime.model, runner=runtime.runner, device=device, dtype=dtype))
 
 
 def run_edits(

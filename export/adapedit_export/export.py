@@ -16,7 +16,7 @@ from torch import nn
 from adapedit_engine.bundle import GRAPHS, Bundle, describe_files, new_folder, reading
 from adapedit_engine.manifest import MANIFEST_FILE, ROWS, GraphSpec, Manifest, Parity, VaeSpec
 from adapedit_engine.models.unet import ControlledUNet
-from adapedit_engine.runners import open_bundle_runner
+from adapedit_engine.runners import open_bundle_runner, why_not
 from adapedit_engine.runners.pytorch import PyTorchRunner
 from adapedit_engine.schedule import Schedule
 from adapedit_engine.scheduler import denoise
@@ -68,6 +68,8 @@ def export_bundle(
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
     if missing:
         raise ExportError(f"an export needs {', '.join(missing)}; pip install 'adapedit[onnx]'")
+    if options.check and (reason := why_not("onnxruntime")) is not None:
+        raise ExportError(f"the check of an export {reason}")
     exporter = _Exporter(checkpoint, options)
     with new_folder(out, replace=overwrite) as folder:
         graphs: dict[str, GraphSpec] = {}

@@ -25,64 +25,14 @@ from adapedit_engine.bundle import (
     sha256_of,
     write_record,
 )
-from adapedit_engine.manifest import FileSpec, GraphSpec, PlanKey, PlanRecord, Shapes, TensorSpec
+from adapedit_engine.manifest import FileSpec, PlanKey, PlanRecord, Shapes
 from adapedit_engine.runners import RunnerError
 from adapedit_engine.runners.tensorrt import Messages, TensorRT, deserialise
+from adapedit_engine.workloads import Workload, profiles_of
 from adapedit_export.options import ExportError
 
 Progress = Callable[[str, int, int], None]
 """What is being done, steps done, steps in all."""
-
-MAX_SMALL_ROWS = 4
-"""Of every graph but the UNet, which run one picture or prompt at a time."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Workload:
-    """rows: of the UNet calls to be fast at, ascending; a profile each, which also takes what lies below it."""
-
-    name: str
-    rows: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        if not self.rows or list(self.rows) != sorted(set(self.rows)) or self.rows[0] < 1:
-            raise ExportError(
-                f"workload {self.name!r} has rows {self.rows}, wanted numbers in ascending order"
-            )
-
-    def ranges(self) -> tuple[tuple[int, int, int], ...]:
-        """Smallest, best and largest number of rows of each profile; together they take every number up to the last."""
-        lows = (1, *(rows + 1 for rows in self.rows[:-1]))
-        return tuple((low, rows, rows) for low, rows in zip(lows, self.rows, strict=True))
-
-
-WORKLOADS = {
-    # An edit is four rows, two edits of one source or three guidance rows are six; a first pass is two.
-    "latency": Workload(name="latency", rows=(4, 6)),
-    "throughput": Workload(name="throughput", rows=(8, 16, 32)),
-}
-
-
-def workload_of(name: str) -> Workload:
-    """A named workload. Raises `ExportError` for other names."""
-    if name not in WORKLOADS:
-        raise ExportError(f"there is no workload {name!r}; use one of: {', '.join(WORKLOADS)}")
-    return WORKLOADS[name]
-
-
-def profiles_of(graph: str, spec: GraphSpec, workload: Workload) -> tuple[dict[str, Shapes], ...]:
-    """Shapes of every input in each profile."""
-    ranges = workload.ranges() if graph == "unet" else ((1, 1, MAX_SMALL_ROWS),)
-    if all(isinstance(side, int) for tensor in spec.inputs for side in tensor.shape):
-        ranges = ranges[:1]
-
-    def shape(tensor: TensorSpec, rows: int) -> tuple[int, ...]:
-        return tuple(side if isinstance(side, int) else rows for side in tensor.shape)
-
-    return tuple(
-        {t.name: (shape(t, low), shape(t, best), shape(t, high)) for t in spec.inputs}
-        for low, best, high in ranges
-    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -143,8 +143,8 @@ def test_the_command_line(tiny_folder: Path, tmp_path: Path, capsys: pytest.Capt
         "failures": 0,
     }
     assert run(["batch", str(file), "--shard", "3/2"]) == 2
-    assert run(["batch", str(file), "--model", str(tiny_folder), "--runner", "onnxruntime"]) == 2
-    assert "wants a bundle" in capsys.readouterr().err
+    assert run(["batch", str(file), "--model", str(tiny_folder), "--runner", "tensorrt"]) == 2
+    assert "wants a bundle with plans" in capsys.readouterr().err
 
 
 @pytest.mark.slow

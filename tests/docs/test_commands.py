@@ -76,6 +76,7 @@ def tiny_world(tiny_folder, tmp_path, monkeypatch) -> None:
     """The tiny model in place of any, few steps where none are named, and a folder to write in."""
     monkeypatch.setattr("adapedit.model.BUILTIN", tiny_folder)
     monkeypatch.setitem(AdapEditPipeline.__call__.__kwdefaults__, "num_inference_steps", 2)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "stable-diffusion-v1-4").symlink_to(tiny_folder)
 

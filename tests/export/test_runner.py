@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from adapedit import AdapEditPipeline
+from adapedit.cli.main import run
 from adapedit.model import load_any, load_bundle
 from adapedit_engine.bundle import BundleError, describe_files
 from adapedit_engine.manifest import GraphSpec, TensorSpec
 from adapedit_engine.runners import BUNDLE_RUNNERS, RunnerError, open_bundle_runner
+from adapedit_engine.runners.base import CPU_RUNNERS
 from adapedit_engine.runners.graphs import Buffers, check_call
 from adapedit_engine.runners.pytorch import CompiledRunner, why_not_compiled
 from adapedit_kernels.errors import AdapEditError
@@ -128,18 +130,55 @@ def test_an_unknown_runner_names_the_known(bundle):
 def test_runners_of_checkpoints_and_of_bundles_are_told_apart(bundle, tiny_folder):
     with pytest.raises(RunnerError, match="runner 'pytorch' runs checkpoints, and .* is a bundle"):
         load_any(bundle.folder, runner="pytorch")
-    with pytest.raises(RunnerError, match="runner 'onnxruntime' wants a bundle; make one: adapedit export"):
-        load_any(tiny_folder, runner="onnxruntime")
+    with pytest.raises(
+        RunnerError, match="runner 'tensorrt' wants a bundle with plans; make one: adapedit exp"
+    ):
+        load_any(tiny_folder, runner="tensorrt")
     with pytest.raises(RunnerError, match="there is no runner 'jax'"):
         load_any(tiny_folder, runner="jax")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing where there is no GPU")
-@pytest.mark.parametrize("name", [name for name in BUNDLE_RUNNERS if name != "onnxruntime"])
+@pytest.mark.parametrize("name", [name for name in BUNDLE_RUNNERS if name not in CPU_RUNNERS])
 def test_a_runner_that_needs_a_gpu_says_what_is_missing(bundle, name):
     message = f"runner '{name}' was asked for and can't run here: it needs an NVIDIA GPU .*pip install"
     with pytest.raises(RunnerError, match=message):
         load_bundle(bundle.folder, name)
+
+
+@pytest.mark.parametrize(
+    ("runner", "device", "message"),
+    [
+        ("onnxruntime", "cuda:1", "device is cuda:1, and runner 'onnxruntime' runs on cpu; choose another"),
+        ("onnxruntime-cuda", "cpu", "device is cpu, and runner 'onnxruntime-cuda' runs on cuda"),
+        ("onnxruntime", "gpu 0", "device is 'gpu 0', wanted one as PyTorch names it, such as cuda:1"),
+    ],
+)
+def test_a_device_that_is_not_the_runner_s(bundle, tiny_folder, runner, device, message):
+    for source in (bundle.folder, tiny_folder):
+        with pytest.raises(RunnerError, match=message):
+            load_any(source, runner=runner, device=device)
+
+
+def test_a_checkpoint_is_exported_once_for_a_runner_of_bundles(
+    tiny_folder, in_torch, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    command = ["edit", SOURCE, TARGET, "--model", str(tiny_folder), "--runner", "onnxruntime", "--steps", "2"]
+    assert run([*command, "--out", str(tmp_path / "out")]) == 0
+    (made,) = (tmp_path / "cache" / "adapedit" / "bundles").iterdir()
+    assert f"adapedit: exporting {tiny_folder} once, into {made}; it is taken from" in caplog.text
+    caplog.clear()
+    monkeypatch.setattr("adapedit.exports.export_bundle", None)  # which a second export would call
+    pipe = AdapEditPipeline.from_pretrained(tiny_folder, runner="onnxruntime")
+    assert "exporting" not in caplog.text
+    edit = request(steps=2)
+    got, expected = pipe.edit_batch([edit])[0], in_torch.edit_batch([edit])[0]
+    assert grey_levels(got.target_image, expected.target_image) <= 1
+    with pytest.raises(
+        AdapEditError, match="dtype is torch.bfloat16, and a bundle is made in torch.float32, "
+    ):
+        load_any(tiny_folder, runner="onnxruntime", dtype=torch.bfloat16)
 
 
 @pytest.mark.slow

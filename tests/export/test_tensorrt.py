@@ -24,20 +24,18 @@ from adapedit_engine.bundle import (
 )
 from adapedit_engine.runners import RunnerError
 from adapedit_engine.runners.tensorrt import TensorRT, deserialise, load, why_not_load
+from adapedit_engine.workloads import WORKLOADS, Workload, profiles_of, workload_of
 from adapedit_export.options import ExportError
 from adapedit_export.tensorrt import (
-    WORKLOADS,
     BuildOptions,
-    Workload,
     build_plans,
     capabilities,
-    profiles_of,
     refit_plan,
     refit_plans,
     serialise,
     target_capability,
-    workload_of,
 )
+from adapedit_kernels.errors import AdapEditError
 
 pytestmark = pytest.mark.skipif(
     why_not_load("tensorrt-rtx") is not None, reason="TensorRT for RTX is not installed"
@@ -211,12 +209,12 @@ def test_workloads_take_every_number_of_rows_up_to_their_last(bundle):
 
 @pytest.mark.parametrize("rows", [(), (6, 4), (4, 4), (0, 4)])
 def test_workloads_ascend(rows):
-    with pytest.raises(ExportError, match="wanted numbers in ascending order"):
+    with pytest.raises(AdapEditError, match="wanted numbers in ascending order"):
         Workload(name="mine", rows=rows)
 
 
 def test_names_that_are_unknown(tensorrt):
-    with pytest.raises(ExportError, match="there is no workload 'batch'; use one of: latency, throughput"):
+    with pytest.raises(AdapEditError, match="there is no workload 'batch'; use one of: latency, throughput"):
         workload_of("batch")
     with pytest.raises(
         ExportError, match=r"compute capability 3.5 is none that tensorrt-rtx .* names: 7.5, 8.0"

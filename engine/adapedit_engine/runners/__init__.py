@@ -6,6 +6,7 @@ from adapedit_engine.runners.base import (
     Capabilities,
     Runner,
     RunnerError,
+    device_of,
     open_bundle_runner,
     why_not,
 )
@@ -16,6 +17,7 @@ __all__ = [
     "Capabilities",
     "Runner",
     "RunnerError",
+    "device_of",
     "open_bundle_runner",
     "why_not",
 ]

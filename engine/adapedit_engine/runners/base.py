@@ -31,6 +31,12 @@ BUNDLE_RUNNERS = {
 }
 """Runners of bundles, each with the file here that it is in."""
 
+CPU_RUNNERS = ("onnxruntime",)
+"""Those of bundles that run on the CPU; the others want an NVIDIA GPU."""
+
+RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
+"""GPUs that TensorRT for RTX has kernels for."""
+
 
 class RunnerError(AdapEditError):
     """A runner that can't run, was not opened, or was given inputs that it does not take."""
@@ -103,9 +109,12 @@ class Runner(Protocol):
         ...
 
 
-def why_not(name: str) -> str | None:
-    """What keeps the bundle runner `name` from running here, and how to mend it; None where nothing does."""
-    return _file(name).why_not(name)
+def why_not(name: str, index: int = 0) -> str | None:
+    """What keeps the bundle runner `name` from running here, and how to mend it; None where nothing does.
+
+    index: of the GPU, which has to be there if any is.
+    """
+    return _file(name).why_not(name, index)
 
 
 def why_no_gpu(then: str) -> str | None:
@@ -115,16 +124,57 @@ def why_no_gpu(then: str) -> str | None:
     return f"needs an NVIDIA GPU and a CUDA build of torch, which are not here; then {then}"
 
 
-def open_bundle_runner(bundle: Bundle, name: str = "onnxruntime") -> BundleRunner:
-    """The runner `name` over a bundle. Raises `RunnerError` where it is unknown or can't run here."""
+def capability_of(index: int) -> str:
+    """The compute capability of a GPU, such as "8.9"."""
+    return ".".join(map(str, torch.cuda.get_device_capability(index)))
+
+
+def why_no_rtx(index: int) -> str | None:
+    """Why TensorRT for RTX has no kernels for a GPU, and what there is instead; None where it has some."""
+    capability = capability_of(index)
+    if capability in RTX_CAPABILITIES:
+        return None
+    kind = ", as an H100 or H200 has it" if capability == "9.0" else ""
+    return (
+        f"knows the compute capabilities {', '.join(RTX_CAPABILITIES)} and not {capability}{kind}; "
+        "take runner tensorrt, onnxruntime-tensorrt or onnxruntime-cuda there, or pytorch-compiled on the checkpoint"
+    )
+
+
+def device_of(name: str, device: torch.device | str | None = None) -> torch.device:
+    """The device that a runner of bundles runs on; None: the first of its kind.
+
+    Raises `RunnerError` in one line for another kind of device, one that is not there, or a runner that can't run here.
+    """
     if name not in BUNDLE_RUNNERS:
-        what = f"there is no runner {name!r}"
-        if name in CHECKPOINT_RUNNERS:
-            what = f"runner {name!r} runs checkpoints, and {bundle.folder} is a bundle"
-        raise RunnerError(f"{what}; use one of: {', '.join(BUNDLE_RUNNERS)}")
-    if (reason := why_not(name)) is not None:
+        raise RunnerError(f"there is no runner {name!r}; use one of: {', '.join(BUNDLE_RUNNERS)}")
+    kind = "cpu" if name in CPU_RUNNERS else "cuda"
+    try:
+        asked = torch.device(kind if device is None else device)
+    except (RuntimeError, TypeError) as error:
+        raise RunnerError(f"device is {device!r}, wanted one as PyTorch names it, such as cuda:1") from error
+    if asked.type != kind:
+        raise RunnerError(
+            f"device is {asked}, and runner {name!r} runs on {kind}; choose another runner by --runner"
+        )
+    count, index = torch.cuda.device_count(), asked.index or 0
+    if kind == "cuda" and count and index >= count:
+        there = ", ".join(f"cuda:{number}" for number in range(count))
+        raise RunnerError(f"device is {asked}, and there is no GPU of this number here; there: {there}")
+    if (reason := why_not(name, index)) is not None:
         raise RunnerError(f"runner {name!r} was asked for and can't run here: it {reason}")
-    return _file(name).open_bundle(bundle, name)
+    return torch.device(kind, index) if kind == "cuda" else torch.device(kind)
+
+
+def open_bundle_runner(
+    bundle: Bundle, name: str = "onnxruntime", device: torch.device | str | None = None
+) -> BundleRunner:
+    """The runner `name` over a bundle. Raises `RunnerError` where it is unknown or can't run here or there."""
+    if name in CHECKPOINT_RUNNERS:
+        what = f"runner {name!r} runs checkpoints, and {bundle.folder} is a bundle"
+        raise RunnerError(f"{what}; use one of: {', '.join(BUNDLE_RUNNERS)}")
+    on = device_of(name, device)
+    return _file(name).open_bundle(bundle, name, on)
 
 
 def _file(name: str) -> Any:

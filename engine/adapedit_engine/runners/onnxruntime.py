@@ -1,98 +1,146 @@
-"""ONNX Runtime: graphs on the CPU, or on a GPU by its CUDA, TensorRT and TensorRT-RTX execution providers."""
+"""ONNX Runtime: graphs on the CPU, or on a GPU by its CUDA, TensorRT and TensorRT-RTX execution providers.
+
+The providers for GPUs were not run where this was written, which had none: tests hold the options to a stand-in.
+"""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from adapedit_engine.bundle import Bundle, check_graph
-from adapedit_engine.manifest import GraphSpec
-from adapedit_engine.runners.base import Capabilities, RunnerError, why_no_gpu
+from adapedit_engine.bundle import PLANS_FOLDER, Bundle, check_graph
+from adapedit_engine.manifest import GRAPHS, GraphSpec, Shapes
+from adapedit_engine.runners.base import Capabilities, RunnerError, why_no_gpu, why_no_rtx
 from adapedit_engine.runners.graphs import DTYPES, Buffers, BundleRunner, OwnStream, check_call
+from adapedit_engine.workloads import EVERY, profiles_of
 
-RTX_PACKAGE = "onnxruntime_ep_nv_tensorrt_rtx"
-RTX_PROVIDER = "NvTensorRTRTXExecutionProvider"
+PACKAGES = ("onnxruntime", "onnxruntime-gpu")
+"""Distributions of the one module: they write the same folder, and the later one spoils the earlier."""
+
+LEAST_ON_GPU = (1, 25)
+"""The first version whose CUDA provider has `Attention` of opset 23, which older ones leave to the CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Provider:
-    """An execution provider: its name for ONNX Runtime, the device that it runs on, and what it needs."""
+    """An execution provider.
+
+    name:    for ONNX Runtime.
+    device:  that it runs on.
+    install: what it needs, as a command.
+    capture: whether ONNX Runtime is asked to make CUDA graphs.
+    plugin:  the package whose library has to be registered, where it does not come with onnxruntime.
+    plans:   prefix of its options for profiles of shapes; its graphs are built when the bundle is opened.
+    """
 
     name: str
     device: str
     install: str
     capture: Literal["own", "none"] = "none"
-
-    @property
-    def cuda_graph(self) -> bool:
-        """Whether ONNX Runtime is asked to make CUDA graphs; TensorRT for RTX makes its own unasked."""
-        return self.capture == "own" and self.name != RTX_PROVIDER
+    plugin: str | None = None
+    plans: str | None = None
 
 
+GPU = "pip install 'adapedit[gpu]'"
 PROVIDERS = {
     "onnxruntime": Provider(
         name="CPUExecutionProvider", device="cpu", install="pip install 'adapedit[onnx]'"
     ),
-    "onnxruntime-cuda": Provider(
-        name="CUDAExecutionProvider", device="cuda", install="pip install onnxruntime-gpu", capture="own"
-    ),
+    "onnxruntime-cuda": Provider(name="CUDAExecutionProvider", device="cuda", install=GPU, capture="own"),
     "onnxruntime-tensorrt": Provider(
         name="TensorrtExecutionProvider",
         device="cuda",
-        install="pip install onnxruntime-gpu and TensorRT's libraries",
+        install=f"{GPU} and TensorRT's libraries",
+        plans="trt",
     ),
     "onnxruntime-tensorrt-rtx": Provider(
-        name=RTX_PROVIDER,
+        name="NvTensorRTRTXExecutionProvider",
         device="cuda",
-        install="pip install onnxruntime onnxruntime-ep-nv-tensorrt-rtx-cu13",
+        install="pip install 'adapedit[tensorrt-rtx]'",
         capture="own",
+        plugin="onnxruntime_ep_nv_tensorrt_rtx",
+        plans="nv",
     ),
 }
 
 
-def why_not(runner: str) -> str | None:
+def why_not(runner: str, index: int = 0) -> str | None:
     """What keeps `runner` from running here, and how to mend it; None where nothing does."""
-    provider = PROVIDERS[runner]
+    provider, there = PROVIDERS[runner], packages()
     if importlib.util.find_spec("onnxruntime") is None:
         return f"needs the package onnxruntime; {provider.install}"
-    if provider.device == "cuda" and (reason := why_no_gpu(provider.install)) is not None:
+    if len(there) > 1:
+        kept = "onnxruntime-gpu" if torch.cuda.is_available() else "onnxruntime"
+        (spare,) = set(PACKAGES) - {kept}
+        return (
+            f"finds {' and '.join(PACKAGES)}, which write one folder and spoil each other; remove {spare}: "
+            f"pip uninstall -y {' '.join(PACKAGES)}, then pip install {kept}=={there[kept]}"
+        )
+    if provider.device == "cpu":
+        return None
+    if (reason := why_no_gpu(provider.install)) is not None:
         return reason
-    if provider.name == RTX_PROVIDER:
-        missing = importlib.util.find_spec(RTX_PACKAGE) is None
-        return f"needs the package {RTX_PACKAGE}; {provider.install}" if missing else None
+    if provider.plans == "nv" and (reason := why_no_rtx(index)) is not None:
+        return reason
     import onnxruntime
 
-    there = onnxruntime.get_available_providers()
-    if provider.name in there:
+    if _numbers(onnxruntime.__version__) < LEAST_ON_GPU:
+        least = ".".join(map(str, LEAST_ON_GPU))
+        return (
+            f"has onnxruntime {onnxruntime.__version__}, which leaves attention to the CPU; "
+            f"pip install '{next(iter(there), PACKAGES[1])}>={least}'"
+        )
+    if provider.plugin is not None and importlib.util.find_spec(provider.plugin) is None:
+        return f"needs the package {provider.plugin}; {provider.install}"
+    names = onnxruntime.get_available_providers()
+    if _devices(onnxruntime, provider) or provider.name in names:
         return None
-    return f"needs {provider.name}, this onnxruntime has {', '.join(there)}; {provider.install}"
+    if provider.plugin is not None:
+        return f"needs {provider.name}, which finds no device: it takes an NVIDIA RTX GPU and its driver"
+    return f"needs {provider.name}, this onnxruntime has {', '.join(names)}; {provider.install}"
 
 
-def open_bundle(bundle: Bundle, runner: str) -> OnnxRuntimeRunner:
+def packages() -> dict[str, str]:
+    """The distributions of onnxruntime that are installed, with their versions."""
+    found = {}
+    for name in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def open_bundle(bundle: Bundle, runner: str, device: torch.device) -> OnnxRuntimeRunner:
     """A runner of this file over a bundle. The CPU gets as many threads as torch has now."""
-    return OnnxRuntimeRunner(bundle, runner)
+    return OnnxRuntimeRunner(bundle, runner, device)
 
 
 class OnnxRuntimeRunner(BundleRunner):
     """Graphs of a bundle in ONNX Runtime, each in a session of its own."""
 
-    def __init__(self, bundle: Bundle, name: str) -> None:
+    def __init__(self, bundle: Bundle, name: str, device: torch.device) -> None:
         provider, threads = PROVIDERS[name], torch.get_num_threads()
-        rows = None if bundle.manifest.rows is None else (bundle.manifest.rows,)
+        planned = None if provider.plans is None else tuple(range(1, EVERY.rows[-1] + 1))
+        rows = planned if bundle.manifest.rows is None else (bundle.manifest.rows,)
         capabilities = Capabilities(rows=rows, all_controls=True, capture=provider.capture)
 
         def load(graph: str) -> OnnxRuntimeSession:
-            return OnnxRuntimeSession(bundle, graph, name, threads=threads)
+            return OnnxRuntimeSession(bundle, graph, name, device, threads=threads)
 
-        super().__init__(bundle, name, load, provider.device, capabilities)
+        super().__init__(bundle, name, load, device, capabilities)
+        if provider.plans is not None:
+            # Plans are built where they are not yet in the cache: minutes, which no request shall wait for.
+            (bundle.folder / PLANS_FOLDER).mkdir(exist_ok=True)
+            for graph in GRAPHS:
+                self._session(graph)
 
     @contextmanager
     def around(self) -> Iterator[None]:
@@ -112,7 +160,13 @@ class OnnxRuntimeSession:
     """One graph in ONNX Runtime, bound to the memory of torch tensors."""
 
     def __init__(
-        self, bundle: Bundle, graph: str, runner: str = "onnxruntime", *, threads: int | None = None
+        self,
+        bundle: Bundle,
+        graph: str,
+        runner: str,
+        device: torch.device,
+        *,
+        threads: int | None = None,
     ) -> None:
         """threads: of the CPU, by default as many as torch uses.
 
@@ -121,9 +175,10 @@ class OnnxRuntimeSession:
         self.graph = graph
         self.spec: GraphSpec = bundle.graph(graph)
         self._provider = PROVIDERS[runner]
-        self.device = torch.device(self._provider.device)
+        self.device = device
         self._own = OwnStream(self.device) if self.device.type == "cuda" else None
-        self._session: Any = _load(bundle.graph_path(graph), self._provider, threads, self._own)
+        options = {} if self._own is None else gpu_options(runner, bundle, graph, device, self._own.handle)
+        self._session: Any = _load(bundle.graph_path(graph), self._provider, device, options, threads)
         found = {"inputs": self._session.get_inputs(), "outputs": self._session.get_outputs()}
         seen = {kind: {t.name: (t.type, tuple(t.shape)) for t in tensors} for kind, tensors in found.items()}
         check_graph(str(bundle.graph_path(graph)), self.spec, seen)
@@ -135,7 +190,7 @@ class OnnxRuntimeSession:
     def run(self, inputs: Mapping[str, Tensor], outputs: Sequence[str] | None = None) -> dict[str, Tensor]:
         """See `Session.run`."""
         sizes, wanted = check_call(self.graph, self.spec, inputs, outputs)
-        if self._provider.cuda_graph:
+        if self._provider.capture == "own":
             inputs = {name: self._at_one_address(name, tensor) for name, tensor in inputs.items()}
         binding = self._bindings.setdefault(wanted, self._session.io_binding())
         results = {name: self._buffers.take(name, sizes) for name in wanted}
@@ -171,9 +226,8 @@ class OnnxRuntimeSession:
         if self.device.type == "cpu":
             return None
         options = onnxruntime.RunOptions()
-        if self._provider.name != RTX_PROVIDER:  # which is not given a stream, and has to be waited for
-            options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        if self._provider.cuda_graph:
+        options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        if self._provider.capture == "own":
             options.add_run_config_entry("gpu_graph_id", str(self._graphs.of(wanted, sizes)))
         return options
 
@@ -189,7 +243,51 @@ class GraphNumbers:
         return self._known.setdefault((wanted, frozenset(sizes.items())), len(self._known) + 1)
 
 
-def _load(path: Path, provider: Provider, threads: int | None, own: OwnStream | None) -> Any:
+def gpu_options(runner: str, bundle: Bundle, graph: str, device: torch.device, stream: int) -> dict[str, str]:
+    """The options of a runner's provider for one graph: a PyTorch stream, CUDA graphs, and where plans are kept."""
+    provider, options = PROVIDERS[runner], {"user_compute_stream": str(stream)}
+    if provider.plugin is None:  # a plug-in is given the device itself
+        options["device_id"] = str(device.index or 0)
+    if provider.capture == "own":
+        options["enable_cuda_graph"] = "1"
+    if provider.plans is None:
+        return options | {
+            # float32 means float32, and no call of another number of rows waits for a search.
+            "use_tf32": "0",
+            "cudnn_conv_algo_search": "HEURISTIC",
+            "arena_extend_strategy": "kSameAsRequested",
+        }
+    # ONNX Runtime names plans after the graph without its weights: a folder for each keeps them apart.
+    folder = bundle.folder / PLANS_FOLDER / f"{runner}-{bundle.graph_hash(graph)[:16]}"
+    options |= _profiles(provider.plans, profiles_of(graph, bundle.graph(graph), EVERY))
+    if provider.plans == "nv":
+        return options | {"nv_multi_profile_enable": "1", "nv_runtime_cache_path": str(folder)}
+    half = bundle.manifest.precision == "float16"
+    return options | {
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": str(folder),
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": str(folder.parent),
+        "trt_fp16_enable": str(int(half)),
+    }
+
+
+def _profiles(prefix: str, profiles: Sequence[Mapping[str, Shapes]]) -> dict[str, str]:
+    """As these providers want them: `name:1x4x8x8,...`, each input once a profile."""
+
+    def written(place: int) -> str:
+        return ",".join(
+            f"{name}:{'x'.join(map(str, shapes[place]))}"
+            for profile in profiles
+            for name, shapes in profile.items()
+        )
+
+    return {f"{prefix}_profile_{name}_shapes": written(i) for i, name in enumerate(("min", "opt", "max"))}
+
+
+def _load(
+    path: Path, provider: Provider, device: torch.device, settings: dict[str, str], threads: int | None
+) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -197,38 +295,44 @@ def _load(path: Path, provider: Provider, threads: int | None, own: OwnStream | 
     options.log_severity_level = 3
     # Threads that wait for the next call by spinning keep a core from torch and from the other graphs' threads.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    devices = _devices(onnxruntime, provider) if device.type == "cuda" else []
     try:
-        if provider.name == RTX_PROVIDER:
-            settings = {"nv_runtime_cache_path": str(path.parent)}
-            options.add_provider_for_devices(_rtx_devices(onnxruntime), settings)
-            return onnxruntime.InferenceSession(str(path), options)
-        chosen = [(provider.name, _provider_options(provider, own))]
-        return onnxruntime.InferenceSession(str(path), options, providers=chosen)
-    except RunnerError:
-        raise
+        if devices:
+            options.add_provider_for_devices([devices[device.index or 0]], settings)
+            session = onnxruntime.InferenceSession(str(path), options)
+        else:
+            chosen = [(provider.name, settings)]
+            if provider.plans == "trt":  # CUDA runs what TensorRT does not take
+                shared = {name: settings[name] for name in ("device_id", "user_compute_stream")}
+                chosen.append((PROVIDERS["onnxruntime-cuda"].name, shared))
+            session = onnxruntime.InferenceSession(str(path), options, providers=chosen)
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise RunnerError(f"ONNX Runtime can't load {path.name} for {provider.name}: {reason}") from error
+    # A provider whose libraries are not found is left out, and the CPU takes its place.
+    if provider.name not in (there := session.get_providers()):
+        raise RunnerError(
+            f"ONNX Runtime gave {path.name} to {', '.join(there)} and not to {provider.name}, whose libraries it did "
+            f"not find; {provider.install}"
+        )
+    return session
 
 
-def _provider_options(provider: Provider, own: OwnStream | None) -> dict[str, str]:
-    if own is None:
-        return {}
-    options = {"user_compute_stream": str(own.handle)}
-    if provider.cuda_graph:
-        options["enable_cuda_graph"] = "1"
-    return options
+def _devices(onnxruntime: Any, provider: Provider) -> list[Any]:
+    """What a plug-in offers, its library registered first; empty for a provider that is no plug-in."""
+
+    def there() -> list[Any]:
+        return [device for device in onnxruntime.get_ep_devices() if device.ep_name == provider.name]
+
+    if not (found := there()) and provider.plugin is not None:
+        library = importlib.import_module(provider.plugin).get_library_path()
+        onnxruntime.register_execution_provider_library(provider.name, library)
+        found = there()
+    return found
 
 
-def _rtx_devices(onnxruntime: Any) -> list[Any]:
-    package = importlib.import_module(RTX_PACKAGE)
-    there = [device for device in onnxruntime.get_ep_devices() if device.ep_name == RTX_PROVIDER]
-    if not there:
-        onnxruntime.register_execution_provider_library(RTX_PROVIDER, package.get_library_path())
-        there = [device for device in onnxruntime.get_ep_devices() if device.ep_name == RTX_PROVIDER]
-    if not there:
-        raise RunnerError(f"{RTX_PROVIDER} finds no device: it needs an NVIDIA RTX GPU and its driver")
-    return there[:1]
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2])
 
 
 # Numbers of the ONNX tensor types: onnxruntime takes them in place of numpy's, which lack some.

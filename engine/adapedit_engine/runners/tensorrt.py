@@ -20,7 +20,7 @@ from torch import Tensor
 
 from adapedit_engine.bundle import PLANS_FOLDER, Bundle, BundleError, check_graph, find_plan, read_plan
 from adapedit_engine.manifest import GraphSpec, PlanKey, PlanRecord
-from adapedit_engine.runners.base import Capabilities, RunnerError, why_no_gpu
+from adapedit_engine.runners.base import Capabilities, RunnerError, capability_of, why_no_gpu, why_no_rtx
 from adapedit_engine.runners.graphs import Buffers, BundleRunner, OwnStream, check_call
 
 RTX_BINDINGS = "tensorrt_rtx_bindings"
@@ -169,29 +169,32 @@ def _logger(tensorrt: TensorRT) -> tuple[Any, list[Callable[[bool, str], None]]]
     return Log(), listener
 
 
-def why_not(runner: str) -> str | None:
+def why_not(runner: str, index: int = 0) -> str | None:
     """What keeps `runner` from running here, and how to mend it; None where nothing does."""
-    return why_no_gpu(FLAVOURS[runner].install) or why_not_load(runner)
+    if (reason := why_no_gpu(FLAVOURS[runner].install)) is not None:
+        return reason
+    if runner == "tensorrt-rtx" and (reason := why_no_rtx(index)) is not None:
+        return reason
+    return why_not_load(runner)
 
 
-def open_bundle(bundle: Bundle, runner: str) -> BundleRunner:
+def open_bundle(bundle: Bundle, runner: str, device: torch.device) -> BundleRunner:
     """A runner over the plans of a bundle that were built for this library and GPU.
 
     Raises `BundleError` where there is none of the UNet.
     """
-    tensorrt = load(runner)
-    major, minor = torch.cuda.get_device_capability()
-    gpu, library = f"{major}.{minor}", {"family": tensorrt.family, "version": tensorrt.version}
+    tensorrt, gpu = load(runner), capability_of(device.index)
+    library = {"family": tensorrt.family, "version": tensorrt.version}
 
     def find(graph: str) -> PlanRecord:
         return find_plan(bundle, graph, **library, compute_capability=gpu)
 
     def load_graph(graph: str) -> TensorRTSession:
-        return TensorRTSession(bundle, find(graph), tensorrt)
+        return TensorRTSession(bundle, find(graph), tensorrt, device)
 
     capture: Literal["own", "step"] = "own" if runner == "tensorrt-rtx" else "step"
     capabilities = Capabilities(rows=rows_of(find("unet").key), all_controls=True, capture=capture)
-    return BundleRunner(bundle, runner, load_graph, "cuda", capabilities)
+    return BundleRunner(bundle, runner, load_graph, device, capabilities)
 
 
 def rows_of(key: PlanKey) -> tuple[int, ...]:
@@ -214,18 +217,19 @@ def deserialise(tensorrt: TensorRT, plan: bytes, name: str) -> Any:
 class TensorRTSession:
     """One plan with a context for each of its profiles that was used."""
 
-    def __init__(self, bundle: Bundle, record: PlanRecord, tensorrt: TensorRT) -> None:
+    def __init__(self, bundle: Bundle, record: PlanRecord, tensorrt: TensorRT, device: torch.device) -> None:
         """Raises `BundleError` for a plan that is not what its record and the manifest say, `RunnerError` for one that
         won't load."""
         self.graph, self.record = record.key.graph, record
         self.spec: GraphSpec = bundle.graph(self.graph)
         self._tensorrt = tensorrt
-        self._engine: Any = deserialise(tensorrt, read_plan(bundle, record), record.file_name)
+        with torch.cuda.device(device):
+            self._engine: Any = deserialise(tensorrt, read_plan(bundle, record), record.file_name)
         check_engine(self._engine, self.spec, record)
         self._cache_file = bundle.folder / PLANS_FOLDER / f"{record.key.name}.runtime-cache"
         self._cache: Any = None
         self._contexts: dict[int, Any] = {}
-        self._device = torch.device("cuda", torch.cuda.current_device())
+        self._device = device
         self._own = OwnStream(self._device)
         self._buffers = Buffers(self.spec, self._device)
         self._held: tuple[Tensor, ...] = ()
@@ -235,13 +239,13 @@ class TensorRTSession:
         sizes, wanted = check_call(self.graph, self.spec, inputs, outputs)
         given = {name: tensor.contiguous() for name, tensor in inputs.items()}
         stream = self._own.handle
-        context = self._context({name: tuple(tensor.shape) for name, tensor in given.items()}, stream)
         results = {spec.name: self._buffers.take(spec.name, sizes) for spec in self.spec.outputs}
-        for name, tensor in given.items():
-            context.set_input_shape(name, tuple(tensor.shape))
-        for name, tensor in (given | results).items():
-            context.set_tensor_address(name, tensor.data_ptr())
-        with self._own.taking_turns():
+        with torch.cuda.device(self._device), self._own.taking_turns():
+            context = self._context({name: tuple(tensor.shape) for name, tensor in given.items()}, stream)
+            for name, tensor in given.items():
+                context.set_input_shape(name, tuple(tensor.shape))
+            for name, tensor in (given | results).items():
+                context.set_tensor_address(name, tensor.data_ptr())
             started = context.execute_async_v3(stream)
         if not started:
             raise RunnerError(f"{self.graph}: TensorRT did not start; see its messages above")

@@ -1,0 +1,61 @@
+"""Workloads: the numbers of rows that TensorRT shall be fast at, as profiles of a graph's inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from adapedit_engine.manifest import GraphSpec, Shapes, TensorSpec
+from adapedit_kernels.errors import AdapEditError
+
+MAX_SMALL_ROWS = 4
+"""Of every graph but the UNet, which run one picture or prompt at a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """rows: of the UNet calls to be fast at, ascending; a profile each, which also takes what lies below it."""
+
+    name: str
+    rows: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.rows or list(self.rows) != sorted(set(self.rows)) or self.rows[0] < 1:
+            raise AdapEditError(
+                f"workload {self.name!r} has rows {self.rows}, wanted numbers in ascending order"
+            )
+
+    def ranges(self) -> tuple[tuple[int, int, int], ...]:
+        """Smallest, best and largest number of rows of each profile; together they take every number up to the last."""
+        lows = (1, *(rows + 1 for rows in self.rows[:-1]))
+        return tuple((low, rows, rows) for low, rows in zip(lows, self.rows, strict=True))
+
+
+WORKLOADS = {
+    # An edit is four rows, two edits of one source or three guidance rows are six; a first pass is two.
+    "latency": Workload(name="latency", rows=(4, 6)),
+    "throughput": Workload(name="throughput", rows=(8, 16, 32)),
+}
+EVERY = Workload(name="every", rows=tuple(rows for one in WORKLOADS.values() for rows in one.rows))
+"""For libraries that keep their plans themselves, and have one for all."""
+
+
+def workload_of(name: str) -> Workload:
+    """A named workload. Raises `AdapEditError` for other names."""
+    if name not in WORKLOADS:
+        raise AdapEditError(f"there is no workload {name!r}; use one of: {', '.join(WORKLOADS)}")
+    return WORKLOADS[name]
+
+
+def profiles_of(graph: str, spec: GraphSpec, workload: Workload) -> tuple[dict[str, Shapes], ...]:
+    """Shapes of every input in each profile: smallest, best and largest."""
+    ranges = workload.ranges() if graph == "unet" else ((1, 1, MAX_SMALL_ROWS),)
+    if all(isinstance(side, int) for tensor in spec.inputs for side in tensor.shape):
+        ranges = ranges[:1]
+
+    def shape(tensor: TensorSpec, rows: int) -> tuple[int, ...]:
+        return tuple(side if isinstance(side, int) else rows for side in tensor.shape)
+
+    return tuple(
+        {t.name: (shape(t, low), shape(t, best), shape(t, high)) for t in spec.inputs}
+        for low, best, high in ranges
+    )
