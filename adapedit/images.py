@@ -168,6 +168,17 @@ def open_image(
     return OpenedImage(picture=fit_picture(picture, size, fit), size=picture.size, notes=tuple(notes))
 
 
+def picture_size(content: bytes, name: str) -> tuple[int, int]:
+    """Width and height that a picture's header says; nothing is decoded. Raises `ImageError`."""
+    from PIL import Image
+
+    with warnings.catch_warnings(), _refusing(f"image {name}"):
+        warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(content), formats=_known()) as opened:
+            width, height = opened.size
+            return width, height
+
+
 def fit_picture(picture: Image.Image, size: tuple[int, int], fit: Fit = "crop") -> Image.Image:
     """An RGB picture at `size` (width, height)."""
     from PIL import Image, ImageOps
@@ -199,15 +210,20 @@ def _refusing(name: str) -> Iterator[None]:
         raise ImageError(f"{name} is damaged or cut short ({reason}); copy it again") from error
 
 
+def _known() -> list[str]:
+    from PIL import Image
+
+    Image.init()
+    return [kind for kind in FORMATS if kind in Image.OPEN]
+
+
 def _decoded(content: bytes, name: str) -> tuple[Image.Image, list[str]]:
     """The first frame in sRGB, upright, and what was done to it. Raises `ImageError`."""
     from PIL import Image
 
     with warnings.catch_warnings(), _refusing(f"image {name}"):
         warnings.simplefilter("ignore")
-        Image.init()
-        known = [kind for kind in FORMATS if kind in Image.OPEN]
-        with Image.open(io.BytesIO(content), formats=known) as opened:
+        with Image.open(io.BytesIO(content), formats=_known()) as opened:
             width, height = opened.size
             if width * height > MOST_PIXELS:
                 raise ImageError(f"has {width} x {height} pixels: at most {LIMIT} are decoded")

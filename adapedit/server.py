@@ -66,6 +66,7 @@ class _Waiting:
 
     edit: Edit
     deadline: float | None
+    progress: Progress | None = None
     future: Future[EditResult] = field(default_factory=Future)
 
 
@@ -116,10 +117,13 @@ class EditServer:
 
     # -- for users
 
-    def submit(self, request: EditRequest, *, deadline: float | None = None) -> Future[EditResult]:
+    def submit(
+        self, request: EditRequest, *, deadline: float | None = None, progress: Progress | None = None
+    ) -> Future[EditResult]:
         """Queue an edit and return its future, which may be cancelled at any time before it is done.
 
-        deadline: seconds from now within which the edit has to begin; the most urgent go first. Raises
+        deadline: seconds from now within which the edit has to begin; the most urgent go first. progress(done, total):
+        called after each of its steps, in the server's thread, which it holds up; raising in it ends the edit. Raises
         `AdapEditError` at once for a request that can't run. Blocks while `max_pending` edits are under way; not in a
         callback of a future, which runs in the thread that would make room: that edit is taken beyond them.
         """
@@ -129,8 +133,9 @@ class EditServer:
             raise AdapEditError(f"this server runs in process {self._process}: make a new one in each fork")
         check_request(request)
         check_seconds("deadline", deadline)
+        check_callback(progress)
         until = None if deadline is None else time.monotonic() + deadline
-        one = self._prepare(request, until)
+        one = self._prepare(request, until, progress)
         return self._queue(one, placed=self._room.acquire(blocking=not _in_server_thread()))
 
     def stream(
@@ -150,6 +155,11 @@ class EditServer:
         check_count("ahead", ahead)
         check_callback(callback)
         return self._streamed(requests, ahead, callback)
+
+    @property
+    def running(self) -> bool:
+        """Whether it takes edits: between the beginning of its block and the end, unless an error has stopped it."""
+        return self._open and not self._ended and self._failure is None
 
     @property
     def stats(self) -> ServerStats:
@@ -183,13 +193,15 @@ class EditServer:
         if self._failure is not None and kind is None:
             raise self._failure
 
-    def _prepare(self, request: EditRequest, deadline: float | None) -> _Waiting:
+    def _prepare(
+        self, request: EditRequest, deadline: float | None, progress: Progress | None = None
+    ) -> _Waiting:
         with self._preparing:
             edit = prepare(request, self.model, self.caches)
         if edit.draft.rows > self._max_rows:
             rows = edit.draft.rows
             raise AdmissionError(f"an edit takes {rows} rows, max_rows is {self._max_rows}: raise it")
-        return _Waiting(edit=edit, deadline=deadline)
+        return _Waiting(edit=edit, deadline=deadline, progress=progress)
 
     def _queue(self, one: _Waiting, placed: bool) -> Future[EditResult]:
         """Hand over an edit. placed: it takes one of the `max_pending` places, until its end."""
@@ -305,7 +317,16 @@ class EditServer:
     def _begin(self, scheduler: Scheduler, job: list[_Waiting]) -> None:
         deadlines = [one.deadline for one in job if one.deadline is not None]
         work = passes([one.edit for one in job], self.model, self.caches, self._copies)
-        self._jobs[scheduler.submit(work, deadline=min(deadlines, default=None))] = job
+        told = [one.progress for one in job if one.progress is not None]
+        # Edits that share a source run the steps of one.
+        total = max(one.edit.steps for one in job)
+
+        def watch(*_: object) -> None:
+            for progress in told:
+                progress(min(ticket.steps_done, total), total)
+
+        ticket = scheduler.submit(work, deadline=min(deadlines, default=None), watch=watch if told else None)
+        self._jobs[ticket] = job
 
     def _tried_in_parts(self, scheduler: Scheduler, ticket: Ticket) -> bool:
         """Whether a job has failed that is tried again in parts, so that no edit fails by its neighbours."""

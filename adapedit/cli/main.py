@@ -75,7 +75,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 def _app() -> Callable[..., object]:
     import typer
 
-    from adapedit.cli import bundles, edits
+    from adapedit.cli import bundles, edits, service
     from adapedit.cli.options import examples, root, unfolded
 
     app = typer.Typer(
@@ -93,7 +93,7 @@ def _app() -> Callable[..., object]:
     )
 
     app.callback()(root)
-    for command, lines in {**edits.COMMANDS, **bundles.COMMANDS}.items():
+    for command, lines in {**edits.COMMANDS, **bundles.COMMANDS, **service.COMMANDS}.items():
         app.command(epilog=examples(*lines))(unfolded(command))
     return app
 

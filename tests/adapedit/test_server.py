@@ -107,10 +107,10 @@ def test_a_request_that_breaks_its_preparation_is_a_failure_among_the_others(
     """Whatever it raises: what could not be foreseen aborts no stream."""
     prepare = EditServer._prepare
 
-    def breaking(self, edit, deadline):
+    def breaking(self, edit, *more):
         if edit.seed == 1:
             raise OSError("File name too long")
-        return prepare(self, edit, deadline)
+        return prepare(self, edit, *more)
 
     monkeypatch.setattr(EditServer, "_prepare", breaking)
     items = {item.place: item for item in pipe.stream([request(0), request(1), request(2)])}
@@ -182,6 +182,30 @@ def test_cancelling_one_of_a_shared_source_leaves_the_others(held):
     assert other.result(30)
     with pytest.raises(CancelledError):
         one.result()
+
+
+def test_progress_is_told_step_by_step(pipe: AdapEditPipeline):
+    """Of edits that share a source, too, to each; raising in it ends the edit."""
+    seen: dict[int, list[tuple[int, int]]] = {0: [], 1: []}
+    with pipe.serve() as server:
+        futures = [
+            server.submit(
+                request(0, target_prompt=target),
+                progress=lambda *steps, place=place: seen[place].append(steps),
+            )
+            for place, target in enumerate(("a blue dog", "a small dog"))
+        ]
+        assert all(future.result(30) for future in futures)
+        assert seen[0][-1] == seen[1][-1] == (STEPS, STEPS)
+        assert [done for done, _ in seen[0]] == sorted(done for done, _ in seen[0])
+
+        def stop(done: int, total: int) -> None:
+            raise AdapEditError("enough")
+
+        with pytest.raises(AdapEditError, match="enough"):
+            server.submit(request(1), progress=stop).result(30)
+    with pipe.serve() as server, pytest.raises(AdapEditError, match="callback is 3"):
+        server.submit(request(0), progress=3)
 
 
 def test_a_deadline_that_passes_is_the_edits_own_error(held):

@@ -1,0 +1,143 @@
+"""Bodies of requests as fields and pictures, of JSON or of a form. Their length is bounded before they come here."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping
+from typing import Any, NoReturn, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from starlette.datastructures import UploadFile
+from starlette.requests import Request
+
+from adapedit.http.errors import ApiError, field_of
+from adapedit.http.schema import FILES
+from adapedit.methods.base import one_line
+
+Body = TypeVar("Body", bound=BaseModel)
+
+MAX_FILES, MAX_FORM_FIELDS = 4, 64
+MAX_PART = 256 * 1024
+"""Bytes of a form's field that is no file."""
+
+
+async def read_json(request: Request) -> dict[str, Any]:
+    """The body's JSON object. Raises 415 and 400."""
+    if _media_type(request) != "application/json":
+        raise _wrong_type(request, "application/json")
+    return parse_json(await request.body())
+
+
+async def read_form(request: Request) -> tuple[list[tuple[str, str]], list[tuple[str, bytes]]]:
+    """Fields and files of a form, each in order. Raises 415 and 400."""
+    if _media_type(request) != "multipart/form-data":
+        raise _wrong_type(request, "multipart/form-data")
+    limits: dict[str, Any] = {
+        "max_files": MAX_FILES,
+        "max_fields": MAX_FORM_FIELDS,
+        "max_part_size": MAX_PART,
+    }
+    async with request.form(**limits) as form:
+        fields: list[tuple[str, str]] = []
+        files: list[tuple[str, bytes]] = []
+        for name, value in form.multi_items():
+            if isinstance(value, UploadFile):
+                files.append((name, await value.read()))
+            else:
+                fields.append((name, _clean(value)))
+        return fields, files
+
+
+async def read_edit(request: Request) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """An edit's fields and pictures: JSON with pictures as data URLs, or a form with `request` and files."""
+    if _media_type(request) == "application/json":
+        return with_files(await read_json(request))
+    if _media_type(request) != "multipart/form-data":
+        raise _wrong_type(request, "application/json or multipart/form-data")
+    given, sent = await read_form(request)
+    names = [name for name, _ in (*given, *sent)]
+    for name in names:
+        if name not in ("request", *FILES) or names.count(name) > 1:
+            message = f"the form has {name!r}, wanted request (JSON), and image and mask once each as files"
+            raise ApiError(400, message, code="unknown_field", param=name[:64])
+    texts, files = dict(given), dict(sent)
+    if "request" in files:
+        texts["request"] = _clean(files.pop("request").decode("utf-8", errors="replace"))
+    if set(texts) != {"request"}:
+        raise ApiError(400, "the form has no field request; give the edit in it, as JSON", param="request")
+    fields = parse_json(texts["request"].encode())
+    for name in files:
+        fields[name] = {**fields[name], "file": name} if isinstance(fields.get(name), Mapping) else name
+    return fields, files
+
+
+def parse_body(kind: type[Body], fields: Mapping[str, Any]) -> Body:
+    """The checked body. Raises 400."""
+    try:
+        return kind(**fields)
+    except ValidationError as error:
+        message = one_line(error)
+        raise ApiError(400, message, code="invalid_value", param=field_of(message)) from error
+
+
+def with_files(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Fields whose pictures are data URLs, as fields that name them and the pictures."""
+    named, files = dict(fields), {}
+    for name in FILES:
+        given = named.get(name)
+        url = given.get("file") if isinstance(given, Mapping) else given
+        if isinstance(url, str):
+            files[name] = _decode(name, url)
+            named[name] = {**given, "file": name} if isinstance(given, Mapping) else name
+    return named, files
+
+
+def parse_json(text: bytes) -> dict[str, Any]:
+    """A JSON object of text that UTF-8 can hold, with numbers that are numbers. Raises 400."""
+
+    def refuse(constant: str) -> NoReturn:
+        raise ValueError(f"{constant} is no number of JSON")
+
+    try:
+        value = json.loads(text, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deep" if isinstance(error, RecursionError) else str(error)[:100]
+        raise ApiError(400, f"the body is no JSON ({reason}); correct it", code="invalid_json") from error
+    if not isinstance(value, dict):
+        raise ApiError(400, f"got a {type(value).__name__}, wanted a JSON object", code="invalid_json")
+    try:
+        _clean(json.dumps(value, ensure_ascii=False))
+    except RecursionError as error:
+        raise ApiError(400, "the body is nested too deep; correct it", code="invalid_json") from error
+    return value
+
+
+def _clean(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        message = "the text has half a character (a lone surrogate); correct it"
+        raise ApiError(400, message, code="invalid_json") from error
+    return text
+
+
+def _decode(name: str, url: str) -> bytes:
+    head, _, content = url.partition(",")
+    if not (head.startswith("data:") and head.endswith(";base64")):
+        message = f"{name} is no data URL; send data:image/png;base64,…, or a form with the file"
+        raise ApiError(400, message, code="invalid_value", param=name)
+    try:
+        return base64.b64decode(content, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ApiError(400, f"{name} is no base64 ({error}); encode it again", param=name) from error
+
+
+def _media_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def _wrong_type(request: Request, wanted: str) -> ApiError:
+    got = _media_type(request)[:60] or "none"
+    return ApiError(415, f"the body's type is {got}, wanted {wanted}; set Content-Type")

@@ -1,0 +1,335 @@
+"""A served model: its queue by priority, its server, and the thread that feeds one from the other."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from adapedit.edit import complete, refuse_unknown_words
+from adapedit.http.errors import where
+from adapedit.http.events import Mailbox
+from adapedit.http.settings import ModelSource, Settings
+from adapedit.http.store import Row
+from adapedit.methods import METHODS
+from adapedit.model import EditModel, Vocabulary, load_any, load_vocabulary
+from adapedit.prompts.alignment import Alignment, align
+from adapedit.request import EditRequest
+from adapedit.result import EditResult
+from adapedit.server import EditServer, ServerStats
+from adapedit_engine.scheduler import DeadlineError
+from adapedit_kernels.errors import AdapEditError
+
+RECENT = 32
+"""Edits whose times say how long the next will take."""
+
+
+@dataclass(eq=False)
+class Job:
+    """An edit that has not ended. Times are those of `time.monotonic`; 0: not yet."""
+
+    row: Row
+    step: int = 0
+    steps: int = 0
+    came: float = field(default_factory=time.monotonic)
+    taken: float = 0.0
+    prepared: float = 0.0
+    first: float = 0.0
+    last: float = 0.0
+    dropped: bool = False
+    future: Future[EditResult] | None = None
+    boxes: set[Mailbox] = field(default_factory=set)
+
+    @property
+    def order(self) -> tuple[int, int]:
+        return -self.row.priority, self.row.number
+
+    def tell(self, step: int, steps: int) -> None:
+        """A step is done. Where an edit is tried again after an error, its steps are told once."""
+        self.last = time.monotonic()
+        self.first = self.first or self.last
+        self.steps = steps
+        if step > self.step:
+            self.step = step
+            for box in tuple(self.boxes):
+                box.put("step", {"id": self.row.id, "step": step, "steps": steps})
+
+    def seconds(self, decode: float) -> dict[str, float]:
+        """Of a completed edit, by what they were spent on."""
+        now = time.monotonic()
+        return {
+            "queue": self.taken - self.came,
+            "prepare": self.prepared - self.taken,
+            "run": max(0.0, self.last - self.prepared),
+            "decode": decode,
+            "total": now - self.came,
+        }
+
+    def stages(self, seconds: Mapping[str, float]) -> dict[str, float]:
+        """Of any edit that ended, as metrics have them."""
+        found = {"edit": time.monotonic() - self.came}
+        found |= {name: seconds[name] for name in ("queue", "prepare", "decode") if name in seconds}
+        if self.step > 1:
+            found["step"] = (self.last - self.first) / (self.step - 1)
+        return found
+
+
+Load = Callable[[ModelSource], EditModel]
+
+
+def load_source(source: ModelSource) -> EditModel:
+    """The model that the settings name."""
+    import torch
+
+    dtype = None if source.dtype is None else getattr(torch, source.dtype)
+    return load_any(source.source, runner=source.runner, device=source.device, dtype=dtype)
+
+
+class Lane:
+    """One model. begin: the request of an edit whose turn it is, or None; ended: called with what came of it.
+
+    state: "loading", "ready", "ended", or in a line what is wrong. side: of the model's pictures.
+    """
+
+    def __init__(
+        self,
+        source: ModelSource,
+        settings: Settings,
+        *,
+        load: Load,
+        begin: Callable[[Job], EditRequest | None],
+        ended: Callable[[Job, Future[EditResult]], Future[None]],
+    ) -> None:
+        self.source, self.name, self.state, self.since = source, source.name, "loading", int(time.time())
+        self.model: EditModel | None = None
+        self._settings, self._load, self._begin_job, self._end_job = settings, load, begin, ended
+        self._waiting: list[Job] = []
+        self._flying: set[Job] = set()
+        self._recent: deque[float] = deque(maxlen=RECENT)
+        self._wake, self._words = threading.Condition(), threading.Lock()
+        self._open = True
+        self._vocabulary: Vocabulary | None = None
+        self._server: EditServer | None = None
+        self._settled = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"adapedit-{self.name}", daemon=True)
+
+    # -- for jobs
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def loaded(self) -> bool:
+        """Wait until the model is ready, or can't be."""
+        self._settled.wait()
+        return self.state == "ready"
+
+    def put(self, job: Job) -> None:
+        """Let an edit wait."""
+        with self._wake:
+            self._waiting.append(job)
+            self._waiting.sort(key=lambda one: one.order)
+            self._wake.notify()
+
+    def drop(self, job: Job) -> None:
+        """Stop an edit that waits or runs here."""
+        with self._wake:
+            if job in self._waiting:
+                self._waiting.remove(job)
+            job.dropped, future = True, job.future
+        if future is not None:
+            future.cancel()
+
+    def leave(self) -> list[Job]:
+        """Take no more from the queue; what waits."""
+        with self._wake:
+            self._open, left, self._waiting = False, self._waiting, []
+            self._wake.notify()
+            return left
+
+    def close(self) -> None:
+        """End when the queue is empty."""
+        with self._wake:
+            self._open = False
+            self._wake.notify()
+
+    def abort(self) -> None:
+        """End at once."""
+        self.leave()
+        with self._wake:
+            flying = [job.future for job in self._flying if job.future is not None]
+        for future in flying:
+            future.cancel()
+
+    def join(self, seconds: float | None) -> None:
+        """Wait until it has ended."""
+        if self._thread.ident is not None:
+            self._thread.join(seconds if seconds is None else max(0.0, seconds))
+
+    def position(self, job: Job) -> int | None:
+        """Edits before one that waits."""
+        with self._wake:
+            return self._waiting.index(job) if job in self._waiting else None
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def counts(self) -> tuple[int, int, ServerStats | None]:
+        """Edits running, edits waiting, and the server's own counts."""
+        return len(self._flying), len(self._waiting), None if self._server is None else self._server.stats
+
+    @property
+    def seconds_to_wait(self) -> float:
+        """A guess after how long there will be room for another edit."""
+        if len(self._recent) < 2:
+            return 1.0
+        return (self._recent[-1] - self._recent[0]) / (len(self._recent) - 1)
+
+    @property
+    def side(self) -> int:
+        assert self.model is not None
+        return self.model.side
+
+    @property
+    def methods(self) -> list[str]:
+        """What the model can run."""
+        assert self.model is not None
+        specs = self.model.runner.specs
+        own = specs.in_channels == 2 * specs.out_channels
+        return [name for name in sorted(METHODS) if (name == "instruct-pix2pix") == own]
+
+    def align(self, source_prompt: str, target_prompt: str) -> Alignment:
+        """How two prompts are aligned. Raises `AdapEditError`."""
+        assert self._vocabulary is not None
+        with self._words:  # a tokenizer serves one thread at a time; the server has one of its own
+            for name, prompt in (("source", source_prompt), ("target", target_prompt)):
+                refuse_unknown_words(prompt, name, self._vocabulary)
+            return align(
+                source_prompt,
+                target_prompt,
+                self._vocabulary.tokenizer,
+                max_length=self._vocabulary.max_tokens,
+            )
+
+    def check(self, request: EditRequest) -> None:
+        """Raise `AdapEditError` for what the model can't run, as far as that is known without running it."""
+        assert self.model is not None
+        if request.method.name not in self.methods:
+            known = ", ".join(self.methods)
+            raise AdapEditError(
+                f"method is {request.method.name}, which model {self.name} can't run; it runs: {known}"
+            )
+        if request.method.name == "instruct-pix2pix" and request.image is None:
+            raise AdapEditError("instruct-pix2pix edits a picture that exists: give it as image")
+        complete(request, self.model)
+        self.align(request.source_prompt, request.target_prompt)
+
+    # -- its thread
+
+    def _run(self) -> None:
+        try:
+            self.model = self._load(self.source)
+            self._vocabulary = load_vocabulary(self.source.source)
+            budget = self._settings.budget
+            server = EditServer(self.model, max_rows=self._settings.max_rows, budget_bytes=budget)
+            with server:
+                self._server = server
+                server.submit(golden(self.model)).result()
+                self.state = "ready"
+                self._settled.set()
+                while (job := self._next()) is not None:
+                    self._submit(server, job)
+                while self._flying:
+                    with self._wake:
+                        self._wake.wait_for(lambda: not self._flying)
+            self.state = "ended"
+        except AdapEditError as error:
+            self.state = str(error)
+        except BaseException as error:
+            self.state = f"failed: {where(error)}"
+        finally:
+            self._settled.set()
+
+    def _next(self) -> Job | None:
+        """The edit whose turn it is, once there is one and room for it; None at the end.
+
+        So many are under way that the server can fill its rows, and prepare the next beside them.
+        """
+        ahead = max(2, self._settings.max_rows // 2)
+        with self._wake:
+            while True:
+                late = self._late()
+                if late is not None:
+                    return late
+                if self._waiting and len(self._flying) < ahead:
+                    job = self._waiting.pop(0)
+                    self._flying.add(job)
+                    return job
+                if not self._open and not self._waiting:
+                    return None
+                self._wake.wait(self._until_late())
+
+    def _late(self) -> Job | None:
+        """One whose deadline has passed: it goes first, to be told so."""
+        now = time.time()
+        for job in self._waiting:
+            if job.row.deadline is not None and job.row.deadline < now:
+                self._waiting.remove(job)
+                self._flying.add(job)
+                return job
+        return None
+
+    def _until_late(self) -> float | None:
+        dates = [job.row.deadline for job in self._waiting if job.row.deadline is not None]
+        return max(0.001, min(dates) - time.time()) if dates else None
+
+    def _submit(self, server: EditServer, job: Job) -> None:
+        job.taken = time.monotonic()
+        future: Future[EditResult]
+        try:
+            request = self._begin_job(job)
+            if request is None:
+                self._land(job)
+                return
+            deadline = None if job.row.deadline is None else job.row.deadline - time.time()
+            if deadline is not None and deadline < 0:
+                raise DeadlineError.by(-deadline)
+            future = server.submit(request, deadline=deadline, progress=job.tell)
+        except Exception as error:
+            if not server.running:
+                raise  # the edit is the next process's
+            future = Future()
+            future.set_exception(error)
+        job.prepared = time.monotonic()
+        with self._wake:
+            job.future, dropped = future, job.dropped
+        if dropped:
+            future.cancel()
+        future.add_done_callback(lambda done: self._done(job, done))
+
+    def _done(self, job: Job, future: Future[EditResult]) -> None:
+        self._end_job(job, future).add_done_callback(lambda _: self._land(job))
+
+    def _land(self, job: Job) -> None:
+        with self._wake:
+            self._flying.discard(job)
+            self._recent.append(time.monotonic())
+            self._wake.notify_all()
+
+
+def golden(model: EditModel) -> EditRequest:
+    """A small edit that shows that a model runs: it loads, captures and warms all that edits need."""
+    words = model.facts.known_words or ("cat", "dog")
+    fields: dict[str, Any] = {"source_prompt": words[0], "target_prompt": words[-1], "num_inference_steps": 2}
+    specs = model.runner.specs
+    if specs.in_channels == 2 * specs.out_channels:
+        from PIL import Image
+
+        grey = Image.new("RGB", (model.side, model.side), (128, 128, 128))
+        fields |= {"method": "instruct-pix2pix", "image": grey}
+    return EditRequest.make(**fields)

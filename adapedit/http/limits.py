@@ -1,0 +1,226 @@
+"""Who may ask, and for how much: keys, rates, and bounds that hold before anything is parsed or decoded."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import re
+import secrets
+import time
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from adapedit.http.errors import ApiError, where
+from adapedit.http.settings import Settings
+from adapedit.http.telemetry import Metrics
+from adapedit.request import EditRequest
+from adapedit_kernels.errors import AdapEditError
+
+NAMES = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+OPEN = ("/health", "/health/ready")
+"""Paths for which no key is wanted: probes have none."""
+MAX_CALLERS = 10_000
+MAX_FIELDS = 64 * 1024
+"""Characters of a request without its pictures."""
+
+
+class Keys:
+    """API keys by name, from a file with a line each: NAME and the SHA-256 of the key in hexadecimal.
+
+    A key is 256 random bits, so that its plain hash gives nothing away. All hashes are compared at each request, in
+    constant time.
+    """
+
+    def __init__(self, file: Path | None) -> None:
+        self._hashes: dict[str, bytes] = {}
+        if file is None:
+            return
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise AdapEditError(f"keys {file} can't be read ({error}); check the path") from error
+        for number, line in enumerate(lines, start=1):
+            name, _, digest = line.partition("#")[0].strip().partition(" ")
+            if not name:
+                continue
+            if not NAMES.fullmatch(name) or not re.fullmatch("[0-9a-f]{64}", digest.strip()):
+                mend = "make one by: adapedit serve --make-key NAME"
+                raise AdapEditError(
+                    f"keys {file}, line {number}: wanted a name and the key's SHA-256; {mend}"
+                )
+            if name in self._hashes:
+                raise AdapEditError(
+                    f"keys {file}, line {number}: {name} is there twice; give each its own name"
+                )
+            self._hashes[name] = bytes.fromhex(digest.strip())
+        if not self._hashes:
+            raise AdapEditError(f"keys {file} has no key; make one by: adapedit serve --make-key NAME")
+
+    @classmethod
+    def make(cls, name: str) -> tuple[str, str]:
+        """A fresh key, and its line for the file."""
+        if not NAMES.fullmatch(name):
+            raise AdapEditError(f"{name!r} is no name of a key; use letters, digits, '.', '_' and '-'")
+        key = f"adapedit-{secrets.token_urlsafe(32)}"
+        return key, f"{name} {hashlib.sha256(key.encode()).hexdigest()}"
+
+    def owner(self, authorization: str | None) -> str:
+        """Whose key it is; "" where none is wanted. Raises 401."""
+        if not self._hashes:
+            return ""
+        kind, _, key = (authorization or "").partition(" ")
+        given, found = hashlib.sha256(key.strip().encode(errors="replace")).digest(), None
+        for name, digest in self._hashes.items():
+            if hmac.compare_digest(digest, given):
+                found = name
+        if found is None or kind.lower() != "bearer":
+            what = "there is no such key" if authorization else "no key was given"
+            message = f"{what}; send the header Authorization: Bearer KEY"
+            raise ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+        return found
+
+
+class Rates:
+    """A bucket for each caller, which fills at `rate` a minute up to `burst`."""
+
+    def __init__(self, rate: float, burst: int) -> None:
+        self._rate, self._burst = rate / 60, burst
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def take(self, caller: str, count: int = 1, now: float | None = None) -> None:
+        """Take `count` edits. Raises 429 with the time after which there are as many. From the event loop only."""
+        now = time.monotonic() if now is None else now
+        held, at = self._buckets.pop(caller, (float(self._burst), now))
+        held = min(self._burst, held + (now - at) * self._rate)
+        enough = held >= min(count, self._burst)
+        self._buckets[caller] = (held - count if enough else held, now)
+        if len(self._buckets) > MAX_CALLERS:
+            self._buckets.popitem(last=False)
+        if not enough:
+            message = f"more than {self._rate * 60:g} edits a minute were asked for; wait a little"
+            wait = (min(count, self._burst) - held) / self._rate
+            raise ApiError.later(429, message, wait, code="rate_limit_exceeded")
+
+
+def caller_of(request: Request, owner: str) -> str:
+    """Whom a rate holds for: the key, or without keys the address."""
+    return owner or (request.client.host if request.client else "")
+
+
+def check(request: EditRequest, settings: Settings, side: int) -> None:
+    """Raise for a request that asks for more than is allowed. side: of the model's own pictures, pixels."""
+    wanted = request.model_dump(mode="json", exclude_unset=True)
+    for name, text in _texts(wanted):
+        if len(text) > settings.max_text:
+            message = (
+                f"{name} has {len(text)} characters, at most {settings.max_text} are taken; say it shorter"
+            )
+            raise ApiError(422, message, code="too_long", param=name)
+    size = sum(len(name) + len(text) for name, text in _texts(wanted))
+    if size > MAX_FIELDS:
+        raise ApiError(
+            422, f"the request has {size} characters, at most {MAX_FIELDS} are taken", code="too_long"
+        )
+    if request.num_inference_steps > settings.max_steps:
+        message = (
+            f"num_inference_steps is {request.num_inference_steps}, at most {settings.max_steps} are run here"
+        )
+        raise ApiError(422, message, code="too_many_steps", param="num_inference_steps")
+    pixels = (request.height or side) * (request.width or side)
+    if pixels > settings.max_pixels and (request.height or request.width):
+        message = f"{request.width or side} x {request.height or side} are {pixels} pixels, at most "
+        raise ApiError(422, f"{message}{settings.max_pixels} are made here", code="too_large", param="height")
+
+
+def check_picture(name: str, content: bytes, settings: Settings) -> None:
+    """Raise for a picture of too many pixels, by its header alone, and for what is none."""
+    from adapedit.images import picture_size
+
+    width, height = picture_size(content, name)
+    if width * height > settings.max_picture_pixels:
+        message = f"{name} has {width} x {height} pixels, at most {settings.max_picture_pixels} are taken"
+        raise ApiError(413, f"{message}; send a smaller one", code="picture_too_large", param=name)
+
+
+def _texts(value: Any, name: str = "") -> list[tuple[str, str]]:
+    if isinstance(value, dict):
+        found = [
+            pair for key, one in value.items() for pair in _texts(one, f"{name}.{key}" if name else str(key))
+        ]
+        return [*found, *((f"{name}.{key}".strip("."), str(key)) for key in value)]
+    if isinstance(value, (list, tuple)):
+        return [pair for one in value for pair in _texts(one, name)]
+    return [(name, value if isinstance(value, str) else repr(value))]
+
+
+class Border:
+    """The outermost layer: bodies are bounded in bytes and in time, and no error gets past it.
+
+    A body that says it is too long is refused before a byte of it is read.
+    """
+
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
+        self.app, self.settings, self.metrics = app, settings, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        begun = False
+
+        async def sending(message: Message) -> None:
+            nonlocal begun
+            if message["type"] == "http.response.start":
+                begun = True
+                if message["status"] >= 400:
+                    self.metrics.refused.labels(str(message["status"])).inc()
+            await send(message)
+
+        try:
+            self._refuse_long(scope)
+            await self.app(scope, self._bounded(receive), sending)
+        except Exception as error:
+            found = ApiError.of(error)
+            if found.status == 500:
+                logging.getLogger(__name__).error("a request failed", extra={"reason": where(error)})
+                found = ApiError(500, "the server failed at this request; its log tells more")
+            if not begun:
+                await found.response()(scope, receive, sending)
+
+    def _refuse_long(self, scope: Scope) -> None:
+        length = dict(scope["headers"]).get(b"content-length", b"0")
+        if not length.isdigit() or int(length[:20]) > self.settings.max_body:
+            raise self._too_long()
+
+    def _too_long(self) -> ApiError:
+        limit = f"at most {self.settings.max_body} bytes are taken"
+        return ApiError(
+            413, f"the body is too long: {limit}", code="body_too_large", headers={"Connection": "close"}
+        )
+
+    def _bounded(self, receive: Receive) -> Receive:
+        """receive, up to the end of the body within its bounds."""
+        came, ended, until = 0, False, time.monotonic() + self.settings.body_timeout
+
+        async def bounded() -> Message:
+            nonlocal came, ended
+            if ended:
+                return await receive()
+            try:
+                message = await asyncio.wait_for(receive(), max(0.0, until - time.monotonic()))
+            except asyncio.TimeoutError as error:
+                text = f"the body took more than {self.settings.body_timeout:g} s; send it faster, or a smaller one"
+                raise ApiError(408, text, headers={"Connection": "close"}) from error
+            came += len(message.get("body", b""))
+            ended = not message.get("more_body", False)
+            if came > self.settings.max_body:
+                raise self._too_long()
+            return message
+
+        return bounded

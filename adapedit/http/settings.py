@@ -1,0 +1,142 @@
+"""What the service is told: by flags, by the environment (ADAPEDIT_…), by a TOML file, in this order."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from adapedit.methods.base import one_line, whole_error
+from adapedit_kernels.errors import AdapEditError
+
+MODEL_NAMES = "^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+Count = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Bytes = Annotated[ByteSize, Field(gt=0)]
+
+
+def _not_empty(models: tuple[Any, ...]) -> tuple[Any, ...]:
+    names = [model.name for model in models]
+    if not names or len(set(names)) < len(names):
+        raise ValueError("models of different names were wanted, at least one")
+    return models
+
+
+class ModelSource(BaseModel):
+    """A model to serve. name: what requests call it. source: builtin, a folder, a bundle or a hub name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[str, Field(pattern=MODEL_NAMES)]
+    source: str
+    runner: str | None = None
+    device: str | None = None
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None
+
+    @classmethod
+    def named(cls, text: str, **more: Any) -> dict[str, Any]:
+        """NAME=SOURCE, or a source whose last part is the name."""
+        name, sign, source = text.partition("=")
+        if not sign:
+            name, source = Path(text).name or text, text
+        return {"name": name, "source": source, **more}
+
+
+class Settings(BaseSettings):
+    """Of `adapedit serve`.
+
+    host, port:      what it listens on. insecure: other hosts than this machine may come without a key.
+    keys:            file of API keys, see `Keys`; None: nobody needs one.
+    data:            folder of the database, of pictures that came and of results.
+    models:          the first is what a request gets that names none.
+    max_rows, budget: see `EditServer`; budget: bytes, or "8GiB". calibrate: measure what calls take, and keep it.
+    max_pending:     edits that may wait for each model; more are refused with 429.
+    quota, keep:     bytes of all results, and seconds for which they are kept.
+    max_…:           of one request: bytes of its body, pixels of a picture that comes and of one that is made, steps,
+                     characters of a text, pictures of one call.
+    body_timeout:    seconds in which a request has to arrive, headers in a third of it.
+    rate, burst:     edits a minute for each key (without keys: for each address), and how many at once.
+    drain:           seconds after SIGTERM in which running edits may end; what waits is done after the next start.
+    max_attempts:    times that an edit is begun before a killed server counts as its fault.
+    traces:          address of an OpenTelemetry collector (OTLP over HTTP).
+    """
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", env_prefix="ADAPEDIT_", env_nested_delimiter="__"
+    )
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    insecure: bool = False
+    keys: Path | None = None
+    data: Path = Path("out/serve")
+    models: Annotated[tuple[ModelSource, ...], AfterValidator(_not_empty)] = (
+        ModelSource(name="builtin", source="builtin"),
+    )
+    max_rows: Count = 32
+    budget: Bytes | None = None
+    calibrate: bool = False
+    max_pending: Count = 256
+    quota: Bytes = ByteSize(10 * 2**30)
+    keep: Seconds = 7 * 86400.0
+    max_body: Bytes = ByteSize(32 * 2**20)
+    max_picture_pixels: Count = 16 * 2**20
+    max_pixels: Count = 2**21
+    max_steps: Count = 200
+    max_text: Count = 2000
+    max_pictures: Annotated[int, Field(ge=1, le=10)] = 10
+    body_timeout: Seconds = 60.0
+    rate: Annotated[float, Field(gt=0)] = 600.0
+    burst: Count = 100
+    drain: Seconds = 25.0
+    max_attempts: Count = 5
+    traces: str | None = None
+
+    @model_validator(mode="after")
+    def _closed(self) -> Settings:
+        if not (self.insecure or self.keys or is_loopback(self.host)):
+            raise whole_error(
+                f"host is {self.host}, where others can reach it, and there are no keys; give a file by --keys, "
+                "or --insecure"
+            )
+        return self
+
+    @classmethod
+    def settings_customise_sources(  # type: ignore[override]
+        cls, settings_cls: type[BaseSettings], **sources: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return sources["init_settings"], sources["env_settings"], TomlConfigSettingsSource(settings_cls)
+
+    @classmethod
+    def read(cls, file: Path | None, flags: dict[str, Any]) -> Settings:
+        """The settings of a file, the environment and flags. Raises `AdapEditError` in one line."""
+        if file is not None and not file.is_file():
+            raise AdapEditError(f"there is no settings file {file}; check the path")
+
+        class Filed(cls):  # type: ignore[valid-type, misc]
+            model_config = SettingsConfigDict(toml_file=file)
+
+        try:
+            return Filed(**flags)
+        except ValidationError as error:
+            raise AdapEditError(f"settings: {one_line(error)}") from error
+        except ValueError as error:  # TOML that is none, or JSON in the environment
+            raise AdapEditError(
+                f"settings can't be read ({error}); correct {file or 'the environment'}"
+            ) from error
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens there."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

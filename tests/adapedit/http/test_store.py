@@ -1,0 +1,120 @@
+"""What was accepted outlives the process: taken up again, and ended once."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from adapedit import AdapEditError
+from adapedit.http.errors import ApiError
+from adapedit.http.store import Store
+from tests.helpers.service import serving, settings_for
+
+
+def add(store: Store, key: str | None = None, files: dict[str, bytes] | None = None, **values) -> str:
+    known = {
+        "owner": "",
+        "model": "m",
+        "method": "plain",
+        "priority": 0,
+        "deadline": None,
+        "on_disconnect": "keep",
+    }
+    row = {**known, "fields": {"seed": 1}, "created": time.time(), **values}
+    return store.add(row, files or {}, key, "digest").id
+
+
+@pytest.fixture
+def store(tmp_path: Path):
+    made = Store(tmp_path / "data")
+    yield made
+    made.close()
+
+
+def test_an_edit_ends_once(store: Store):
+    id = add(store)
+    assert store.begin(id) and not store.begin(id)
+    assert store.end(id, "completed", size=3, steps=2, outcome={"words": []})
+    assert not store.end(id, "failed", size=5) and not store.end(id, "cancelled")
+    row = store.find(id)
+    assert row is not None and (row.status, row.bytes, row.steps, row.attempts) == ("completed", 3, 2, 1)
+    assert store.bytes == 3
+
+
+def test_what_was_begun_waits_again_and_leavings_are_removed(tmp_path: Path):
+    store = Store(tmp_path)
+    begun, waiting, ended = add(store, files={"image": b"abc"}), add(store), add(store)
+    assert store.begin(begun) and store.begin(ended) and store.end(ended, "completed")
+    for id in (begun, "edit_of_nobody"):
+        (store.results / id).mkdir()
+        (store.results / id / "source.png").write_bytes(b"half")
+    (store.inputs / "edit_of_nobody").mkdir()
+    store._claim.close()  # as a process that was killed leaves it
+    again = Store(tmp_path)
+    rows = again.recover()
+    assert [row.id for row in rows] == [begun, waiting]
+    assert [row.attempts for row in rows] == [1, 0] and again.bytes == 3
+    assert again.files(begun) == {"image": b"abc"}
+    assert list(again.results.iterdir()) == [] and [path.name for path in again.inputs.iterdir()] == [begun]
+    again.close()
+
+
+def test_keys_are_an_owners_own_and_go_with_the_edit(store: Store):
+    id = add(store, key="k")
+    assert store.known("", "k", "digest").id == id
+    assert store.known("other", "k", "digest") is None and store.known("", None, "digest") is None
+    with pytest.raises(ApiError, match="used for another request"):
+        store.known("", "k", "another")
+    assert store.remove(id) and not store.remove(id)
+    assert store.known("", "k", "another") is None
+
+
+def test_edits_of_others_are_not_found(store: Store):
+    id = add(store, owner="one")
+    assert store.find(id, "one") and store.find(id) and store.find(id, "two") is None
+    assert store.page("two", None, True, 10) == []
+
+
+def test_results_expire(store: Store):
+    old, running = add(store, files={"image": b"abc"}), add(store)
+    store.begin(running)
+    store.end(old, "completed")
+    assert store.remove_expired(60) == 0
+    assert store.remove_expired(-1) == 1
+    assert store.find(old) is None and store.find(running) and store.bytes == 0
+    assert not (store.inputs / old).exists()
+
+
+def test_a_folder_serves_one_process(store: Store, tmp_path: Path):
+    with pytest.raises(AdapEditError, match="in use by another server"):
+        Store(tmp_path / "data")
+    (tmp_path / "file").touch()
+    with pytest.raises(AdapEditError, match="choose another folder"):
+        Store(tmp_path / "file")
+
+
+def test_a_server_goes_on_with_what_an_earlier_one_had_accepted(tiny_folder: Path, tmp_path: Path):
+    settings = settings_for(tiny_folder, tmp_path, max_attempts=2, max_rows=8)
+    with serving(settings) as running:
+        done = running.done()
+        ids = [running.edit(num_inference_steps=20, seed=seed).json()["id"] for seed in range(9)]
+    store = Store(tmp_path)  # while none runs
+    states = {id: store.find(id).status for id in ids}
+    assert {"queued", "in_progress"} <= set(states.values())
+    hopeless, gone, written = ids[-1], ids[-2], ids[-3]
+    with store._lock:
+        store._database.execute("UPDATE edits SET attempts = 2 WHERE id = ?", (hopeless,))
+        store._database.execute("UPDATE edits SET model = 'gone' WHERE id = ?", (gone,))
+    (store.results / done["id"]).rename(store.results / written)
+    store.close()
+    with serving(settings) as running:
+        ended = {id: running.ended(id) for id in ids}
+        assert {ended[id]["status"] for id in ids[:-3]} == {"completed"}
+        assert (
+            ended[hopeless]["error"]["code"] == "abandoned"
+            and ended[gone]["error"]["code"] == "model_not_found"
+        )
+        # It was written before the server ended, and is not made again.
+        assert ended[written]["status"] == "completed" and ended[written]["words"] == done["words"]
