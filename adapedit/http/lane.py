@@ -18,6 +18,7 @@ from adapedit.http.store import Row
 from adapedit.methods import METHODS
 from adapedit.model import EditModel, Vocabulary, load_any, load_vocabulary
 from adapedit.prompts.alignment import Alignment, align
+from adapedit.prompts.tokens import tokenize_words
 from adapedit.request import EditRequest
 from adapedit.result import EditResult
 from adapedit.server import EditServer, ServerStats
@@ -203,17 +204,22 @@ class Lane:
         own = specs.in_channels == 2 * specs.out_channels
         return [name for name in sorted(METHODS) if (name == "instruct-pix2pix") == own]
 
-    def align(self, source_prompt: str, target_prompt: str) -> Alignment:
-        """How two prompts are aligned. Raises `AdapEditError`."""
-        assert self._vocabulary is not None
+    def align(self, request: EditRequest) -> Alignment:
+        """How the prompts are aligned. Raises `AdapEditError`, of negative prompts, too."""
+        vocabulary = self._vocabulary
+        assert vocabulary is not None
         with self._words:  # a tokenizer serves one thread at a time; the server has one of its own
-            for name, prompt in (("source", source_prompt), ("target", target_prompt)):
-                refuse_unknown_words(prompt, name, self._vocabulary)
+            refuse_unknown_words(request, vocabulary)
+            for name in ("source", "target"):
+                text = getattr(request, f"{name}_negative_prompt")
+                if text and text.strip():
+                    label = f"{name} negative prompt"
+                    tokenize_words(text, vocabulary.tokenizer, max_length=vocabulary.max_tokens, name=label)
             return align(
-                source_prompt,
-                target_prompt,
-                self._vocabulary.tokenizer,
-                max_length=self._vocabulary.max_tokens,
+                request.source_prompt,
+                request.target_prompt,
+                vocabulary.tokenizer,
+                max_length=vocabulary.max_tokens,
             )
 
     def check(self, request: EditRequest) -> None:
@@ -226,8 +232,7 @@ class Lane:
             )
         if request.method.name == "instruct-pix2pix" and request.image is None:
             raise AdapEditError("instruct-pix2pix edits a picture that exists: give it as image")
-        complete(request, self.model)
-        self.align(request.source_prompt, request.target_prompt)
+        self.align(complete(request, self.model))
 
     # -- its thread
 

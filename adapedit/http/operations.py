@@ -12,6 +12,7 @@ from adapedit.http.errors import ApiError
 from adapedit.http.lane import Lane
 from adapedit.http.schema import Aligned, AlignmentBody, Health, ModelList, ServedModel
 from adapedit.http.service import Owner, Parts
+from adapedit.request import EditRequest
 
 router = APIRouter(tags=["operations"])
 
@@ -34,7 +35,8 @@ async def align(request: Request, owner: Owner, service: Parts) -> Aligned:
         if len(getattr(body, name)) > limit:
             raise ApiError(422, f"{name} has more than {limit} characters; say it shorter", param=name)
     lane = service.jobs.lane(body.model)
-    found = await service.run(lane.align, body.source_prompt, body.target_prompt)
+    prompts = {name: getattr(body, name) for name in ("source_prompt", "target_prompt")}
+    found = await service.run(lane.align, EditRequest.make(**prompts))
     words: dict[str, Any] = {
         name: [asdict(word) for word in getattr(found, name)] for name in ("source_words", "target_words")
     }

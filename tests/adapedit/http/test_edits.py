@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -121,7 +122,7 @@ def test_the_same_key_and_body_make_one_edit(service: Running):
 
 def test_edits_are_listed_by_page_and_filter(service: Running):
     made = [service.done(method="masactrl", seed=seed)["id"] for seed in range(3)]
-    like = {"method": "masactrl", "order": "asc", "limit": 2}
+    like: dict[str, Any] = {"method": "masactrl", "order": "asc", "limit": 2}
     page = service.client.get("/v1/edits", params=like).json()
     assert [edit["id"] for edit in page["data"]] == made[:2] and page["has_more"]
     rest = service.client.get("/v1/edits", params={**like, "after": page["last_id"]}).json()
