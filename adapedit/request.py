@@ -25,6 +25,7 @@ from pydantic import (
 from adapedit.images import ImageError, ImageField, ImageInput
 from adapedit.inversion import InversionSettings
 from adapedit.methods import MethodSettings, make_settings, one_line
+from adapedit.methods.base import Settings
 from adapedit_kernels.errors import AdapEditError
 
 UNSUPPORTED = {
@@ -175,6 +176,17 @@ class EditRequest(BaseModel):
                 f"cache is {reprlib.repr(cache)}, which a request may not choose; leave it out"
             )
         return request
+
+    def to_wire(self) -> tuple[dict[str, Any], dict[str, bytes]]:
+        """What `from_wire` makes the same of: the fields that were named, as JSON, and pictures' files by name."""
+        fields, files = self.model_dump(mode="json", exclude_unset=True), {}
+        for name, value in self:
+            if isinstance(value, ImageInput):
+                files[name] = value.read()[1]
+                fields[name] = {"file": name, "fit": value.fit}
+            elif isinstance(value, Settings) and name in fields:
+                fields[name]["name"] = value.name  # its kind's default, by which kinds are told apart
+        return fields, files
 
     @classmethod
     def read(cls, path: str | Path) -> EditRequest:

@@ -11,6 +11,7 @@ from typing import Any
 
 from PIL import Image
 
+from adapedit.images import ImageInput
 from adapedit.prompts.alignment import Alignment, Word
 from adapedit.request import EditRequest
 from adapedit.result import EditResult, OutputFolder, WordReport, strict_json
@@ -47,10 +48,7 @@ def size(folder: Path) -> int:
 
 
 def read(open_: Callable[[str], bytes], request: EditRequest) -> EditResult:
-    """The result of files: `open_` gives what is in one of that name. request: as it was asked for.
-
-    Of an edited picture the input is not among them: `image` is None, its request has it.
-    """
+    """The result of files: `open_` gives what is in one of that name. request: as it was asked for."""
     import torch
     from safetensors.numpy import load
 
@@ -63,9 +61,9 @@ def read(open_: Callable[[str], bytes], request: EditRequest) -> EditResult:
         name: torch.from_numpy(array.copy()) for name, array in arrays.items() if name not in MAPS
     }
     words: dict[str, Any] = {name: tuple(_word(word) for word in described[name]) for name in WORDS}
-    asked = {"image": request.image} if request.image is not None else {}
+    sent = {name: value for name, value in request if isinstance(value, ImageInput)}
     return EditResult(
-        request=EditRequest.make(**{**described["request"], **asked}),
+        request=EditRequest.make(**{**described["request"], **sent}),
         model=described["model"],
         source_image=source,
         target_image=target,
@@ -79,6 +77,7 @@ def read(open_: Callable[[str], bytes], request: EditRequest) -> EditResult:
         made_with=described["made_with"],
         timings=described["timings"],
         warnings=tuple(described["warnings"]),
+        image=None if request.image is None else request.image.open(target.size),
         reconstruction_psnr=described.get("reconstruction_psnr"),
     )
 

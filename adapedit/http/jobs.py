@@ -17,7 +17,7 @@ from adapedit.http.errors import ApiError, where
 from adapedit.http.events import Mailbox
 from adapedit.http.lane import Job, Lane, Load, load_source
 from adapedit.http.limits import check, check_picture
-from adapedit.http.schema import DELIVERY, EDIT_ID, ENDED, FILES, Edit, EditBody
+from adapedit.http.schema import DELIVERY, EDIT_ID, ENDED, Edit, EditBody
 from adapedit.http.settings import ModelSource, Settings
 from adapedit.http.store import Row, Store
 from adapedit.http.telemetry import Metrics
@@ -160,7 +160,7 @@ class Jobs:
         request = made.request()
         check(request, self.settings, lane.side)
         lane.check(request)
-        fields = {name: value for name, value in _wire(made).items() if name not in DELIVERY}
+        wired = made.to_wire()[0]
         values = {
             "owner": owner,
             "model": lane.name,
@@ -168,10 +168,10 @@ class Jobs:
             "priority": made.priority,
             "deadline": None if made.deadline is None else time.time() + made.deadline,
             "on_disconnect": made.on_disconnect,
-            "fields": fields,
+            "fields": {name: value for name, value in wired.items() if name not in DELIVERY},
             "created": time.time(),
         }
-        digest = _digest(_wire(made), files)
+        digest = _digest(wired, files)
         with self._accepting:
             if self.draining:
                 raise ApiError.later(
@@ -363,18 +363,6 @@ def _gone() -> ApiError:
 def _no_model(name: str, known: Mapping[str, Any]) -> ApiError:
     message = f"there is no model {name!r} here; use one of: {', '.join(known)}"
     return ApiError(404, message, code="model_not_found", param="model")
-
-
-def _wire(made: EditBody) -> dict[str, Any]:
-    """The fields that were given, as JSON; pictures by name."""
-    fields = made.model_dump(mode="json", exclude_unset=True)
-    for name in ("method", "inversion"):  # by which they are told apart, though it is their default
-        if fields.get(name) is not None:
-            fields[name]["name"] = getattr(made, name).name
-    for name in FILES:
-        if fields.get(name) is not None:
-            fields[name] = {key: fields[name][key] for key in ("file", "fit") if key in fields[name]}
-    return fields
 
 
 def _digest(fields: Mapping[str, Any], files: Mapping[str, bytes]) -> str:

@@ -1,0 +1,118 @@
+"""The command as a process: it says what it lacks, drains at SIGTERM, and goes on after SIGKILL."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from adapedit.cli.main import run
+from tests.helpers.service import FIELDS
+
+
+class Process:
+    """`adapedit serve` with the tiny model. lines: of its log so far."""
+
+    def __init__(self, folder: Path, data: Path, *flags: str) -> None:
+        command = [sys.executable, "-c", "from adapedit.cli import main; main()", "serve", "--port", "0"]
+        command += ["--model", f"tiny={folder}", "--device", "cpu", "--data", str(data), *flags]
+        self.popen = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        self.lines: list[dict] = []
+        while self.read()["message"] != "ready":
+            pass
+        port = next(line["port"] for line in self.lines if "port" in line)
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30)
+
+    def read(self) -> dict:
+        text = self.popen.stderr.readline()
+        assert text, "it has ended"
+        self.lines.append(json.loads(text))
+        return self.lines[-1]
+
+    def end(self, number: int) -> int:
+        self.popen.send_signal(number)
+        rest = self.popen.communicate(timeout=60)[1]
+        self.lines += [json.loads(line) for line in rest.splitlines() if line.startswith("{")]
+        return self.popen.returncode
+
+
+@contextmanager
+def process(*args) -> Iterator[Process]:
+    made = Process(*args)
+    try:
+        yield made
+    finally:
+        made.client.close()
+        made.popen.kill()
+        made.popen.wait()
+
+
+def test_a_killed_server_goes_on_and_a_terminated_one_drains(tiny_folder: Path, tmp_path: Path):
+    prompt = "a red dog"
+    with process(tiny_folder, tmp_path) as first:
+        fields = [{**FIELDS, "num_inference_steps": 12, "seed": seed} for seed in range(5)]
+        ids = [first.client.post("/v1/edits", json=one).json()["id"] for one in fields]
+        assert first.end(signal.SIGKILL) == -signal.SIGKILL
+    with process(tiny_folder, tmp_path, "--set", "drain=20") as second:
+        for id in ids:
+            with second.client.stream("GET", f"/v1/edits/{id}/events") as told:
+                assert "event: completed" in "".join(told.iter_text())
+        long = second.client.post("/v1/edits", json={**FIELDS, "num_inference_steps": 80}).json()["id"]
+        second.popen.send_signal(signal.SIGTERM)
+        until = time.monotonic() + 10
+        while (answer := second.client.post("/v1/edits", json=FIELDS)).status_code != 503:
+            assert time.monotonic() < until
+        assert answer.json()["error"]["code"] == "draining"
+        assert second.client.get("/health/ready").json()["status"] == "draining"
+        rest = second.popen.communicate(timeout=60)[1]
+        second.lines += [json.loads(line) for line in rest.splitlines() if line.startswith("{")]
+    ended = [line for line in second.lines if line["message"] == "ended"]
+    assert sorted(line["edit"] for line in ended if line["edit"] in (*ids, long)) == sorted([*ids, long])
+    assert all(line["reason"] == "completed" and line["seconds"] >= 0 for line in ended)
+    assert prompt not in json.dumps(first.lines + second.lines)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--host", "0.0.0.0"], "no keys; give a file by --keys, or --insecure"),
+        (["--set", "colour=3"], "colour"),
+        (["--keys", "nowhere"], "check the path"),
+        (["--settings", "nowhere"], "no settings file"),
+        (["--port", "70000"], "port is 70000"),
+    ],
+)
+def test_what_is_wrong_is_one_line_and_two(flags, said, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("adapedit.http.process.log_lines", lambda: None)
+    assert run(["serve", *flags]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.startswith("adapedit: ") and error.count("\n") == 1
+
+
+def test_a_model_that_is_none_ends_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("adapedit.http.process.log_lines", lambda: None)
+    assert run(["serve", "--port", "0", "--model", str(tmp_path / "no"), "--data", str(tmp_path)]) == 2
+    assert "adapedit: model no: " in capsys.readouterr().err
+
+
+def test_a_missing_extra_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr("adapedit.http.find_spec", lambda name: None if name == "uvicorn" else object())
+    assert run(["serve"]) == 2
+    assert (
+        capsys.readouterr().err == 'adapedit: uvicorn is not installed; run: pip install "adapedit[serve]"\n'
+    )
+
+
+def test_a_key_is_made(capsys):
+    assert run(["serve", "--make-key", "alice"]) == 0
+    key, line = capsys.readouterr().out.splitlines()
+    assert key.startswith("adapedit-") and line.startswith("alice ")
