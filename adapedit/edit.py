@@ -317,8 +317,11 @@ def text_ids(text: str | None, name: str, model: EditModel) -> Tensor:
 
 
 def _encoded(ids: Tensor, model: EditModel, caches: Caches) -> Tensor:
-    """Hidden states [N, D] of one prompt: encoded alone, they do not depend on what else is asked for."""
-    hidden = caches.prompts.get(digest(ids), lambda: model.encode_ids(ids[None])[0])
+    """Hidden states [N, D] of one prompt: encoded alone, they do not depend on what else is asked for.
+
+    In host memory, where they are looked at later without waiting for a device.
+    """
+    hidden = caches.prompts.get(digest(ids), lambda: model.encode_ids(ids[None])[0].cpu())
     if not bool(hidden.isfinite().all()):
         raise NumericError.of("the text encoder")
     return hidden

@@ -218,7 +218,7 @@ class AdapEditPipeline:
         results: dict[int, EditResult] = {}
         with self.model.runner as runner:
             rows = max_rows or sum(max(edit.draft.rows, (edit.observe or edit.draft).rows) for edit in edits)
-            scheduler = Scheduler(runner, max_rows=max(rows, 1), condition=caches.projections.condition)
+            scheduler = Scheduler(runner, max_rows=max(rows, 1), projections=caches.projections)
             copies = HostCopies(self.model.device)
             jobs: dict[Ticket, tuple[int, ...]] = {}
             for group in groups:

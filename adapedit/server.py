@@ -102,7 +102,7 @@ class EditServer:
         if budget_bytes is not None:
             check_count("budget_bytes", budget_bytes)
         self.model, self.caches = model, Caches.of(model.runner, cache_bytes)
-        self._copies = HostCopies(model.device)
+        self._copies, self._encoding = HostCopies(model.device), HostCopies(model.device)
         self._max_rows, self._share, self._join_running = max_rows, share_sources, join_running
         self._budget, self._capture = budget_bytes, capture
         self._room = threading.BoundedSemaphore(max_pending)
@@ -196,7 +196,7 @@ class EditServer:
     def _prepare(
         self, request: EditRequest, deadline: float | None, progress: Progress | None = None
     ) -> _Waiting:
-        with self._preparing:
+        with self._preparing, self._encoding.beside():
             edit = prepare(request, self.model, self.caches)
         if edit.draft.rows > self._max_rows:
             rows = edit.draft.rows
@@ -279,7 +279,7 @@ class EditServer:
             budget_bytes=self._budget,
             call_bytes=call_bytes,
             capture=self._capture,
-            condition=self.caches.projections.condition,
+            projections=self.caches.projections,
             join_running=self._join_running,
         )
 

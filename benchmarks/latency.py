@@ -109,14 +109,14 @@ def same_rows(pipes: dict[str, Any], steps: int) -> dict[str, Callable[[], Any]]
         asked = complete(common.request(0, steps, method=LOOP), model)
         context = make_context(asked, model, Caches.of(model.runner))
         plans = {"edit": LOOP.plan(context, None), "plain": context.plan(("source", "target"))}
-        condition = ProjectionCache(model.runner, 2**28).condition
+        projections = ProjectionCache(model.runner, 2**28)
         found |= {
-            f"{name}, {way}": partial(run, model.runner, plan, condition) for way, plan in plans.items()
+            f"{name}, {way}": partial(run, model.runner, plan, projections) for way, plan in plans.items()
         }
     return found
 
 
-def run(runner: Any, plan: Any, condition: Any) -> torch.Tensor:
+def run(runner: Any, plan: Any, projections: Any) -> torch.Tensor:
     """The plan's last latents."""
 
     def alone() -> Any:
@@ -124,7 +124,7 @@ def run(runner: Any, plan: Any, condition: Any) -> torch.Tensor:
         return outcome.latents
 
     with runner:
-        scheduler = Scheduler(runner, condition=condition)
+        scheduler = Scheduler(runner, projections=projections)
         ticket = scheduler.submit(alone())
         scheduler.drain()
         latents: torch.Tensor = ticket.future.result()

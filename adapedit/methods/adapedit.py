@@ -118,7 +118,8 @@ class AdapEdit(Method, name="adapedit"):
         self._refuse_unheld(alignment)
         words, spatial = (None, None) if observed is None else self._found(context, observed)
         word_steps, span = self._times(context, words)
-        rows = context.from_source(context.coarse_layers(), *span)
+        layers = context.coarse_layers()
+        rows = context.from_source(layers, *span)
         strength = [1.0, self.lambda_s if self.variant == "paper" else 1.0]
         return context.plan(
             cross_attention=CrossEdit(
@@ -128,7 +129,7 @@ class AdapEdit(Method, name="adapedit"):
                 strength=torch.tensor(strength, dtype=torch.float32, device="cpu"),
                 spatial_map=context.on_target(spatial[-1]) if spatial is not None and self._spatial else None,
             ),
-            self_attention=SelfEdit(query=rows, key=rows),
+            self_attention=SelfEdit(query=rows, key=rows, layers=context.on_target(layers)),
             local_blend=self._blend(context, observed),
             adaptive=None if self.two_pass else self._adaptive(context, tracks=2),
         )
@@ -178,12 +179,13 @@ class AdapEdit(Method, name="adapedit"):
         import torch
 
         from adapedit_engine.batch import observe
+        from adapedit_engine.cache import to_device
 
         # Of a pass before the edit features of the last step, as the paper and its code: there the picture is done.
         features = seen.last_features if self.two_pass else seen.features
         assert seen.maps is not None and features is not None
         device, tracks = seen.maps.device, len(seen.maps)
-        knobs = {name: knob.to(device) for name, knob in vars(self._adaptive(context, tracks)).items()}
+        knobs = to_device(vars(self._adaptive(context, tracks)), device)
         source = torch.zeros(tracks, dtype=torch.int64, device=device)
         return observe(seen.maps, features, knobs, source, context.map_size)
 
@@ -246,15 +248,19 @@ class AdapEdit(Method, name="adapedit"):
         mask = torch.zeros(height * width, dtype=torch.float32, device="cpu")
         if observed is not None and observed.maps is not None:
             of_source, of_target = (
-                word_places(observed.maps[track : track + 1], weights[1:].to(observed.maps.device))
+                word_places(
+                    observed.maps[track : track + 1],
+                    weights[1:].to(observed.maps.device, non_blocking=True),
+                )
                 for track, weights in enumerate((blend.source_weights, blend.token_weights))
             )
-            grow = torch.tensor([self.blend_grow], dtype=torch.int64, device=of_target.device)
+            grow = torch.full((1,), self.blend_grow, device=of_target.device)
             wide = widened(torch.maximum(of_source, of_target), context.map_size, grow)[0]
             mask = (wide > self.blend_threshold).to(torch.float32)
-            if self.blend_difference is not None and bool(mask.mean() <= 0.5):
+            if self.blend_difference is not None:
                 cells = mask.unflatten(0, (height, width))
-                mask = with_difference(cells, observed.latents, self.blend_difference).flatten()
+                wider = with_difference(cells, observed.latents, self.blend_difference)
+                mask = torch.where(mask.mean() <= 0.5, wider.flatten(), mask)
         known = torch.tensor([False, True], device="cpu")
         return replace(
             blend,
@@ -274,12 +280,16 @@ def with_difference(mask: Tensor, latents: Tensor, least: float) -> Tensor:
     """
     import torch
     import torch.nn.functional as F
-    from skimage.morphology import reconstruction
 
+    height, width = mask.shape
     apart = (latents[0] - latents[1]).float().square().mean(0)
-    apart = F.adaptive_avg_pool2d(apart[None], (len(mask), mask.shape[1]))[0].sqrt()
+    apart = F.adaptive_avg_pool2d(apart[None], (height, width))[0].sqrt()
     may = torch.maximum(mask, (apart > least).to(mask.dtype))
-    return torch.from_numpy(reconstruction(mask.cpu().numpy(), may.cpu().numpy())).to(mask)
+    # Whether that is all is not looked at, which would wait for the device. No shortest way through cells that touch
+    # has more than two cells of a square of four.
+    for _ in range(2 * -(-height // 2) * -(-width // 2)):
+        mask = torch.minimum(F.max_pool2d(mask[None], 3, stride=1, padding=1)[0], may)
+    return mask
 
 
 def collapse_warnings(

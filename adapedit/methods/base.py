@@ -239,8 +239,10 @@ class Context:
             for share in (start, stop)
         ]
         device = max((end.device for end in ends), key=lambda device: device.type != "cpu")
-        steps = torch.stack([held_steps(end.to(device), len(self.schedule)) for end in ends]).long()
-        return self.on_target(layers.to(device).unsqueeze(1) * steps)
+        # What a first pass has found lies on the device, and is not waited for.
+        there = [end.to(device, non_blocking=True) for end in ends]
+        steps = torch.stack([held_steps(end, len(self.schedule)) for end in there]).long()
+        return self.on_target(layers.to(device, non_blocking=True).unsqueeze(1) * steps)
 
     def coarse_layers(self) -> Tensor:
         """[L] bool, self-attention layers whose side is at most 1/self_divisor of the latents'."""

@@ -7,7 +7,8 @@ that edits move up when others leave, and halves run alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adapedit_engine.cache import ProjectionCache, to_device
 from adapedit_engine.models.controls import SELF_NAMES
 from adapedit_engine.models.unet import OUTPUT_NAMES
-from adapedit_engine.plan import FIELDS, MAX_GROW, EditOutcome, EditPlan, PlanError, held_steps
+from adapedit_engine.plan import FIELDS, MAX_GROW, EditOutcome, EditPlan, PlanError, SelfEdit, held_steps
 from adapedit_engine.runners.base import Runner
 from adapedit_kernels import RelationKnobs, spatial_similarity, word_relation
 
@@ -76,8 +78,8 @@ class Seat:
 class Batch:
     """Edits that share calls: one latent size, one number of tokens, one kind of conditioning.
 
-    runner: open while edits are joined and run. max_rows: of all edits here. condition: `runner.condition`, or what
-    keeps its results. whole: every buffer is there from the first edit on and every part of a step is computed for all
+    runner: open while edits are joined and run. max_rows: of all edits here. projections: what keeps those of the
+    runner. whole: every buffer is there from the first edit on and every part of a step is computed for all
     tracks, so that the step can be captured: nothing depends on which edits are here but `key`.
     """
 
@@ -86,7 +88,7 @@ class Batch:
         runner: Runner,
         max_rows: int,
         *,
-        condition: Callable[[Tensor], dict[str, Tensor]] | None = None,
+        projections: ProjectionCache | None = None,
         whole: bool = False,
     ) -> None:
         self.runner, self.max_rows, self.whole = runner, max_rows, whole
@@ -97,7 +99,7 @@ class Batch:
         if whole and self.sizes is None:
             self.sizes = tuple(1 << power for power in range((max_rows - 1).bit_length() + 1))
         self.version = 0
-        self._condition = condition or runner.condition
+        self._projections = projections
         self._room = size_for(max_rows, self.sizes) if whole else 0
 
     @property
@@ -112,7 +114,10 @@ class Batch:
 
     @torch.inference_mode()
     def join(self, plan: EditPlan) -> Seat:
-        """Give an edit a place behind the others. Raises `PlanError` where it does not fit; nothing is changed then."""
+        """Give an edit a place behind the others. Raises `PlanError` where it does not fit; nothing is changed then.
+
+        What it brings goes to the device in one copy; nothing of the device is waited for.
+        """
         plan.check_model(self.runner.specs)
         if plan.guidance > MAX_GUIDANCE:
             raise PlanError(f"a track has {plan.guidance} guidance rows, wanted at most {MAX_GUIDANCE}")
@@ -123,12 +128,17 @@ class Batch:
             )
         if self.seats and (kind := kind_of(plan)) != (other := kind_of(self.seats[0].plan)):
             raise PlanError(f"plans of sizes {kind} and {other} can't share a call")
-        tracks, of_rows = self._track_values(plan), self._row_values(plan)
-        seat = Seat(plan, track, row, _taken(plan), self._noise(plan), self._prompts(plan))
+        of_tracks, of_rows = self._track_values(plan), self._row_values(plan)
+        there = to_device(of_tracks | of_rows | _by_step(plan), self.runner.device)
+        prompts, changing = self._prompts(plan, there), {}
+        if "unconditional_steps" in there:
+            steps = self.runner.condition(there["unconditional_steps"])
+            changing = {name: value.unsqueeze(1) for name, value in steps.items()}
+        seat = Seat(plan, track, row, _taken(plan), there.get("noise_steps"), changing)
         self._reserve(row + rows)
-        for name, value in tracks.items():
-            self._write(self.tracks, name, value, track)
-        for name, value in of_rows.items():
+        for name in of_tracks:
+            self._write(self.tracks, name, there[name], track)
+        for name, value in (prompts | {name: there[name] for name in of_rows}).items():
             self._write(self.rows, name, value, row)
         self.tracks["guidance_rows"][track : track + plan.tracks] += row
         self.rows["track"][row : row + rows] += track
@@ -246,44 +256,41 @@ class Batch:
             if known is not None:
                 buffers[name][tuple(slice(0, side) for side in known.shape)] = known
         place = buffers[name][first : first + len(value)]
-        place[tuple(slice(0, side) for side in value.shape)].copy_(value, non_blocking=True)
+        if not value.is_meta:
+            place[tuple(slice(0, side) for side in value.shape)].copy_(value)
+        elif name in STATE:  # which calls write in places that are free, too
+            place.fill_(_neutral(name))
 
     def _track_values(self, plan: EditPlan) -> dict[str, Tensor]:
-        """What an edit's tracks begin with, by buffer."""
-        device, specs = self.runner.device, self.runner.specs
-        tracks, guidance = plan.tracks, plan.guidance
-        height, width = specs.map_size(*plan.latents.shape[-2:])
-        pixels = height * width
-
-        def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-            return torch.zeros(tracks, *shape, dtype=dtype, device=device)
-
-        own = torch.arange(tracks * guidance, device=device).reshape(tracks, guidance)
+        """What an edit's tracks begin with, by buffer, where the plan's tensors lie; see `_nothing`."""
+        specs, tracks, guidance = self.runner.specs, plan.tracks, plan.guidance
+        pixels = math.prod(specs.map_size(*plan.latents.shape[-2:]))
+        all_tracks = torch.arange(tracks, device="cpu")
+        own = torch.arange(tracks * guidance, device="cpu").reshape(tracks, guidance)
         wider = (0, MAX_GUIDANCE - guidance)
         values = {
-            "latents": plan.latents.to(device, torch.float32),
-            "columns": _columns(plan).to(device, torch.float32),
-            "step": zeros(dtype=torch.int64),
-            "steps": torch.full((tracks,), plan.steps, dtype=torch.int64, device=device),
-            "broken_step": torch.full((tracks,), -1, dtype=torch.int64, device=device),
+            "latents": plan.latents.float(),
+            "columns": _columns(plan).float(),
+            "step": _nothing(tracks, dtype=torch.int64),
+            "steps": torch.full_like(all_tracks, plan.steps),
+            "broken_step": _nothing(tracks, dtype=torch.int64),
             "guidance_rows": torch.cat([own, own[:, -1:].expand(-1, wider[1])], 1),
-            "guidance_weights": F.pad(plan.guidance_weights.to(device, torch.float32), wider),
-            "conditional": torch.full((tracks,), guidance - 1, dtype=torch.int64, device=device),
-            "source": torch.tensor(plan.source_track, device=device) - torch.arange(tracks, device=device),
+            "guidance_weights": F.pad(plan.guidance_weights.float(), wider),
+            "conditional": torch.full_like(all_tracks, guidance - 1),
+            "source": torch.tensor(plan.source_track, device="cpu") - all_tracks,
         }
         if self.whole or plan.needs_maps:
-            values["map_sum"] = zeros(pixels, plan.tokens)
-            values["feature_sum"] = zeros(pixels, specs.feature_channels)
-            values["features"] = zeros(pixels, specs.feature_channels)
+            values["map_sum"] = _nothing(tracks, pixels, plan.tokens)
+            values["feature_sum"] = values["features"] = _nothing(tracks, pixels, specs.feature_channels)
         if self.whole or plan.schedule.looks_back:
-            values["history"] = zeros(*plan.latents.shape[1:])
+            values["history"] = _nothing(*plan.latents.shape)
         if self.whole or plan.noise is not None or plan.source_latents is not None:
-            values["noise"] = zeros(*plan.latents.shape[1:])
+            values["noise"] = _nothing(*plan.latents.shape)
         return values | self._part_values(plan, pixels)
 
     def _part_values(self, plan: EditPlan, pixels: int) -> dict[str, Tensor]:
         """The tensors of a plan's parts, in the dtypes in which a step reads them."""
-        device, sizes = self.runner.device, {"K": plan.tracks, "N": plan.tokens, "P": pixels, "2": 2}
+        sizes = {"K": plan.tracks, "N": plan.tokens, "P": pixels, "2": 2}
         sizes["L"] = len(self.runner.specs.self_layers)
         given = {name: value for name, value in plan.tensors().items() if "." in name and name in FIELDS}
         wanted = set(given) if not self.whole else {name for name in FIELDS if "." in name}
@@ -294,55 +301,38 @@ class Batch:
         if plan.local_blend is not None:
             wanted |= {"local_blend.known", "local_blend.places"}
         values = {}
-        for name in wanted - {"cross_attention.token_map"}:
+        for name in wanted - {"cross_attention.token_map", "self_attention.layers"}:
             entry = FIELDS[name]
             dtype = {bool: torch.bool, int: torch.int64}.get(type(entry.neutral), torch.float32)
-            if name in given:
-                values[name] = given[name].to(device, dtype)
-            else:
-                shape = [sizes[letter] for letter in entry.axes]
-                values[name] = torch.full(shape, _neutral(name), dtype=dtype, device=device)
+            nothing = _nothing(*(sizes[letter] for letter in entry.axes), dtype=dtype)
+            values[name] = given[name].to(dtype) if name in given else nothing
         return values
 
     def _row_values(self, plan: EditPlan) -> dict[str, Tensor]:
-        """What an edit's rows begin with, by buffer."""
-        device, (tracks, guidance) = self.runner.device, (plan.tracks, plan.guidance)
-        hidden = plan.encoder_hidden_states.flatten(0, 1)
-        values = {PROMPT + name: value for name, value in self._condition(hidden).items()}
+        """What an edit's rows begin with, by buffer, but for their prompts."""
+        tracks, guidance = plan.tracks, plan.guidance
+        row = torch.arange(tracks * guidance, device="cpu")
+        track, source = row // guidance, torch.tensor(plan.source_track, device="cpu")
+        values = {"track": track, "is_conditional": row % guidance == guidance - 1}
+        values["like"] = (source[track] - track) * guidance
         for name, value in plan.conditioning.items():
-            values[f"conditioning.{name}"] = value.flatten(0, 1).to(device, self.runner.dtype)
-        row = torch.arange(tracks * guidance, device=device)
-        values["track"] = row // guidance
-        values["is_conditional"] = row % guidance == guidance - 1
-        source = torch.tensor(plan.source_track, device=device)
-        values["like"] = (source[values["track"]] - values["track"]) * guidance
+            values[f"conditioning.{name}"] = value.flatten(0, 1).to(self.runner.dtype)
         if self.whole or plan.cross_attention is not None or self.runner.capabilities.all_controls:
-            on_rows = torch.zeros(len(row), plan.tokens, plan.tokens, device=device, dtype=torch.float32)
+            values["token_map"] = torch.zeros(
+                len(row), plan.tokens, plan.tokens, dtype=torch.float32, device="cpu"
+            )
             if plan.cross_attention is not None:
-                token_map = plan.cross_attention.token_map.to(device, torch.float32)
-                on_rows[guidance - 1 :: guidance] = token_map
-            values["token_map"] = on_rows
+                values["token_map"][guidance - 1 :: guidance] = plan.cross_attention.token_map
         return values
 
-    def _noise(self, plan: EditPlan) -> Tensor | None:
-        """[T, K, C, h, w]: what a step adds; of a known track what it is to be."""
-        device, known = self.runner.device, plan.source_latents
-        noise = plan.noise if plan.schedule.stochastic else None
-        if noise is not None:
-            noise = noise if noise.ndim == 5 else noise.unsqueeze(1).expand(-1, plan.tracks, -1, -1, -1)
-            noise = noise.to(device, torch.float32)
-        if known is not None:
-            if noise is None:
-                noise = torch.zeros(plan.steps, *plan.latents.shape, dtype=torch.float32, device=device)
-            noise = noise.clone()
-            noise[:, 0] = known.to(device, torch.float32)
-        return noise
-
-    def _prompts(self, plan: EditPlan) -> dict[str, Tensor]:
-        if plan.unconditional_steps is None:
-            return {}
-        steps = self.runner.condition(plan.unconditional_steps)
-        return {name: value.unsqueeze(1) for name, value in steps.items()}
+    def _prompts(self, plan: EditPlan, there: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Prompts as the runner wants them, by buffer."""
+        hidden, host = (one.flatten(0, 1) for one in (there["prompts"], plan.encoder_hidden_states))
+        if self._projections is None:
+            found = self.runner.condition(hidden)
+        else:
+            found = self._projections.condition(hidden, host)
+        return {PROMPT + name: value for name, value in found.items()}
 
 
 class Call:
@@ -647,16 +637,43 @@ def _columns(plan: EditPlan) -> Tensor:
     return columns
 
 
+def _nothing(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Of a buffer that is to be there, and in which an edit has nothing: a shape and a dtype, without values."""
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _by_step(plan: EditPlan) -> dict[str, Tensor]:
+    """What does not go into buffers as it is: prompts, and what changes from step to step.
+
+    noise_steps [T, K, C, h, w]: what a step adds; of a known track what it is to be.
+    """
+    found = {"prompts": plan.encoder_hidden_states}
+    if plan.unconditional_steps is not None:
+        found["unconditional_steps"] = plan.unconditional_steps
+    noise, known = plan.noise if plan.schedule.stochastic else None, plan.source_latents
+    if noise is not None:
+        noise = noise if noise.ndim == 5 else noise.unsqueeze(1).expand(-1, plan.tracks, -1, -1, -1)
+        found["noise_steps"] = noise.float()
+    if known is not None:
+        if noise is None:
+            noise = torch.zeros(plan.steps, *plan.latents.shape, dtype=torch.float32, device="cpu")
+        found["noise_steps"] = torch.cat([known.unsqueeze(1), noise[:, 1:]], 1).float()
+    return found
+
+
 def _taken(plan: EditPlan) -> dict[str, Tensor]:
     """By self-attention control, [L, 2] on the host: first and last step of all tracks."""
-    taken = {}
+    taken, part = {}, plan.self_attention or SelfEdit()
     for name, entry in SELF_FIELDS.items():
-        value = getattr(plan.self_attention, entry, None)  # None of a plan without the part, too
-        if value is not None:
-            value = value.cpu()
-            never = value[..., 0] >= value[..., 1]
-            start = torch.where(never, plan.steps, value[..., 0]).amin(0)
-            taken[name] = torch.stack([start, torch.where(never, 0, value[..., 1]).amax(0)], 1)
+        value = getattr(part, entry)
+        if value is None:
+            continue
+        if value.device.type != "cpu":  # reading it would wait for the device
+            may = value.new_ones((), device="cpu") if part.layers is None else part.layers.unsqueeze(2)
+            value = torch.tensor([0, plan.steps], device="cpu").expand(value.shape) * may
+        never = value[..., 0] >= value[..., 1]
+        start = torch.where(never, plan.steps, value[..., 0]).amin(0)
+        taken[name] = torch.stack([start, torch.where(never, 0, value[..., 1]).amax(0)], 1)
     if plan.adaptive is not None:
         layers = plan.adaptive.self_layers.cpu().any(0)
         always = torch.tensor([[0, plan.steps]], dtype=torch.int64, device="cpu").repeat(len(layers), 1)

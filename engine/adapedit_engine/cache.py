@@ -1,4 +1,4 @@
-"""Caches bounded in bytes, whose hit rates can be read; digests; and results on their way to the host."""
+"""Caches bounded in bytes, whose hit rates can be read; digests; and tensors on their way to the device and back."""
 
 from __future__ import annotations
 
@@ -113,17 +113,52 @@ class ProjectionCache:
         self._runner = runner
         self._rows: ByteCache[dict[str, Tensor]] = ByteCache(max_bytes, tensor_bytes)
 
-    def condition(self, encoder_hidden_states: Tensor) -> dict[str, Tensor]:
-        """As `Runner.condition`: the prompt's inputs by name, [rows, ...] each."""
-        rows = [self._row(row) for row in encoder_hidden_states]
+    def condition(self, encoder_hidden_states: Tensor, known_as: Tensor | None = None) -> dict[str, Tensor]:
+        """As `Runner.condition`: the prompt's inputs by name, [rows, ...] each.
+
+        known_as: the same in host memory, where reading it waits for nothing.
+        """
+        host = encoder_hidden_states if known_as is None else known_as
+        rows = [self._row(*pair) for pair in zip(encoder_hidden_states, host, strict=True)]
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
     @property
     def stats(self) -> CacheStats:
         return self._rows.stats
 
-    def _row(self, row: Tensor) -> dict[str, Tensor]:
-        return self._rows.get(digest(row), lambda: self._runner.condition(row[None]))
+    def _row(self, row: Tensor, host: Tensor) -> dict[str, Tensor]:
+        return self._rows.get(digest(host), lambda: self._runner.condition(row[None]))
+
+
+ALIGNMENT = 64
+"""Bytes: at a multiple of so many each tensor of a packed copy begins."""
+
+
+def to_device(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """The tensors on a device, those in host memory by one copy out of pinned memory, which waits for nothing.
+
+    What is copied shares one storage. Tensors that lie elsewhere, or have no values ("meta"), are given as they are.
+    """
+    if device.type == "cpu":
+        return dict(tensors)
+    starts, size = dict[str, int](), 0
+    for name, tensor in tensors.items():
+        if tensor.device.type == "cpu":
+            starts[name], size = size, size + -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
+    packed = _pinned((size,), dtype=torch.uint8)
+
+    def place(storage: Tensor, name: str) -> Tensor:
+        like = tensors[name]
+        return storage[starts[name] :][: like.nbytes].view(like.dtype).view(like.shape)
+
+    for name in starts:
+        place(packed, name).copy_(tensors[name])
+    there = packed.to(device, non_blocking=True)
+    return {name: place(there, name) if name in starts else tensor for name, tensor in tensors.items()}
+
+
+def _pinned(shape: Sequence[int], *, dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="cpu", pin_memory=torch.cuda.is_available())
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -164,7 +199,9 @@ class HostCopies:
             given: Any = outcome
             values = {entry.name: getattr(given, entry.name) for entry in fields(given)}
             tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
-            pinned = {n: self._pinned(t).copy_(t, non_blocking=True) for n, t in tensors.items()}
+            pinned = {
+                n: _pinned(t.shape, dtype=t.dtype).copy_(t, non_blocking=True) for n, t in tensors.items()
+            }
             copy = replace(given, **pinned)
             done = self._cuda.Event()
             done.record(self._stream)
@@ -173,6 +210,3 @@ class HostCopies:
     def beside(self) -> AbstractContextManager[Any]:
         """Work in the block (decoding) is queued behind the copies, and not behind the loop's next steps."""
         return nullcontext() if self._stream is None else self._cuda.stream(self._stream)
-
-    def _pinned(self, value: Tensor) -> Tensor:
-        return torch.empty(value.shape, dtype=value.dtype, device="cpu", pin_memory=True)

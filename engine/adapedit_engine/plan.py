@@ -63,6 +63,8 @@ class SelfEdit:
     """When self-attention layers of a track take queries, keys and values from its source.
 
     query, key, value: int64, the first step and the one after the last; (0, 0): never. None: never, in any layer.
+    layers: bool, those in which it may be. Looked at where the times lie on a device, and reading them would wait for
+    it; None: any.
     all_rows: bool, tracks for which that holds in every guidance row, each taking from its like (MasaCtrl), and not in
     the conditional row alone.
     """
@@ -71,6 +73,7 @@ class SelfEdit:
     key: Tensor | None = field(metadata=_axes("KL2", 0), default=None)
     value: Tensor | None = field(metadata=_axes("KL2", 0), default=None)
     all_rows: Tensor | None = field(metadata=_axes("K", False), default=None)
+    layers: Tensor | None = field(metadata=_axes("KL", False), default=None)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -232,10 +235,6 @@ class EditPlan:
         }
         return replace(self, **values, **facts)
 
-    def to(self, device: torch.device | str) -> EditPlan:
-        """The same with its tensors there."""
-        return self.with_tensors({name: tensor.to(device) for name, tensor in self.tensors().items()})
-
     def without_guidance(self) -> EditPlan:
         """The same with each track's conditional row alone."""
         return replace(
@@ -394,7 +393,10 @@ def merge(plans: Sequence[EditPlan]) -> EditPlan:
             else like.new_full((plan.tracks - 1, *like.shape[1:]), FIELDS[name].neutral)  # type: ignore[arg-type]
             for plan, own in zip(plans, owned, strict=True)
         ]
-        tensors[name] = torch.cat([like[:1], *others])
+        # What a first pass has found lies on the device, and stays there.
+        parts = [like[:1], *others]
+        device = max((part.device for part in parts), key=lambda device: device.type != "cpu")
+        tensors[name] = torch.cat([part.to(device, non_blocking=True) for part in parts])
     return first.with_tensors(tensors, source_track=tuple(sources))
 
 

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from adapedit_engine.batch import Batch, Seat, kind_of
+from adapedit_engine.cache import ProjectionCache
 from adapedit_engine.cuda_graph import CapturedSteps, RunAhead
 from adapedit_engine.memory import CallBytes, CallRows, is_out_of_memory, plan_bytes
 from adapedit_engine.plan import EditOutcome, EditPlan
@@ -140,7 +141,7 @@ class Scheduler:
     max_rows:     rows of all edits in flight.
     budget_bytes: memory for plans in flight and one call; None: no limit. call_bytes: of calls, see `memory`.
     capture:      run each step as one CUDA graph; None: where the runner allows it, on CUDA.
-    condition:    `runner.condition`, or what keeps its results.
+    projections:  what keeps those of the runner; None: prompts are projected at every join.
     join_running: False is static batching, for comparison: a new batch begins when the old one has ended.
     clock:        seconds.
     """
@@ -153,7 +154,7 @@ class Scheduler:
         budget_bytes: int | None = None,
         call_bytes: CallBytes | None = None,
         capture: bool | None = None,
-        condition: Callable[[Tensor], dict[str, Tensor]] | None = None,
+        projections: ProjectionCache | None = None,
         join_running: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -165,7 +166,7 @@ class Scheduler:
                 f"capture was asked for, and runner {runner.name!r} on {runner.device} can't be captured: leave it out"
             )
         self._capture = may if capture is None else capture
-        self._call_bytes, self._condition = call_bytes, condition
+        self._call_bytes, self._projections = call_bytes, projections
         self._join_running, self._clock = join_running, clock
         self._call_rows, self._ahead = CallRows(max_rows), RunAhead(runner.device)
         self._batches: dict[Hashable, tuple[Batch, CapturedSteps | None]] = {}
@@ -319,7 +320,7 @@ class Scheduler:
 
     def _batch(self, kind: Hashable) -> Batch:
         if kind not in self._batches:
-            batch = Batch(self.runner, self.max_rows, condition=self._condition, whole=self._capture)
+            batch = Batch(self.runner, self.max_rows, projections=self._projections, whole=self._capture)
             self._batches[kind] = batch, CapturedSteps(batch) if self._capture else None
         return self._batches[kind][0]
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from adapedit_engine.batch import Batch, Seat, observe, size_for, widened, word_places
+from adapedit_engine.batch import _taken as edit_taken
 from adapedit_engine.models.controls import Controls
-from adapedit_engine.plan import PlanError
+from adapedit_engine.plan import PlanError, SelfEdit
 from adapedit_engine.runners.pytorch import PyTorchRunner
 from adapedit_engine.scheduler import denoise
 from adapedit_engine.step import step
@@ -58,6 +59,22 @@ def test_every_kind_of_plan_beside_all_others_is_as_alone(runner, whole: bool):
     for name, one in plans().items():
         (alone,) = denoise([one], runner)
         alike(ended[name], alone)
+
+
+def test_times_on_a_device_are_not_read_and_the_plan_says_in_which_layers_they_may_be(runner):
+    """What FWT found in a first pass lies there; "meta" stands in for it."""
+    layers = torch.zeros(2, len(runner.specs.self_layers), dtype=torch.bool)
+    layers[1, 2] = True
+    times = torch.empty(*layers.shape, 2, dtype=torch.int64, device="meta")
+    for part, wanted in (
+        (SelfEdit(query=times, layers=layers), layers[1].tolist()),
+        (SelfEdit(query=times), [True] * layers.shape[1]),
+    ):
+        taken = edit_taken(edit_plan(1, 2, self_attention=part))
+        assert taken.keys() == {"self_query_row"}
+        steps = taken["self_query_row"].tolist()
+        assert [start < stop for start, stop in steps] == wanted
+        assert steps[2] == [0, STEPS]
 
 
 def test_halves_run_alone_and_a_call_that_fails_changes_nothing(runner, monkeypatch):
@@ -191,7 +208,7 @@ def test_s_is_cut_off_at_one():
 
 def test_the_single_pass_recomputes_from_what_it_has_seen(runner):
     """By hand: before every step tau and S from the averages so far, as a plan of their own."""
-    from adapedit_engine.plan import SelfEdit, held_steps
+    from adapedit_engine.plan import held_steps
 
     layers = torch.ones(2, len(runner.specs.self_layers), dtype=torch.bool)
     edited = edit_plan(

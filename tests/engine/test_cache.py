@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from adapedit_engine.cache import ByteCache, HostCopies, ProjectionCache, digest, tensor_bytes
+from adapedit_engine import cache as caching
+from adapedit_engine.cache import ByteCache, HostCopies, ProjectionCache, digest, tensor_bytes, to_device
 from adapedit_engine.plan import EditOutcome
 from adapedit_engine.runners.pytorch import PyTorchRunner
 from tests.engine.tiny import TEXT, TOKENS, noise, tiny_unet
@@ -78,8 +79,7 @@ def test_on_the_cpu_an_outcome_stays_where_it_is():
     assert device.said == []
 
 
-def test_on_a_gpu_only_who_wants_the_copy_waits_and_for_it_alone(monkeypatch):
-    monkeypatch.setattr(HostCopies, "_pinned", lambda self, value: torch.empty_like(value))
+def test_on_a_gpu_only_who_wants_the_copy_waits_and_for_it_alone():
     device, outcome = Device(), an_outcome()
     copies = HostCopies(torch.device("cuda:1"), cuda=device)
     copy = copies.begin(outcome)
@@ -101,6 +101,38 @@ def test_on_a_gpu_only_who_wants_the_copy_waits_and_for_it_alone(monkeypatch):
     assert device.said[-3:] == ["side begins", "decode", "side ends"]
 
 
+def test_what_an_edit_brings_goes_to_a_gpu_in_one_copy_from_pinned_memory(monkeypatch):
+    copies = list[tuple[torch.Tensor, bool]]()
+
+    def copied(tensor: torch.Tensor, device: torch.device, non_blocking: bool = False) -> torch.Tensor:
+        assert device == torch.device("cuda", 1)
+        copies.append((tensor, non_blocking))
+        return tensor.clone()
+
+    pinned = list[torch.Tensor]()
+
+    def pin(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        pinned.append(torch.empty(shape, dtype=dtype))
+        return pinned[-1]
+
+    monkeypatch.setattr(caching, "_pinned", pin)
+    monkeypatch.setattr(torch.Tensor, "to", copied)
+    given = {
+        "switches": torch.tensor([True, False, True]),
+        "a view": noise(2, 3).T,
+        "spread": torch.tensor(2).expand(5),
+        "halves": noise(7).half(),
+        "a number": torch.tensor(3.0),
+        "without values": torch.empty(2, device="meta"),
+    }
+    got = to_device(given, torch.device("cuda", 1))
+    assert len(copies) == 1 and copies[0][0] is pinned[0] and copies[0][1]
+    assert got.pop("without values") is given.pop("without values")
+    for name, wanted in given.items():
+        assert torch.equal(got[name], wanted) and got[name].dtype == wanted.dtype
+        assert got[name].data_ptr() % 16 == 0 and got[name].is_contiguous()
+
+
 def test_every_prompt_is_projected_once_and_alone():
     runner = PyTorchRunner(tiny_unet(), map_divisor=1)
     cache, text = ProjectionCache(runner, 2**20), noise(3, TOKENS, TEXT)
@@ -113,6 +145,8 @@ def test_every_prompt_is_projected_once_and_alone():
     for name, tensor in first.items():
         assert torch.equal(tensor, again[name]) and torch.equal(tensor, without[name])
         assert torch.equal(tensor[1:2], alone[name])
+    there = torch.full_like(text, float("nan"))  # a prompt is known by what is in host memory
+    assert cache.condition(there, text).keys() == first.keys() and cache.stats.misses == 2
 
 
 def test_caches_keep_to_their_bytes():

@@ -127,8 +127,9 @@ def test_what_was_copied_to_the_host_is_put_beside_what_was_seen() -> None:
 
 @pytest.mark.parametrize("name", ["sdedit", "adapedit"])
 def test_plans_take_what_was_seen_where_it_lies(pipe: Any, name: str) -> None:
-    """Of the first pass nothing is copied to the host, but for `blend_difference`."""
-    knobs = {"two_pass": True, "local_blend": True, "observed_prompts": "both"} if name == "adapedit" else {}
+    """Of the first pass nothing is copied to the host."""
+    knobs = {"two_pass": True, "local_blend": True, "observed_prompts": "both", "blend_difference": 0.3}
+    knobs = knobs if name == "adapedit" else {}
     context, method = context_of(pipe, request(SOURCE, TARGET, method=name, **knobs))
     pixels = context.map_size[0] * context.map_size[1]
     features = torch.zeros(2, pixels, 8, device="meta")
