@@ -1,6 +1,6 @@
 # make demo   make the environment, edit a picture with the built-in model, say where the pictures are
 # make test   run the tests (the quick ones: neither slow nor gpu)
-# Others:     test-slow, lint, format, bench, gpu, pictures, train, clean
+# Others:     test-slow, test-service, lint, format, bench, gpu, pictures, train, clean
 
 PYTHON ?= python3
 # URL of an index of torch's CPU build: looked at where there is no nvidia-smi. May stay in the environment for good.
@@ -21,7 +21,7 @@ PIP_FLAGS += --extra-index-url $(TORCH_INDEX)
 endif
 endif
 
-.PHONY: demo test test-slow lint format bench gpu pictures train clean $(VENV)
+.PHONY: demo test test-slow test-service lint format bench gpu pictures train clean $(VENV)
 
 demo: $(INSTALLED)
 	$(BIN)/adapedit edit "a red dog standing on the grass" "a red dog sitting on the grass" --seed 3 --out $(OUT)
@@ -32,6 +32,10 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	@$(BIN)/python -m pytest -m "slow and not gpu"
+
+# The service under load, killed, and against made-up requests: minutes.
+test-service: $(INSTALLED)
+	@$(BIN)/python -m pytest -m service
 
 lint: $(INSTALLED)
 	$(BIN)/python -m ruff check .

@@ -21,6 +21,12 @@ def edit(
     approximate: o.Approximate = None,
     picture: o.Picture,
     runtime: o.Runtime,
+    server: Annotated[
+        o.Text,
+        o.option(
+            "Edit there, where `adapedit serve` runs; the key is ADAPEDIT_KEY.", panel=o.MODEL, metavar="URL"
+        ),
+    ] = None,
     out: o.Out = Path("out/edit"),
     json: o.Json = False,
 ) -> None:
@@ -32,7 +38,10 @@ def edit(
     request = _request(prompts.fields(), made, more)
     from adapedit.cli import show
 
-    result = show.run_edits([request], runtime, out=out)[0]
+    if server is None:
+        result = show.run_edits([request], runtime, out=out)[0]
+    else:
+        result = show.run_on_server(request, server, runtime, out=out)
     result.save(out)
     files = ["source.png", "target.png", "maps.png", "edit.json"]
     if json:
@@ -216,6 +225,7 @@ COMMANDS: dict[Callable[..., None], tuple[str, ...]] = {
         'adapedit edit "a red dog" "a blue dog" --method prompt-to-prompt --set equalizer=blue:2',
         'adapedit edit "a red dog" "a blue dog" --steps 20 --approximate solver=dpm++',
         'adapedit edit "a red dog on the grass" "a blue dog on the grass" --image dog.png --inversion direct',
+        'adapedit edit "a red dog" "a blue dog" --server http://127.0.0.1:8000',
     ),
     sweep: (
         'adapedit sweep "a red dog standing on the grass" "a red dog sitting on the grass" '

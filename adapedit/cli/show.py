@@ -30,6 +30,7 @@ from adapedit.prompts.alignment import Alignment, Word, align
 from adapedit.request import EditRequest
 from adapedit.result import EditResult, OutputFolder, WordReport, check_output, strict_json
 from adapedit.sheets import Cell, Heading, sheet
+from adapedit_kernels.errors import AdapEditError
 
 BAR, SHEET_COLUMNS, WIDE = 12, 6, 200
 """WIDE: columns where nobody looks: what reads a pipe wraps for itself."""
@@ -101,6 +102,28 @@ def run_edits(
         results: list[EditResult] = pipe.edit_batch(
             requests, max_rows=max_rows, callback=lambda done, total: say("Denoising", done, total)
         )
+    _tell(results, labels)
+    return results
+
+
+def run_on_server(request: EditRequest, url: str, runtime: Runtime, *, out: Path) -> EditResult:
+    """The same by a server, which may call a model by --model's name."""
+    from adapedit.client import Client
+
+    check_output(out)
+    wanted = {name: value for name, value in vars(runtime).items() if value != getattr(Runtime, name)}
+    model = wanted.pop("model", None)
+    for name in wanted:
+        raise AdapEditError(f"--{name} is {wanted[name]}, and the server has its own; leave --{name} out")
+    with bar() as say, Client(url) as client:
+        say("Waiting", 0, 0)
+        result = client.edit(request, model=model, progress=lambda done, total: say("Denoising", done, total))
+    _tell([result], None)
+    return result
+
+
+def _tell(results: Sequence[EditResult], labels: Sequence[str] | None) -> None:
+    """Say on stderr what came of pictures, and what edits warn of."""
     told = set()
     for result in results:
         if result.image is not None and result.reconstruction_psnr is not None:
@@ -112,7 +135,6 @@ def run_edits(
         which = "" if labels is None else f"{labels[place]}: "
         for message in result.warnings:
             print(f"adapedit: warning: {which}{message}", file=sys.stderr)
-    return results
 
 
 def align_only(request: EditRequest, model: str) -> Alignment:

@@ -14,7 +14,7 @@ import pytest
 from typer.main import get_command
 
 from adapedit import AdapEditPipeline
-from adapedit.cli import bundles, edits
+from adapedit.cli import bundles, edits, service
 from adapedit.cli.main import run
 from benchmarks import gpu, kernels, latency, serving
 from benchmarks.quality.__main__ import app as quality
@@ -22,7 +22,7 @@ from benchmarks.quality.__main__ import app as quality
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
-COMMANDS = {command.__name__ for command in (*edits.COMMANDS, *bundles.COMMANDS)}
+COMMANDS = {command.__name__ for command in (*edits.COMMANDS, *bundles.COMMANDS, *service.COMMANDS)}
 WITH_STEPS = {"edit", "sweep", "compare", "invert"}
 
 NOT_RUN = {
@@ -36,6 +36,8 @@ NOT_RUN = {
     "python -m benchmarks.gpu": "needs a GPU",
     "python -m benchmarks.quality": "takes minutes to hours, or weights of metrics; its options have to be there",
     "python -m tests.kernels.mutation_check": "takes minutes",
+    "adapedit serve --model": "runs until a signal",
+    'adapedit edit "a red dog" "a blue dog" --server': "wants a server: it is run by test_api",
     "adapedit build": "takes TensorRT, and a minute",
     "adapedit export builtin --out half": "takes as long as the export beside it, which is run",
 }
