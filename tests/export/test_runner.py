@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from adapedit.cli.main import run
 from adapedit.model import load_any, load_bundle
 from adapedit_engine.bundle import BundleError, describe_files
 from adapedit_engine.manifest import GraphSpec, TensorSpec
-from adapedit_engine.runners import BUNDLE_RUNNERS, RunnerError, open_bundle_runner
+from adapedit_engine.runners import BUNDLE_RUNNERS, RunnerError, open_bundle_runner, why_not
 from adapedit_engine.runners.base import CPU_RUNNERS
 from adapedit_engine.runners.graphs import Buffers, check_call
 from adapedit_engine.runners.pytorch import CompiledRunner, why_not_compiled
@@ -51,6 +52,40 @@ def test_unrelated_edits_share_a_batch(in_torch, in_onnxruntime):
     got = in_onnxruntime.edit_batch(EDITS)
     for edit, result in zip(EDITS, got, strict=True):
         assert grey_levels(result.target_image, in_torch.edit_batch([edit])[0].target_image) <= 1
+
+
+@pytest.mark.parametrize(
+    ("runner", "apart", "maps_apart"), [("openvino", 1, 1e-4), ("openvino-bfloat16", 12, 3e-2)]
+)
+def test_openvino_edits_as_pytorch_does(bundle, in_torch, runner, apart, maps_apart):
+    if (reason := why_not(runner)) is not None:
+        pytest.skip(reason)
+    pipe = AdapEditPipeline.from_bundle(bundle.folder, runner)
+    for edit, result in zip(EDITS[1:4], pipe.edit_batch(EDITS[1:4]), strict=True):
+        expected = in_torch.edit_batch([edit])[0]
+        assert grey_levels(result.target_image, expected.target_image) <= apart
+        assert np.abs(result.target_maps - expected.target_maps).max() < maps_apart
+    # Contiguous or not, and what a caller is given to keep is not overwritten.
+    latents = torch.randn(4, 8, 8, 1).permute(3, 0, 2, 1)
+    opened: Any = pipe.model.runner
+    kept = opened.decode(latents)
+    opened.decode(latents + 1)
+    assert torch.equal(kept, opened.decode(latents.contiguous()))
+
+
+@pytest.mark.skipif(why_not("openvino") is not None, reason="wants OpenVINO")
+def test_openvino_refuses_what_is_no_graph_of_the_manifest(bundle, tmp_path):
+    folder = shutil.copytree(bundle.folder, tmp_path / "bundle")
+    (folder / "vae_decoder.onnx").write_bytes(b"nothing")
+    shutil.copy(folder / "vae_decoder.onnx", folder / "text_encoder.onnx")
+    shutil.copy(folder / "text_projection.onnx", folder / "vae_decoder.onnx")
+    runner = open_bundle_runner(replace(bundle, folder=folder), "openvino")
+    with pytest.raises(RunnerError, match=r"OpenVINO can't load text_encoder.onnx: "):
+        runner.encode_ids(torch.zeros(1, 20, dtype=torch.int64))
+    with pytest.raises(
+        BundleError, match="vae_decoder.onnx has other inputs than the manifest says: latents is"
+    ):
+        runner.decode(torch.zeros(1, 4, 8, 8))
 
 
 def test_another_size_is_refused(in_onnxruntime):

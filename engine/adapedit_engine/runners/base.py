@@ -25,13 +25,15 @@ BUNDLE_RUNNERS = {
     "onnxruntime-cuda": "onnxruntime",
     "onnxruntime-tensorrt": "onnxruntime",
     "onnxruntime-tensorrt-rtx": "onnxruntime",
+    "openvino": "openvino",
+    "openvino-bfloat16": "openvino",
     "tensorrt": "tensorrt",
     "tensorrt-rtx": "tensorrt",
     "tensorrt-lean": "tensorrt",
 }
 """Runners of bundles, each with the file here that it is in."""
 
-CPU_RUNNERS = ("onnxruntime",)
+CPU_RUNNERS = ("onnxruntime", "openvino", "openvino-bfloat16")
 """Those of bundles that run on the CPU; the others want an NVIDIA GPU."""
 
 RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
@@ -48,6 +50,7 @@ class Capabilities:
 
     rows:         numbers of rows, ascending, to the next of which a call is filled up; None: any.
     all_controls: every control is wanted in every call, for the graph is fixed; self-attention gathers in all layers.
+    exact:        calls are computed in the precision of the weights, and not in less.
     gradients:    the model's modules are at hand, and can be differentiated.
     capture:      "step": calls may be captured in a CUDA graph of a whole step; "own": the runner makes graphs of its
                   calls itself, and must not be captured from outside; "none": there are none.
@@ -55,6 +58,7 @@ class Capabilities:
 
     rows: tuple[int, ...] | None = None
     all_controls: bool = False
+    exact: bool = True
     gradients: bool = False
     capture: Literal["step", "own", "none"] = "none"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -87,9 +87,21 @@ class BundleRunner:
             self._open -= 1
         self._entered.blocks.pop().__exit__(None, None, None)
 
-    def around(self) -> AbstractContextManager[None]:
-        """What a thread is in while it has the runner open, or runs a small graph."""
-        return nullcontext()
+    @contextmanager
+    def around(self) -> Iterator[None]:
+        """What a thread is in while it has the runner open, or runs a small graph.
+
+        On the CPU torch gets one thread: more would go on spinning on the cores that the graph wants.
+        """
+        before = torch.get_num_threads()
+        if self.device.type != "cpu" or before == 1:
+            yield
+            return
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
     def close(self) -> None:
         """Free every graph; the next use loads them again."""

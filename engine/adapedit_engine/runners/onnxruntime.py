@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -141,19 +141,6 @@ class OnnxRuntimeRunner(BundleRunner):
             (bundle.folder / PLANS_FOLDER).mkdir(exist_ok=True)
             for graph in GRAPHS:
                 self._session(graph)
-
-    @contextmanager
-    def around(self) -> Iterator[None]:
-        """On the CPU torch gets one thread: more would go on spinning on the cores that the graph wants."""
-        before = torch.get_num_threads()
-        if self.device.type != "cpu" or before == 1:
-            yield
-            return
-        torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
 
 
 class OnnxRuntimeSession:
