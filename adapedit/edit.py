@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from adapedit.images import OpenedImage, OpenedMask
 from adapedit.inversion import Direct
 from adapedit.inversion.base import Wanted, inversion_passes
 from adapedit.methods.base import Context, Method
@@ -114,7 +115,7 @@ def finish(edited: Edited, model: EditModel, caches: Caches) -> EditResult:
     source, target = outcome.latents[:2]
     # A copy: whoever is given a picture may draw on it.
     source_image = caches.pictures.get(digest(source), lambda: picture_of(source, model)).copy()
-    target_image = picture_of(target, model)
+    edited_image = picture_of(target, model)
     now = time.perf_counter()
     return make_result(
         request=edit.request,
@@ -123,7 +124,7 @@ def finish(edited: Edited, model: EditModel, caches: Caches) -> EditResult:
         edited=outcome,
         found=edit.method.findings(edit.context, edited.seen, outcome),
         source_image=source_image,
-        target_image=target_image,
+        edited_image=edited_image,
         seconds={"edit": start - edit.began, "decode": now - start, "total": now - edit.began},
     )
 
@@ -217,6 +218,7 @@ def complete(request: EditRequest, model: EditModel) -> EditRequest:
             **size,
             **negatives,
             "image": image,
+            "mask": None if request.mask is None else request.mask.read()[0],
             "inversion": inversion,
             "guidance_scale": scale,
             "method": method,
@@ -244,6 +246,7 @@ def make_context(
 
     A real picture that has to be inverted stands for the first latents until that is done.
     """
+    image, mask = _opened(request, model)
     refuse_unknown_words(request, model)
     alignment = align(
         request.source_prompt, request.target_prompt, model.tokenizer, max_length=model.max_tokens
@@ -281,8 +284,9 @@ def make_context(
         guidance_until=request.guidance_until,
         latent_scale=model.latent_scale,
         instruction=_instruction(request, model, caches),
+        mask=mask,
     )
-    return context if request.image is None else _of_picture(context, request, model)
+    return context if image is None else _of_picture(context, image, request.inversion, model)
 
 
 def refuse_unknown_words(request: EditRequest, model: Any) -> None:
@@ -333,10 +337,20 @@ def _instruction(request: EditRequest, model: EditModel, caches: Caches) -> Tens
     return None if text is None else _encoded(text_ids(text, "instruction", model), model, caches)
 
 
-def _of_picture(context: Context, request: EditRequest, model: EditModel) -> Context:
-    assert request.image is not None and request.height is not None and request.width is not None
+def _opened(request: EditRequest, model: EditModel) -> tuple[OpenedImage | None, OpenedMask | None]:
+    """The picture and the mask of a completed request, which have to fit together."""
+    assert request.height is not None and request.width is not None
     size = (request.width, request.height)
-    image = request.image.open(size)
+    image = None if request.image is None else request.image.open(size)
+    if request.mask is None:
+        return image, None
+    if request.image is None or image is None:
+        return None, request.mask.open(size, size, model.vae_factor)
+    mask = request.mask.open(image.size, size, model.vae_factor, request.image.fit)
+    return image, replace(mask, original=request.image.read()[1])
+
+
+def _of_picture(context: Context, image: OpenedImage, inversion: Any, model: EditModel) -> Context:
     pixels = torch.from_numpy(np.array(image.picture)).permute(2, 0, 1)[None].float() / 255
     latents = model.encode(pixels)
     if not bool(latents.isfinite().all()):
@@ -347,16 +361,7 @@ def _of_picture(context: Context, request: EditRequest, model: EditModel) -> Con
             "leave height and width out"
         )
     found = replace(context, image=image, image_latents=latents)
-    if request.inversion is None:
-        return replace(found, source_latents=_noised(found))
-    request.inversion.check(found, model)
+    if inversion is None:
+        return replace(found, source_latents=found.noised(latents))
+    inversion.check(found, model)
     return replace(found, latents=latents)
-
-
-def _noised(context: Context) -> Tensor:
-    """[T, C, h, w]: the picture with the first latents' noise at the level after each step, and at last alone."""
-    assert context.image_latents is not None
-    signal, noise = context.schedule.levels.float().reshape(-1, 2, 1, 1, 1).unbind(1)
-    drawn = context.latents / context.schedule.init_noise_sigma
-    steps = len(context.schedule)
-    return torch.cat([(signal * context.image_latents + noise * drawn)[1:steps], context.image_latents])

@@ -144,6 +144,7 @@ class AdapEditPipeline:
         callback: Progress | None = None,
         image: str | Path | Image.Image | None = None,
         fit: Fit = "crop",
+        mask: Any = None,
         inversion: Any = None,
         **knobs: Any,
     ) -> EditResult:
@@ -151,6 +152,8 @@ class AdapEditPipeline:
 
         image:     a real picture to edit, which the source prompt describes; fit: to the model's size, "crop" (its
                    middle), "pad" or "stretch".
+        mask:      where it may change, white, and where it stays, black: of the picture's size. A real picture then
+                   comes back at its own size, untouched where it stays.
         inversion: the name of one, or settings; by default "direct".
         generator: what the first latents are drawn from, as in diffusers.
         callback(done, total): called after every step; raising in it cancels.
@@ -174,6 +177,7 @@ class AdapEditPipeline:
             width=width,
             method=make_settings(method, **knobs),
             image=None if image is None else ImageInput.of(image, fit),
+            mask=mask,
             inversion=inversion,
         )
         return self._edited([request], callback=callback, generator=generator)[0]

@@ -22,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-from adapedit.images import ImageError, ImageField, ImageInput
+from adapedit.images import ImageError, ImageField, ImageInput, MaskField, MaskInput, PictureFile
 from adapedit.inversion import InversionSettings
 from adapedit.methods import MethodSettings, make_settings, one_line
 from adapedit.methods.base import Settings
@@ -40,7 +40,7 @@ UNSUPPORTED = {
     "strength": "method='sdedit' with strength",
     "word_steps": "method='adapedit' with word_steps",
     "image_guidance_scale": "method='instruct-pix2pix' with image_guidance",
-    "mask_image": "local_blend, which finds the place from words",
+    **dict.fromkeys(("mask_image", "masked_image_latents", "padding_mask_crop"), "mask"),
     **dict.fromkeys(("callback_on_step_end", "callback_steps"), "callback(done, total)"),
     **dict.fromkeys(("output_type", "return_dict"), "the result's source_image and target_image"),
     **dict.fromkeys(("latents", "generators"), "seed or generator"),
@@ -88,6 +88,10 @@ Number = BeforeValidator(_no_truth)
 Side = Annotated[int, Field(ge=8, le=4096), Number]
 
 
+PICTURES: dict[str, type[PictureFile]] = {"image": ImageInput, "mask": MaskInput}
+"""Fields that are pictures."""
+
+
 class EditRequest(BaseModel):
     """One edit.
 
@@ -104,6 +108,9 @@ class EditRequest(BaseModel):
     solver:              "model": the model's scheduler; "dpm++": DPM-Solver++(2M), for fewer steps.
     image:               a real picture to edit: a path, a `PIL.Image`, an array or {"file": ..., "fit": ...}, see
                          `ImageInput`; None: the source prompt's own.
+    mask:                where the picture may change: white may, black stays as it is; of the picture's own size, and
+                         given as one, see `MaskInput`; None: wherever the edit leads. A real picture comes back at its
+                         own size then, and bit for bit the same where the mask is black.
     inversion:           what leads back to it, by name or with knobs; None: "direct" where the method wants one.
     """
 
@@ -123,6 +130,7 @@ class EditRequest(BaseModel):
     guidance_until: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), Number] = 1.0
     solver: Literal["model", "dpm++"] = "model"
     image: ImageField | None = None
+    mask: MaskField | None = None
     inversion: InversionSettings | None = None
 
     @model_validator(mode="after")
@@ -149,26 +157,28 @@ class EditRequest(BaseModel):
     def from_wire(cls, json: Mapping[str, Any], files: Mapping[str, bytes]) -> EditRequest:
         """The request of a stranger: opens no path, and tells of none whether it is there.
 
-        json: the fields. image: a name in `files`, or {"file": that name, "fit": ...}; files: what came with it, by
-        name. Raises `AdapEditError`, also for settings that name a folder.
+        json: the fields. image, mask: a name in `files`, or {"file": that name, "fit": ...}; files: what came with it,
+        by name. Raises `AdapEditError`, also for settings that name a folder.
         """
         if not isinstance(json, Mapping):
             raise AdapEditError(
                 f"got {reprlib.repr(json)}, wanted an object with source_prompt and target_prompt"
             )
         fields = dict(json)
-        given = fields.get("image")
-        if given is not None:
+        for field, kind in PICTURES.items():
+            given = fields.get(field)
+            if given is None:
+                continue
             given = dict(given) if isinstance(given, Mapping) else {"file": given}
             name = given.pop("file", None)
             if not isinstance(name, str) or name not in files:
                 raise ImageError(
-                    f"image is {reprlib.repr(name)}, wanted the name of a picture sent with the request"
+                    f"{field} is {reprlib.repr(name)}, wanted the name of a picture sent with the request"
                 )
             try:
-                fields["image"] = ImageInput.of_bytes(files[name], name, **given)
+                fields[field] = kind.of_bytes(files[name], name, **given)
             except ValidationError as error:
-                raise ImageError(f"image.{one_line(error)}") from error
+                raise ImageError(f"{field}.{one_line(error)}") from error
         request = cls.make(**fields)
         cache = getattr(request.inversion, "cache", None)
         if cache not in (None, "off"):
@@ -181,9 +191,9 @@ class EditRequest(BaseModel):
         """What `from_wire` makes the same of: the fields that were named, as JSON, and pictures' files by name."""
         fields, files = self.model_dump(mode="json", exclude_unset=True), {}
         for name, value in self:
-            if isinstance(value, ImageInput):
+            if isinstance(value, PictureFile):
                 files[name] = value.read()[1]
-                fields[name] = {"file": name, "fit": value.fit}
+                fields[name] = {**value.model_dump(exclude={"sha256", "digest"}), "file": name}
             elif isinstance(value, Settings) and name in fields:
                 fields[name]["name"] = value.name  # its kind's default, by which kinds are told apart
         return fields, files
@@ -203,9 +213,9 @@ class EditRequest(BaseModel):
                 f"{path} is no edit.json ({error}); give a folder that an edit was saved in"
             ) from error
         request = cls.make(**fields)
-        if request.image is None:
-            return request
-        return request.model_copy(update={"image": request.image.beside(path.parent)})
+        pictures = {field: getattr(request, field) for field in PICTURES}
+        found = {field: one.beside(path.parent) for field, one in pictures.items() if one is not None}
+        return request.model_copy(update=found)
 
 
 def same_request(stored: Mapping[str, Any], request: EditRequest) -> bool:
@@ -221,10 +231,12 @@ def same_request(stored: Mapping[str, Any], request: EditRequest) -> bool:
 
 
 def _meaning(request: EditRequest) -> dict[str, Any]:
-    meant, image = request.model_dump(mode="json", exclude={"image"}), request.image
-    if image is not None:
-        digest = image.read()[0].digest if image.digest is None else image.digest
-        meant["image"] = {"digest": digest, "fit": image.fit}
+    meant = request.model_dump(mode="json", exclude=set(PICTURES))
+    for field in PICTURES:
+        picture = getattr(request, field)
+        if picture is not None:
+            known = picture if picture.digest is not None else picture.read()[0]
+            meant[field] = known.model_dump(exclude={"file", "sha256"})
     return meant
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from adapedit.edit import complete
 from adapedit.model import EditModel
-from adapedit.request import EditRequest, same_request
+from adapedit.request import PICTURES, EditRequest, same_request
 from adapedit.result import EditResult
 from adapedit.server import EditServer, Finished
 from adapedit_kernels.errors import AdapEditError
@@ -204,8 +204,9 @@ def _line(number: int, text: str, defaults: Mapping[str, Any], folder: Path) -> 
                 f"id {given!r} is the name of a file that failures are written to; use another"
             )
         name = given
-        if fields.get("image") is not None:
-            fields["image"] = _beside(fields["image"], folder)
+        for field in PICTURES:
+            if fields.get(field) is not None:
+                fields[field] = _beside(fields[field], folder)
         return BatchLine(number=number, id=name, request=EditRequest.make(**{**defaults, **fields}))
     except Exception as error:
         # Whatever a line is made of, a hundred thousand brackets too, the others are run.

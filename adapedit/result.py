@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapedit import __version__
-from adapedit.images import INPUT_FILE, OpenedImage
-from adapedit.request import EditRequest
+from adapedit.images import OpenedImage, PictureFile
+from adapedit.request import PICTURES, EditRequest
 from adapedit_kernels.errors import AdapEditError
 
 # The folder's part is used by commands before anything heavy is loaded.
@@ -70,6 +70,9 @@ class EditResult:
     made_with:    runner, device, dtype, scheduler and versions, see `EditModel.made_with`.
     timings:      seconds, of the whole batch that the edit shared.
     warnings:     what looks like a slip in the prompts, and what the method found suspicious.
+    edited_image: the target as the model made it, at its size; `target_image` is the same but where a mask kept the
+                  source, and of a real picture with a mask at the picture's own size.
+    mask:         where the picture was allowed to change, of one channel, where one was given.
     image:        the real picture that was edited, as the model took it; `source_image` is then its reconstruction.
     reconstruction_psnr: of `source_image` against it, decibels; at most 60.
     """
@@ -78,6 +81,7 @@ class EditResult:
     model: str
     source_image: Image.Image
     target_image: Image.Image
+    edited_image: Image.Image
     alignment: Alignment
     words: tuple[WordReport, ...]
     source_maps: NDArray[np.float32]
@@ -86,6 +90,7 @@ class EditResult:
     made_with: dict[str, str] = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    mask: Image.Image | None = None
     image: OpenedImage | None = None
     reconstruction_psnr: float | None = None
 
@@ -121,15 +126,17 @@ class EditResult:
             first.insert(
                 0, Cell(self.image.picture, "input", f"comes back at {self.reconstruction_psnr:.1f} dB")
             )
+        if self.mask is not None:
+            first.append(Cell(self.mask, "mask", "white: may change"))
         if self.spatial_map is not None:
-            picture = overlay(self.target_image, self.spatial_map, peak=1.0)
+            picture = overlay(self.edited_image, self.spatial_map, peak=1.0)
             first.append(Cell(picture, "spatial map S", "bright: the edit may act"))
         source = [
             Cell(overlay(self.source_image, self.word_map(word, prompt="source")), word.text, word.kind)
             for word in self.alignment.source_words
         ]
         target = [
-            Cell(overlay(self.target_image, self.word_map(word)), word.text, _note(report))
+            Cell(overlay(self.edited_image, self.word_map(word)), word.text, _note(report))
             for word, report in zip(self.alignment.target_words, self.words, strict=True)
         ]
         rows = [("", first), ("Where each word of the source looks", source), ("and of the target", target)]
@@ -161,16 +168,21 @@ class EditResult:
         return described
 
     def _request(self) -> dict[str, Any]:
-        """The request as it can be repeated from any working folder: with the whole path of its picture."""
-        request, image = self.request.model_dump(mode="json"), self.request.image
-        if image is not None:
-            request["image"]["file"] = os.path.abspath(image.file) if image.kept is None else INPUT_FILE
+        """The request as it can be repeated from any working folder: with the whole paths of its pictures."""
+        request = self.request.model_dump(mode="json")
+        for name, picture in self._pictures().items():
+            request[name]["file"] = os.path.abspath(picture.file) if picture.kept is None else picture.kept_as
         return request
+
+    def _pictures(self) -> dict[str, PictureFile]:
+        """Pictures of the request, by field."""
+        given = {name: getattr(self.request, name) for name in PICTURES}
+        return {name: picture for name, picture in given.items() if picture is not None}
 
     def save(self, folder: str | Path) -> Path:
         """Write source.png, target.png, maps.png and edit.json; earlier ones are replaced.
 
-        A picture that was not given as a path is written as input.png, too, byte for byte.
+        A picture that was not given as a path is written as input.png, too, byte for byte, and a mask as mask.png.
         Raises `OutputError` where the folder can't be written; nothing half-written is left.
         """
         folder = folder_path(folder)
@@ -178,9 +190,9 @@ class EditResult:
             self.source_image.save(part / "source.png")
             self.target_image.save(part / "target.png")
             self.maps_sheet().save(part / "maps.png")
-            kept = None if self.request.image is None else self.request.image.kept
-            if kept is not None:
-                (part / INPUT_FILE).write_bytes(kept)
+            for picture in self._pictures().values():
+                if picture.kept is not None:
+                    (part / picture.kept_as).write_bytes(picture.kept)
             (part / "edit.json").write_text(strict_json(self.to_dict()), encoding="utf-8")
         return folder
 
@@ -193,10 +205,13 @@ def make_result(
     edited: EditOutcome,
     found: Findings,
     source_image: Image.Image,
-    target_image: Image.Image,
+    edited_image: Image.Image,
     seconds: Mapping[str, float],
 ) -> EditResult:
-    """Put together what the engine, the method and the decoder gave; `edited` has the source's track first."""
+    """Put together what the engine, the method and the decoder gave; `edited` has the source's track first.
+
+    What a mask keeps is put back here.
+    """
     from adapedit.prompts.alignment import prompt_warnings
 
     assert edited.maps is not None
@@ -206,13 +221,15 @@ def make_result(
     def grid(values: Tensor) -> NDArray[np.float32]:
         return values.float().cpu().reshape(*context.map_size, *values.shape[1:]).numpy()
 
+    mask = context.mask
     decibels = None if context.image is None else psnr(context.image.picture, source_image)
     return EditResult(
         request=request,
         model=model.name,
         made_with=dict(model.made_with),
         source_image=source_image,
-        target_image=target_image,
+        target_image=edited_image if mask is None else mask.paste(edited_image, source_image),
+        edited_image=edited_image,
         alignment=context.alignment,
         words=_reports(context.alignment, found),
         source_maps=grid(edited.maps[0]),
@@ -221,9 +238,10 @@ def make_result(
         timings=dict(seconds),
         warnings=(
             *prompt_warnings(context.alignment, changes_more=bool(more)),
-            *_picture_warnings(target_image.size, decibels, model),
+            *_picture_warnings(edited_image.size, decibels, model),
             *found.warnings,
         ),
+        mask=None if mask is None else mask.picture,
         image=context.image,
         reconstruction_psnr=decibels,
     )

@@ -50,7 +50,7 @@ def source_key(plan: EditPlan) -> bytes | None:
     adaptive = plan.adaptive
     if adaptive is not None and bool(adaptive.joined.any()):
         # What is looked for in the source goes into the spatial map of its targets.
-        first += [getattr(adaptive, entry.name)[0] for entry in fields(adaptive)]
+        first += [getattr(adaptive, entry.name)[0] for entry in fields(adaptive) if entry.name != "limit"]
     content = hashlib.sha256()
     for value in first:
         content.update(digest(value) if isinstance(value, Tensor) else repr(value).encode())

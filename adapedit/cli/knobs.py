@@ -129,14 +129,15 @@ def picture(options: Picture, method: str | None = None) -> dict[str, Any]:
     """What a request has of the options for real pictures. method: the one that runs, where it is one."""
     name, assignments = options.inversion, options.inversion_set
     given = name is not None or bool(assignments)
+    mask = {} if options.mask is None else {"mask": {"file": str(options.mask)}}
     if options.image is None:
         if given:
             raise AdapEditError("--inversion wants a picture; give one with --image")
-        return {}
+        return mask
     if given and method in METHODS and not METHODS[method].inverts:
         raise AdapEditError(f"{method} edits a picture without inverting it; leave --inversion out")
     chosen = make_inversion_settings(name or "direct", **parse(assignments)) if given else None
-    return {"image": {"file": str(options.image), "fit": options.fit}, "inversion": chosen}
+    return {"image": {"file": str(options.image), "fit": options.fit}, "inversion": chosen, **mask}
 
 
 def inversions(names: str | None, without_gradients: bool) -> dict[str, Any]:

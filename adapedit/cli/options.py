@@ -143,6 +143,12 @@ class Picture:
         Path | None, _picture("A real picture to edit, which SOURCE describes.", metavar="FILE")
     ] = None
     fit: HowToFit = "crop"
+    mask: Annotated[
+        Path | None,
+        _picture(
+            "Where the picture may change: white may, black stays. Of the picture's size.", metavar="FILE"
+        ),
+    ] = None
     inversion: Annotated[Text, _picture("ddim, null-text, direct or edit-friendly; by default direct.")] = (
         None
     )

@@ -11,13 +11,15 @@ from typing import Any
 
 from PIL import Image
 
-from adapedit.images import ImageInput
+from adapedit.images import PictureFile
 from adapedit.prompts.alignment import Alignment, Word
 from adapedit.request import EditRequest
 from adapedit.result import EditResult, OutputFolder, WordReport, strict_json
 
 ARRAYS, EDIT = "arrays.safetensors", "edit.json"
 PICTURES = ("source", "target")
+MASKED = ("edited_image", "mask")
+"""What an edit with a mask has besides, kept as arrays."""
 MAPS = ("source_maps", "target_maps", "spatial_map")
 WORDS = ("source_words", "target_words")
 LEVEL = 1
@@ -26,12 +28,15 @@ LEVEL = 1
 
 def save(result: EditResult, folder: Path) -> dict[str, Any]:
     """Write a result; returns what edit.json says. The folder is whole where that is there."""
+    import numpy as np
     from safetensors.numpy import save_file
 
     alignment = result.alignment
     tensors = {f.name: getattr(alignment, f.name) for f in fields(alignment)}
     arrays = {name: value.numpy() for name, value in tensors.items() if hasattr(value, "numpy")}
     arrays |= {name: getattr(result, name) for name in MAPS if getattr(result, name) is not None}
+    if result.mask is not None:
+        arrays |= {name: np.asarray(getattr(result, name)) for name in MASKED}
     words = {name: [asdict(word) for word in getattr(alignment, name)] for name in WORDS}
     described = {**result.to_dict(), **words, "spatial_map": result.spatial_map is not None}
     with OutputFolder(folder) as part:
@@ -54,6 +59,7 @@ def read(open_: Callable[[str], bytes], request: EditRequest) -> EditResult:
 
     described: dict[str, Any] = json.loads(open_(EDIT))
     arrays = load(open_(ARRAYS))
+    masked = {name: Image.fromarray(arrays.pop(name)) for name in MASKED if name in arrays}
     source, target = (Image.open(io.BytesIO(open_(f"{name}.png"))) for name in PICTURES)
     for picture in (source, target):
         picture.load()
@@ -61,12 +67,14 @@ def read(open_: Callable[[str], bytes], request: EditRequest) -> EditResult:
         name: torch.from_numpy(array.copy()) for name, array in arrays.items() if name not in MAPS
     }
     words: dict[str, Any] = {name: tuple(_word(word) for word in described[name]) for name in WORDS}
-    sent = {name: value for name, value in request if isinstance(value, ImageInput)}
+    sent = {name: value for name, value in request if isinstance(value, PictureFile)}
     return EditResult(
         request=EditRequest.make(**{**described["request"], **sent}),
         model=described["model"],
         source_image=source,
         target_image=target,
+        edited_image=masked.get("edited_image", target),
+        mask=masked.get("mask"),
         alignment=Alignment(
             source_prompt=request.source_prompt, target_prompt=request.target_prompt, **words, **tensors
         ),
@@ -77,7 +85,7 @@ def read(open_: Callable[[str], bytes], request: EditRequest) -> EditResult:
         made_with=described["made_with"],
         timings=described["timings"],
         warnings=tuple(described["warnings"]),
-        image=None if request.image is None else request.image.open(target.size),
+        image=None if request.image is None else request.image.open(masked.get("edited_image", target).size),
         reconstruction_psnr=described.get("reconstruction_psnr"),
     )
 
@@ -92,7 +100,7 @@ def draw(variant: str, folder: Path, request: EditRequest) -> bytes:
     else:
         assert result.spatial_map is not None
         grey = Image.fromarray((result.spatial_map.clip(0, 1) * 255).round().astype(np.uint8))
-        picture = grey.resize(result.target_image.size, Image.Resampling.BILINEAR)
+        picture = grey.resize(result.edited_image.size, Image.Resampling.BILINEAR)
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", compress_level=LEVEL)
     return buffer.getvalue()

@@ -139,7 +139,8 @@ class AdapEdit(Method, name="adapedit"):
         spatial = edited.spatial_map[1].cpu()
         words, _ = self._found(context, edited if observed is None else observed)
         relation = words.relation[-1].cpu()
-        told = spatial if self._spatial else None
+        # Where a mask says it, S need not.
+        told = spatial if self._spatial and context.mask is None else None
         return Findings(
             word_steps=edited.word_steps[1].cpu(),
             relation=relation,
@@ -185,7 +186,8 @@ class AdapEdit(Method, name="adapedit"):
         features = seen.last_features if self.two_pass else seen.features
         assert seen.maps is not None and features is not None
         device, tracks = seen.maps.device, len(seen.maps)
-        knobs = to_device(vars(self._adaptive(context, tracks)), device)
+        adaptive = vars(self._adaptive(context, tracks))
+        knobs = to_device({name: knob for name, knob in adaptive.items() if knob is not None}, device)
         source = torch.zeros(tracks, dtype=torch.int64, device=device)
         return observe(seen.maps, features, knobs, source, context.map_size)
 

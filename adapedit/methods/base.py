@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from adapedit.configs import ModelFacts
-    from adapedit.images import OpenedImage
+    from adapedit.images import OpenedImage, OpenedMask
     from adapedit.prompts.alignment import Alignment
     from adapedit_engine.models.layers import ModelSpecs
     from adapedit_engine.plan import Adaptive, CrossEdit, EditOutcome, EditPlan, LocalBlend, SelfEdit
@@ -122,6 +122,7 @@ class Context:
 
     Of a real picture: image, as the model takes it; image_latents [1, C, h, w], clean; source_latents [T, C, h, w], the
     source's after each step, and unconditional_steps [T, N, D], where an inversion gives them.
+    mask: where a picture may change.
     """
 
     alignment: Alignment
@@ -142,6 +143,7 @@ class Context:
     image_latents: Tensor | None = None
     source_latents: Tensor | None = None
     unconditional_steps: Tensor | None = None
+    mask: OpenedMask | None = None
 
     @property
     def map_size(self) -> tuple[int, int]:
@@ -188,6 +190,8 @@ class Context:
         tracks: Sequence[Prompt] = ("source", "target") if prompts is None else prompts
         if prompts is None:
             cross_attention = cross_attention or self._own_maps()
+            if self.mask is not None:
+                cross_attention, local_blend, adaptive = self._masked(cross_attention, local_blend, adaptive)
         rows, weights = self.guided(tracks)
         return EditPlan(
             schedule=self.schedule,
@@ -218,6 +222,42 @@ class Context:
             word_steps=none,
             strength=none[:, 0] + 1,
         )
+
+    def _masked(
+        self, cross_attention: CrossEdit, blend: LocalBlend | None, adaptive: Adaptive | None
+    ) -> tuple[CrossEdit, LocalBlend, Adaptive | None]:
+        """The parts of a target that acts within the mask alone, by S and by what is kept of the source's latents."""
+        import torch
+        import torch.nn.functional as F
+
+        from adapedit_engine.plan import LocalBlend
+
+        assert self.mask is not None
+        cells = torch.from_numpy(self.mask.cells)
+        at_maps = F.adaptive_max_pool2d(cells[None], self.map_size).flatten()
+        spatial = cross_attention.spatial_map
+        spatial = self.on_target(at_maps) if spatial is None else spatial * at_maps.to(spatial.device)
+        if blend is None:
+            nothing = torch.zeros(2, self.alignment.num_tokens, dtype=torch.float32, device="cpu")
+            blend = LocalBlend(
+                token_weights=nothing,
+                source_weights=nothing,
+                threshold=nothing[:, 0] + 1,
+                start=nothing[:, 0] + 2,
+                grow=nothing[:, 0].long(),
+            )
+        if adaptive is not None:
+            adaptive = replace(adaptive, limit=torch.stack([torch.ones_like(at_maps), at_maps]))
+        blend = replace(blend, mask=torch.stack([torch.ones_like(cells), cells]))
+        return replace(cross_attention, spatial_map=spatial), blend, adaptive
+
+    def noised(self, clean: Tensor) -> Tensor:
+        """[T, C, h, w]: clean latents [1, C, h, w] with the first latents' noise at the level after each step."""
+        import torch
+
+        signal, noise = self.schedule.levels.to(clean).reshape(-1, 2, 1, 1, 1).unbind(1)
+        drawn = self.latents.to(clean) / self.schedule.init_noise_sigma
+        return torch.cat([(signal * clean + noise * drawn)[1 : len(self.schedule)], clean])
 
     def on_target(self, value: Tensor) -> Tensor:
         """A target track's tensor behind the source's, which is zero where nothing reads it."""

@@ -46,6 +46,10 @@ class InstructPix2Pix(Method, name="instruct-pix2pix"):
                 f"this model's UNet takes {specs.in_channels} channels, instruct-pix2pix wants "
                 f"{2 * specs.out_channels}: load its own checkpoint (such as timbrooks/instruct-pix2pix) as the model"
             )
+        if context.mask is not None:
+            raise AdapEditError(
+                "instruct-pix2pix goes where its instruction says, and takes no mask: leave mask out"
+            )
         if context.image_latents is None:
             raise AdapEditError("instruct-pix2pix edits a picture that exists: give it as image")
         picture = context.image_latents / context.latent_scale

@@ -14,4 +14,6 @@ class Plain(Method, name="plain"):
     """No edit at all: two prompts from one seed. The baseline that shows what a seed alone keeps."""
 
     def plan(self, context: Context, observed: EditOutcome | None) -> EditPlan:
+        if context.mask is not None:
+            return context.plan()  # by which the target knows its source
         return context.plan(("source", "target"))

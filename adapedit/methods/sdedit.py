@@ -37,7 +37,10 @@ class SDEdit(Method, name="sdedit"):
         first = min(self._first_step(context), len(context.schedule) - 1)
         if observed is None:
             # Not known yet; and what is not known is equal to nothing, so that no other edit shares this track.
-            latents = torch.full_like(context.latents, torch.nan)
+            latents, source = (
+                torch.full_like(context.latents, torch.nan),
+                torch.full_like(context.latents, torch.nan),
+            )
         else:
             signal, noise = context.schedule.levels[first].tolist()
             source = observed.latents[:1]
@@ -47,14 +50,15 @@ class SDEdit(Method, name="sdedit"):
             schedule=context.schedule.tail(first),
             noise=None if context.noise is None else context.noise[first:],
             unconditional_steps=None,
-            source_latents=None,
+            source_latents=None if context.mask is None else context.noised(source)[first:],
             latents=latents,
         )
-        return rest.plan(("target",))
+        # What a mask keeps is taken from the source, which then stands beside the target, noised to the same level.
+        return rest.plan(("target",) if context.mask is None else None)
 
     def finish(self, context: Context, observed: EditOutcome | None, edited: EditOutcome) -> EditOutcome:
         assert observed is not None
-        both = side_by_side(observed, edited)
+        both = side_by_side(observed, edited.select([len(edited.latents) - 1]))
         if self._first_step(context) < len(context.schedule):
             return both
         return replace(both, latents=both.latents[:1].repeat(2, 1, 1, 1))

@@ -290,8 +290,14 @@ class Batch:
 
     def _part_values(self, plan: EditPlan, pixels: int) -> dict[str, Tensor]:
         """The tensors of a plan's parts, in the dtypes in which a step reads them."""
-        sizes = {"K": plan.tracks, "N": plan.tokens, "P": pixels, "2": 2}
-        sizes["L"] = len(self.runner.specs.self_layers)
+        sizes = {
+            "K": plan.tracks,
+            "N": plan.tokens,
+            "P": pixels,
+            "2": 2,
+            "L": len(self.runner.specs.self_layers),
+        }
+        sizes |= {"h": plan.latents.shape[2], "w": plan.latents.shape[3]}
         given = {name: value for name, value in plan.tensors().items() if "." in name and name in FIELDS}
         wanted = set(given) if not self.whole else {name for name in FIELDS if "." in name}
         if plan.cross_attention is not None:
@@ -546,7 +552,11 @@ class Call:
         heat = F.interpolate(heat, tuple(tracks["latents"].shape[-2:]), mode="nearest")
         mask = (heat > part["threshold"].reshape(-1, 1, 1, 1)).to(places.dtype)
         own = torch.arange(len(source), device=source.device)
-        return torch.where(acts.reshape(-1, 1, 1, 1), mask, 1.0), torch.where(acts, source, own)
+        mask = torch.where(acts.reshape(-1, 1, 1, 1), mask, 1.0)
+        if "mask" in part:
+            mask = mask * part["mask"].unsqueeze(1)
+            acts = acts | (part["mask"] < 1).flatten(1).any(1)
+        return mask, torch.where(acts, source, own)
 
     def _self_layers(self) -> dict[str, tuple[int, ...]]:
         """Per control, the layers in which some row takes from another: at this step, or for capture at any."""
@@ -581,7 +591,9 @@ def observe(
     alike = spatial_similarity(features, words.key_embedding, torch.ones_like(factor), knobs["centre"])
     both = torch.maximum(alike, alike.index_select(0, source))
     spatial = (factor.unsqueeze(1) * torch.where(knobs["joined"].unsqueeze(1), both, alike)).clamp(max=1)
-    return words, widened(spatial, map_size, knobs["grow"], max_grow)
+    spatial = widened(spatial, map_size, knobs["grow"], max_grow)
+    limit = knobs.get("limit")
+    return words, spatial if limit is None else spatial * limit
 
 
 def word_places(maps: Tensor, token_weights: Tensor) -> Tensor:

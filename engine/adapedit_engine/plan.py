@@ -85,6 +85,8 @@ class LocalBlend:
     which the blend acts; above 1: never. grow: int64, cells by which the places are widened to all sides.
     places: in 0..1, where a track's words are, used where `known` (bool) says so; elsewhere the words' maps so far say
     it, which the blend has a part in: what it keeps out early stays out.
+    mask: 1 for cells of the latents that may change, 0 for those that are the source's at every step whatever the words
+    say, in between a mixture; None: all may.
     """
 
     token_weights: Tensor = field(metadata=_axes("KN", 0.0))
@@ -94,6 +96,7 @@ class LocalBlend:
     grow: Tensor = field(metadata=_axes("K", 0))
     known: Tensor | None = field(metadata=_axes("K", False), default=None)
     places: Tensor | None = field(metadata=_axes("KP", 0.0), default=None)
+    mask: Tensor | None = field(metadata=_axes("Khw", 1.0), default=None)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -106,7 +109,7 @@ class Adaptive:
     been seen, and elsewhere.
     joined: bool, S is the larger of the track's own and its source's: an edit has to act where the source shows what it
     changes, too. grow: int64, cells by which S is widened. self_layers: bool, self-attention layers whose queries and
-    keys come from the source for the share that FWT gives to tokens without a word.
+    keys come from the source for the share that FWT gives to tokens without a word. limit: factor on S; None: 1.
     """
 
     key_tokens: Tensor = field(metadata=_axes("KN", False))
@@ -123,6 +126,7 @@ class Adaptive:
     joined: Tensor = field(metadata=_axes("K", False))
     grow: Tensor = field(metadata=_axes("K", 0))
     self_layers: Tensor = field(metadata=_axes("KL", False))
+    limit: Tensor | None = field(metadata=_axes("KP", 1.0), default=None)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

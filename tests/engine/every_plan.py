@@ -37,6 +37,9 @@ BY_PLACES = blend(
     places=(torch.arange(2 * SIDE * SIDE).view(2, -1) % 3 == 0).float().cummax(0).values,
 )
 
+MASK = torch.stack([torch.ones(SIDE, SIDE), (torch.arange(SIDE * SIDE).view(SIDE, SIDE) % SIDE > 2).float()])
+"""Of cells; the maps are as large."""
+
 
 def solver(kind: Any, **changes: Any) -> Schedule:
     return Schedule.from_scheduler(kind(**changes), 6)
@@ -62,6 +65,13 @@ def plans() -> dict[str, EditPlan]:
         "a blend by maps": edit_plan(1, 2, local_blend=blend(**BY_MAPS), collect=True),
         "a blend by places": edit_plan(3, 4, local_blend=BY_PLACES),
         "a wide blend": edit_plan(3, 4, local_blend=blend(threshold=0.6, grow=2, start=0.0)),
+        "a mask alone": edit_plan(3, 4, local_blend=blend(start=2.0, mask=MASK)),
+        "a mask, a blend and S within it": edit_plan(
+            1,
+            2,
+            adaptive=adaptive(self_layers=none, limit=MASK.flatten(1)),
+            local_blend=blend(**BY_MAPS, mask=MASK),
+        ),
         "the single pass": edit_plan(1, 2, adaptive=adaptive(self_layers=layers), cross=TOLD),
         "the single pass, S of both and wide": edit_plan(
             3,

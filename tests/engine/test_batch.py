@@ -289,6 +289,33 @@ def test_local_blend_keeps_the_source_outside_the_words_of_both_prompts(runner):
         assert largest(got[1], torch.where(mask, unblended[1], unblended[0])) < 1e-5
 
 
+def test_a_mask_keeps_the_source_from_the_first_step_on_and_frees_the_rest(runner):
+    mask = torch.ones(2, SIDE, SIDE)
+    mask[1, :, : SIDE // 2], mask[1, 0] = 0, 0.25
+    alone = edit_plan(1, 2, local_blend=blend(start=2.0, mask=mask))
+    free, kept = Batch(runner, 8), Batch(runner, 8)
+    first, second = free.join(replace(alone, local_blend=None)), kept.join(alone)
+    for _ in range(STEPS):
+        with torch.inference_mode():
+            free.tracks["latents"].copy_(kept.tracks["latents"])
+        step(free)
+        step(kept)
+        got, unkept = kept.latents(second), free.latents(first)
+        assert torch.equal(got[0], unkept[0])
+        assert largest(got[1], unkept[0] + mask[1] * (unkept[1] - unkept[0])) < 1e-5
+
+
+def test_s_is_cut_by_its_limit(runner):
+    half = (torch.arange(SIDE**2) % 2).float().expand(2, -1)
+    layers = torch.zeros(2, len(runner.specs.self_layers), dtype=torch.bool)
+    free, cut = (
+        denoise([edit_plan(1, 2, adaptive=adaptive(self_layers=layers, **more))], runner)[0].spatial_map[1]
+        for more in ({}, {"limit": half})
+    )
+    assert not cut[half[1] == 0].any() and cut.max() > 0
+    assert free[half[1] == 0].max() > 0
+
+
 def test_of_several_tokens_each_has_its_places():
     maps = torch.tensor([[[0.9, 0.01], [0.0, 0.0], [0.0, 0.04]]])  # [K, P, N]
     places = word_places(maps, torch.ones(1, 2))

@@ -12,6 +12,7 @@ import torch
 
 from adapedit import AdapEditPipeline
 from adapedit.cli.main import run
+from adapedit.images import MaskInput
 from adapedit.model import load_any, load_bundle
 from adapedit_engine.bundle import BundleError, describe_files
 from adapedit_engine.manifest import GraphSpec, TensorSpec
@@ -28,11 +29,14 @@ EDITS = [
     request(SOURCE, LONGER, method="prompt-to-prompt", local_blend=("small", "dog")),
     request(seed=3),
     request(TARGET, LONGER, lambda_s=0.9, lambda_spatial=0.8, steps=4),
+    request(seed=4, local_blend=("dog",)).model_copy(
+        update={"mask": MaskInput.of(np.arange(16) // 5 * np.ones((16, 1)) > 1), "negative_prompt": "a cat"}
+    ),
 ]
 
 
 @pytest.mark.parametrize("number", range(len(EDITS)))
-def test_five_methods_on_one_bundle(in_torch, in_onnxruntime, number):
+def test_every_method_on_one_bundle(in_torch, in_onnxruntime, number):
     """Controls are data: nothing is exported, built or loaded again for another method."""
     edit = EDITS[number]
     runner = in_onnxruntime.model.runner

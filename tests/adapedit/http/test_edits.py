@@ -69,6 +69,25 @@ def test_a_picture_comes_as_a_file_or_in_json(service: Running, way: str):
     assert found["status"] == "completed" and found["request"]["image"] == {"file": "image", "fit": "pad"}
 
 
+def test_a_mask_comes_beside_its_picture_and_what_it_keeps_is_kept(service: Running):
+    mask = np.zeros((24, 24), np.uint8)
+    mask[8:] = 255
+    buffer = io.BytesIO()
+    Image.fromarray(mask).save(buffer, "PNG")
+    form = {"data": {"request": json.dumps({**FIELDS, "image": "image", "mask": "mask"})}}
+    sent = {"image": ("a.png", png()), "mask": ("b.png", buffer.getvalue())}
+    response = service.client.post("/v1/edits", **form, files=sent)
+    assert response.status_code == 202, response.text
+    found = service.ended(response.json()["id"])
+    assert found["status"] == "completed", found
+    for variant in ("target", "maps", "spatial-map"):
+        content = service.client.get(f"/v1/edits/{found['id']}/content?variant={variant}")
+        assert content.status_code == 200, content.text
+        if variant == "target":
+            pixels = np.asarray(Image.open(io.BytesIO(content.content)))
+            assert pixels.shape == (24, 24, 3) and (pixels[:8] == (200, 80, 60)).all()
+
+
 def test_deleting_removes_every_trace(service: Running):
     url = "data:image/png;base64," + base64.b64encode(png()).decode()
     found = service.done(method="sdedit", image=url)
