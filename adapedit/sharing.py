@@ -53,7 +53,12 @@ def source_key(plan: EditPlan) -> bytes | None:
         first += [getattr(adaptive, entry.name)[0] for entry in fields(adaptive) if entry.name != "limit"]
     content = hashlib.sha256()
     for value in first:
-        content.update(digest(value) if isinstance(value, Tensor) else repr(value).encode())
+        if isinstance(value, Tensor) and value.device.type == "cpu":
+            content.update(digest(value))
+        elif isinstance(value, Tensor):  # reading it would wait for the device
+            content.update(f"{value.data_ptr()} {value.shape} {value.stride()}".encode())
+        else:
+            content.update(repr(value).encode())
     return content.digest()
 
 

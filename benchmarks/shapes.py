@@ -65,17 +65,29 @@ def save_part(make: Callable[[], Any], folder: Path) -> int:
     return sum(parameter.numel() for parameter in part.parameters())
 
 
-def save_unet(folder: Path, in_channels: int = 4) -> int:
-    """The UNet; in_channels: 8 for InstructPix2Pix."""
-    return save_part(
-        lambda: UNet2DConditionModel(
-            sample_size=64,
-            in_channels=in_channels,
-            block_out_channels=(320, 640, 1280, 1280),
-            cross_attention_dim=768,
-            attention_head_dim=8,
-        ),
-        folder / "unet",
+def unet(in_channels: int = 4) -> UNet2DConditionModel:
+    """The UNet with its own initial weights; in_channels: 8 for InstructPix2Pix."""
+    return UNet2DConditionModel(
+        sample_size=64,
+        in_channels=in_channels,
+        block_out_channels=(320, 640, 1280, 1280),
+        cross_attention_dim=768,
+        attention_head_dim=8,
+    )
+
+
+def wide_unet() -> UNet2DConditionModel:
+    """A UNet as wide and as deep as Stable Diffusion XL's, which takes no added embeddings."""
+    cross = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
+    return UNet2DConditionModel(
+        sample_size=128,
+        block_out_channels=(320, 640, 1280),
+        down_block_types=("DownBlock2D", cross[0], cross[0]),
+        up_block_types=(cross[1], cross[1], "UpBlock2D"),
+        transformer_layers_per_block=(1, 2, 10),
+        attention_head_dim=(5, 10, 20),
+        cross_attention_dim=2048,
+        use_linear_projection=True,
     )
 
 
@@ -97,7 +109,7 @@ def save_stable_diffusion(folder: Path) -> dict[str, int]:
         pad_token_id=tokenizer.pad_token_id,
     )
     counts = {"text_encoder": save_part(lambda: CLIPTextModel(text), folder / "text_encoder")}
-    counts["unet"] = save_unet(folder)
+    counts["unet"] = save_part(unet, folder / "unet")
     counts["vae"] = save_part(
         lambda: AutoencoderKL(
             down_block_types=("DownEncoderBlock2D",) * 4,

@@ -44,7 +44,10 @@ class SDEdit(Method, name="sdedit"):
         else:
             signal, noise = context.schedule.levels[first].tolist()
             source = observed.latents[:1]
-            latents = signal * source + noise * context.latents.to(source) / context.schedule.init_noise_sigma
+            latents = (
+                signal * source
+                + noise * context.latents.to(source, non_blocking=True) / context.schedule.init_noise_sigma
+            )
         rest = replace(
             context,
             schedule=context.schedule.tail(first),

@@ -365,6 +365,7 @@ class Call:
         self.looks_back = whole or any(plan.schedule.looks_back for plan in plans)
         self.scales = whole or any(bool((plan.schedule.input_scale != 1).any()) for plan in plans)
         self.self_layers = self._self_layers()
+        self.now: dict[str, Tensor] = {}
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -383,7 +384,7 @@ class Call:
         own = torch.arange(self.size, device=rows["track"].device)
         mine = own < self.used
         track = torch.where(mine, rows["track"] - self.first_track, 0)
-        now = self._now()
+        now = self.now = self._now()
         sample = tracks["latents"].index_select(0, track)
         if self.scales:
             sample = sample * now["input_scale"].index_select(0, track).reshape(-1, 1, 1, 1)
@@ -471,7 +472,7 @@ class Call:
 
     def update(self, noise_pred: Tensor, seen: Mapping[str, Tensor]) -> dict[str, Any]:
         """The arguments of `guided_step`, by name."""
-        tracks, now = self.tracks, self._now()
+        tracks, now = self.tracks, self.now
         arguments = self._combined(noise_pred, now["sample_weight"], now["output_weight"])
         if self.adds_noise:
             arguments |= {"noise": tracks["noise"], "noise_weight": now["noise_weight"]}
@@ -488,7 +489,7 @@ class Call:
         """The same of what this step leaves to the next; None where no solver looks back."""
         if not self.looks_back:
             return None
-        now = self._now()
+        now = self.now
         return self._combined(noise_pred, now["history_sample_weight"], now["history_output_weight"])
 
     def _combined(self, noise_pred: Tensor, sample_weight: Tensor, output_weight: Tensor) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from diffusers import EulerAncestralDiscreteScheduler
 from PIL import Image
 
 from adapedit import AdapEditPipeline
-from benchmarks.shapes import NOISE, TOKENS, save_stable_diffusion, save_unet
+from benchmarks.shapes import NOISE, TOKENS, save_part, save_stable_diffusion, unet
 from tests.helpers.edits import SOURCE, TARGET
 
 SIDE = 256
@@ -54,7 +54,7 @@ def test_a_step_of_an_instruct_pix2pix_checkpoint(tmp_path):
     torch.set_num_threads(2)
     editor = tmp_path / "editor"
     save_stable_diffusion(editor)
-    assert save_unet(editor, in_channels=8) == 859_520_964 + 4 * 320 * 9
+    assert save_part(lambda: unet(8), editor / "unet") == 859_520_964 + 4 * 320 * 9
     noise = {name: NOISE[name] for name in ("beta_start", "beta_end", "beta_schedule")}
     EulerAncestralDiscreteScheduler(**noise).save_pretrained(editor / "scheduler")
     (editor / "model_index.json").write_text(
