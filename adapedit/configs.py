@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
+from pydantic_core import from_json
 
+from adapedit.families import STABLE_DIFFUSION_XL, Family, family_of
 from adapedit.methods import make_settings
 from adapedit_engine.manifest import read_bytes, reading
 from adapedit_kernels.errors import AdapEditError
 
-FACTS_FILE = "adapedit.json"
-TOKENIZER_FILE, SCHEDULER_FILE = "tokenizer/tokenizer_config.json", "scheduler/scheduler_config.json"
+FACTS_FILE, INDEX_FILE = "adapedit.json", "model_index.json"
+TOKENIZER_FILE, SCHEDULER_FILE = "tokenizer_config.json", "scheduler/scheduler_config.json"
 
 
 class ModelError(AdapEditError):
@@ -39,6 +41,7 @@ Width = Annotated[int, Field(ge=1, le=1 << 16)]
 Small = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Token = Annotated[int, Field(ge=0, le=1 << 20)]
 Side = Annotated[int, Field(ge=1, le=4096), BeforeValidator(_smaller)]
+Counts = Annotated[tuple[Count, ...], Field(min_length=1, max_length=8)]
 Widths = Annotated[tuple[Width, ...], Field(min_length=1, max_length=8)]
 
 
@@ -49,6 +52,7 @@ class ModelFacts:
     map_divisor:    latent side over map side; None: half of the latent side where that exists (SD: 32 of 64).
     self_divisor:   self-attention is taken from the source where the side is at most 1/self_divisor of the latents'.
     guidance_scale: what a request gets that names none.
+    zero_unconditional: whether the empty prompt is zeros (SDXL), and not what text encoders make of it.
     known_words:    all words of a model with a closed vocabulary, else None.
     defaults:       per method, knobs that differ from the paper's, found by measurement.
     """
@@ -56,19 +60,25 @@ class ModelFacts:
     map_divisor: Annotated[int, Field(ge=1, le=64)] | None = None
     self_divisor: Annotated[int, Field(ge=1, le=64)] = 4
     guidance_scale: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)] = 7.5
+    zero_unconditional: bool = False
     known_words: tuple[str, ...] | None = None
     defaults: Annotated[dict[str, dict[str, Any]], AfterValidator(_known_knobs)] = field(default_factory=dict)
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     @classmethod
-    def read(cls, folder: Path) -> ModelFacts:
-        """The facts beside a checkpoint, or the paper's where there are none. Raises `ModelError` for a bad file."""
+    def read(cls, folder: Path, **usual: Any) -> ModelFacts:
+        """The facts beside a checkpoint; of those that are not named there the paper's, or `usual`.
+
+        Raises `ModelError` for a bad file.
+        """
         path = folder / FACTS_FILE
         if not path.exists():
-            return cls()
+            return cls(**usual)
         with reading(path, "correct it or remove it", ModelError):
-            return TypeAdapter(cls).validate_json(read_bytes(path))
+            data = read_bytes(path)
+            found, named = TypeAdapter(cls).validate_json(data), from_json(data)
+            return replace(found, **{name: value for name, value in usual.items() if name not in named})
 
 
 class Config(BaseModel):
@@ -83,7 +93,7 @@ class Config(BaseModel):
 
 
 class UNetConfig(Config):
-    """Of a UNet of Stable Diffusion 1.x or 2.x, or of a smaller one of its kind."""
+    """Of a UNet of Stable Diffusion 1.x, 2.x or XL, or of a smaller one of their kind."""
 
     class_name: Literal["UNet2DConditionModel"] = Field("UNet2DConditionModel", alias="_class_name")
     sample_size: Side = 64
@@ -98,7 +108,11 @@ class UNetConfig(Config):
     cross_attention_dim: Width = 1280
     attention_head_dim: Width | Widths = 8
     use_linear_projection: bool = False
-    upcast_attention: bool = False
+    upcast_attention: bool | None = False
+    transformer_layers_per_block: Count | Counts = 1
+    addition_embed_type: Literal["text_time"] | None = None
+    addition_time_embed_dim: Width | None = None
+    projection_class_embeddings_input_dim: Width | None = None
 
 
 class VaeConfig(Config):
@@ -123,6 +137,7 @@ class TextConfig(Config):
     model_type: Literal["clip_text_model"] = "clip_text_model"
     vocab_size: Annotated[int, Field(ge=1, le=1 << 20)] = 49408
     hidden_size: Width = 512
+    projection_dim: Width = 512
     intermediate_size: Width = 2048
     num_hidden_layers: Count = 12
     num_attention_heads: Width = 8
@@ -138,6 +153,23 @@ class TokenizerConfig(Config):
     """model_max_length: of no use here (the text encoder's limit counts), but asked for by the library."""
 
     model_max_length: Annotated[int, Field(ge=1)] = 77
+
+
+class IndexConfig(Config):
+    """`model_index.json`. force_zeros_for_empty_prompt: see `ModelFacts.zero_unconditional`; of SDXL alone."""
+
+    class_name: str = Field(default="", alias="_class_name")
+    force_zeros_for_empty_prompt: bool = True
+
+    @property
+    def family(self) -> Family:
+        return family_of(self.class_name)
+
+    @property
+    def usual_facts(self) -> dict[str, Any]:
+        """Of `ModelFacts`, what the family has otherwise."""
+        zero = self.family is STABLE_DIFFUSION_XL and self.force_zeros_for_empty_prompt
+        return {"guidance_scale": self.family.guidance_scale, "zero_unconditional": zero}
 
 
 class SchedulerConfig(Config):
@@ -169,29 +201,67 @@ def read_config(path: Path, kind: type[AnyConfig], built: type | None = None) ->
     return config
 
 
-def read_configs(folder: Path) -> tuple[UNetConfig, VaeConfig, TextConfig]:
+@dataclass(frozen=True, kw_only=True)
+class Configs:
+    """The configurations of a checkpoint. texts: of its text encoders, in order."""
+
+    index: IndexConfig
+    unet: UNetConfig
+    vae: VaeConfig
+    texts: tuple[TextConfig, ...]
+
+    @property
+    def fields(self) -> list[dict[str, Any]]:
+        """Those of each, see `Config`."""
+        return [one.fields for one in (self.index, self.unet, self.vae, *self.texts)]
+
+
+def read_configs(folder: Path) -> Configs:
     """The configurations of a checkpoint, which go together. Raises `ModelError`."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
-    text, unet_file = read_words_configs(folder), folder / "unet" / "config.json"
+    index, unet_file = read_index(folder), folder / "unet" / "config.json"
+    texts = read_words_configs(folder, index.family)
     read_config(folder / SCHEDULER_FILE, SchedulerConfig)
     unet = read_config(unet_file, UNetConfig, UNet2DConditionModel)
     vae = read_config(folder / "vae" / "config.json", VaeConfig, AutoencoderKL)
-    latent = vae.latent_channels
+    latent, words = vae.latent_channels, sum(text.hidden_size for text in texts)
+    beside, several = texts[-1].projection_dim, len(texts) > 1
+    if unet.addition_time_embed_dim is not None:
+        beside += 6 * unet.addition_time_embed_dim
     for name, wanted, said in (
+        ("addition_embed_type", ("text_time" if several else None,), f"that of {index.family.name}"),
         ("out_channels", (latent,), f"the VAE's {latent} latent channels"),
         ("in_channels", (latent, 2 * latent), f"{latent}, or {2 * latent} for InstructPix2Pix"),
-        ("cross_attention_dim", (text.hidden_size,), f"the text encoder's {text.hidden_size}"),
+        ("cross_attention_dim", (words,), f"the text encoder's {words}"),
+        (
+            "projection_class_embeddings_input_dim",
+            (beside if several else None,),
+            f"{beside} for its text encoders",
+        ),
     ):
         if getattr(unet, name) not in wanted:
             raise _unfit(unet_file, name, getattr(unet, name), said)
-    return unet, vae, text
+    return Configs(index=index, unet=unet, vae=vae, texts=texts)
 
 
-def read_words_configs(folder: Path) -> TextConfig:
-    """The text encoder's; the tokenizer's is looked at. Raises `ModelError`."""
-    read_config(folder / TOKENIZER_FILE, TokenizerConfig)
-    return read_config(folder / "text_encoder" / "config.json", TextConfig)
+def read_index(folder: Path) -> IndexConfig:
+    """What a checkpoint says that it is; one without an index is as Stable Diffusion. Raises `ModelError`."""
+    path = folder / INDEX_FILE
+    return read_config(path, IndexConfig) if path.is_file() else IndexConfig.model_validate({})
+
+
+def read_words_configs(folder: Path, family: Family) -> tuple[TextConfig, ...]:
+    """The text encoders'; the tokenizers' are looked at. Raises `ModelError`."""
+    for part in family.tokenizers:
+        read_config(folder / part / TOKENIZER_FILE, TokenizerConfig)
+    texts = tuple(read_config(folder / part / "config.json", TextConfig) for part in family.text_encoders)
+    for part, text in zip(family.text_encoders, texts, strict=True):
+        if text.max_position_embeddings != texts[0].max_position_embeddings:
+            wanted = f"as many as the first text encoder's, {texts[0].max_position_embeddings}"
+            got = text.max_position_embeddings
+            raise _unfit(folder / part / "config.json", "max_position_embeddings", got, wanted)
+    return texts
 
 
 def _unfit(path: Path, name: str, got: Any, wanted: str) -> ModelError:

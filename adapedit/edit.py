@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,16 @@ from torch import Tensor
 from adapedit.images import OpenedImage, OpenedMask
 from adapedit.inversion import Direct
 from adapedit.inversion.base import Wanted, inversion_passes
-from adapedit.methods.base import Context, Method
+from adapedit.methods.base import Context, Encoding, Method
 from adapedit.model import EditModel, NumericError
 from adapedit.prompts.alignment import align
-from adapedit.prompts.tokens import tokenize_words, word_spans
+from adapedit.prompts.tokens import prompt_ids, word_spans
 from adapedit.request import EditRequest
 from adapedit.result import EditResult, make_result
 from adapedit.sharing import Caches, share
 from adapedit_engine.cache import HostCopies, HostCopy, digest
+from adapedit_engine.models.layers import SIZES
+from adapedit_engine.models.text import HIDDEN
 from adapedit_engine.plan import EditOutcome, EditPlan, merge, split
 from adapedit_kernels.errors import AdapEditError
 
@@ -252,13 +255,6 @@ def make_context(
         request.source_prompt, request.target_prompt, model.tokenizer, max_length=model.max_tokens
     )
     schedule = model.schedule(request.num_inference_steps, request.solver)
-    ids = (
-        alignment.source_input_ids,
-        alignment.target_input_ids,
-        text_ids(request.source_negative_prompt, "source negative prompt", model),
-        text_ids(request.target_negative_prompt, "target negative prompt", model),
-    )
-    source, target, source_negative, target_negative = (_encoded(row, model, caches) for row in ids)
     assert request.height is not None and request.width is not None and request.guidance_scale is not None
     channels, factor = model.runner.specs.out_channels, model.vae_factor
     shape = (channels, request.height // factor, request.width // factor)
@@ -267,6 +263,7 @@ def make_context(
     def draw(*sides: int) -> Tensor:
         return torch.randn(sides, generator=generator, device=generator.device, dtype=torch.float32).cpu()
 
+    told = partial(_encoded, request=request, model=model, caches=caches)
     latents = draw(1, *shape) * schedule.init_noise_sigma
     noise = draw(len(schedule), *shape) if schedule.stochastic else None
     context = Context(
@@ -277,10 +274,10 @@ def make_context(
         guidance_scale=request.guidance_scale,
         latents=latents,
         noise=noise,
-        source=source,
-        target=target,
-        source_negative=source_negative,
-        target_negative=target_negative,
+        source=told(request.source_prompt, "source prompt"),
+        target=told(request.target_prompt, "target prompt"),
+        source_negative=told(request.source_negative_prompt, "source negative prompt"),
+        target_negative=told(request.target_negative_prompt, "target negative prompt"),
         guidance_until=request.guidance_until,
         latent_scale=model.latent_scale,
         instruction=_instruction(request, model, caches),
@@ -312,29 +309,41 @@ def refuse_unknown_words(request: EditRequest, model: Any) -> None:
             )
 
 
-def text_ids(text: str | None, name: str, model: EditModel) -> Tensor:
-    """Ids [N] of a text without an alignment; of an empty one or None those of the empty prompt."""
-    if text is None or not text.strip():
-        return model.unconditional_ids()
-    ids = tokenize_words(text, model.tokenizer, max_length=model.max_tokens, name=name).input_ids
-    return torch.tensor(ids, dtype=torch.int64, device="cpu")
+def _encoded(
+    prompt: str | None, name: str, *, request: EditRequest, model: EditModel, caches: Caches
+) -> Encoding:
+    """One text as the model takes it: encoded alone, it does not depend on what else is asked for.
 
-
-def _encoded(ids: Tensor, model: EditModel, caches: Caches) -> Tensor:
-    """Hidden states [N, D] of one prompt: encoded alone, they do not depend on what else is asked for.
-
-    In host memory, where they are looked at later without waiting for a device.
+    None: no prompt at all, which some models are told by zeros, and others by an empty one.
     """
-    hidden = caches.prompts.get(digest(ids), lambda: model.encode_ids(ids[None])[0].cpu())
-    if not bool(hidden.isfinite().all()):
+    if prompt is None or not prompt.strip():
+        ids = model.unconditional_ids()
+    else:
+        found = prompt_ids(prompt, model.tokenizers, max_length=model.max_tokens, name=name)
+        ids = torch.tensor(found, dtype=torch.int64, device="cpu")
+
+    def encode() -> dict[str, Tensor]:
+        # In host memory, where it is looked at later without waiting for a device.
+        return {name: value[0].cpu() for name, value in model.encode_ids(ids.unsqueeze(1)).items()}
+
+    told = dict(caches.prompts.get(digest(ids), encode))
+    if not all(bool(value.isfinite().all()) for value in told.values()):
         raise NumericError.of("the text encoder")
-    return hidden
+    if prompt is None and model.facts.zero_unconditional:
+        told = {name: torch.zeros_like(value) for name, value in told.items()}
+    if SIZES in model.runner.specs.conditioning:
+        # Of the picture as it was, of its upper left corner, and as it shall be: a whole picture of the size asked for.
+        size = (request.height, request.width)
+        told[SIZES] = torch.tensor([*size, 0, 0, *size], dtype=torch.float32, device="cpu")
+    return Encoding(hidden_states=told.pop(HIDDEN), conditioning=told)
 
 
-def _instruction(request: EditRequest, model: EditModel, caches: Caches) -> Tensor | None:
-    """Hidden states [N, D] of the method's own text, where it has one."""
+def _instruction(request: EditRequest, model: EditModel, caches: Caches) -> Encoding | None:
+    """The method's own text, where it has one."""
     text: str | None = getattr(request.method, "instruction", None)
-    return None if text is None else _encoded(text_ids(text, "instruction", model), model, caches)
+    return (
+        None if text is None else _encoded(text, "instruction", request=request, model=model, caches=caches)
+    )
 
 
 def _opened(request: EditRequest, model: EditModel) -> tuple[OpenedImage | None, OpenedMask | None]:

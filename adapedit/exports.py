@@ -10,8 +10,10 @@ from pathlib import Path
 
 import torch
 
+from adapedit.checkpoints import locate
 from adapedit.configs import ModelError
-from adapedit.model import checkpoint_of, load_model, locate
+from adapedit.loading import load_model
+from adapedit.model import checkpoint_of
 from adapedit_engine.manifest import FORMAT, MANIFEST_FILE
 from adapedit_export.export import export_bundle
 from adapedit_export.options import ExportOptions, Precision

@@ -13,8 +13,9 @@ from PIL import Image
 from adapedit.configs import ModelError
 from adapedit.edit import Edit, finish, passes, prepare
 from adapedit.images import Fit, ImageInput
+from adapedit.loading import load_any, load_bundle
 from adapedit.methods import METHODS, make_settings
-from adapedit.model import EditModel, load_any
+from adapedit.model import EditModel
 from adapedit.request import (
     EditRequest,
     check_callback,
@@ -111,8 +112,6 @@ class AdapEditPipeline:
         with the manifest's sums. Raises `BundleError` for a folder that is no whole bundle, and `RunnerError` for a
         runner that can't run here; no other one takes its place.
         """
-        from adapedit.model import load_bundle
-
         return cls(load_bundle(bundle, runner, device=device, verify=verify))
 
     @property

@@ -35,7 +35,7 @@ UNSUPPORTED = {
     **dict.fromkeys(("prompt", "prompt_embeds"), "source_prompt and target_prompt"),
     "negative_prompt_embeds": "negative_prompt",
     "negative_prompt_2": "negative_prompt, which all text encoders read",
-    "prompt_2": "a checkpoint of Stable Diffusion 1.x or 2.x, which has one prompt",
+    "prompt_2": "source_prompt and target_prompt, which all text encoders read",
     **dict.fromkeys(("num_images_per_prompt", "num_images"), "edit_batch with requests of several seeds"),
     "strength": "method='sdedit' with strength",
     "word_steps": "method='adapedit' with word_steps",

@@ -41,9 +41,10 @@ def share(plans: Sequence[EditPlan], *, max_rows: int | None = None) -> list[tup
 
 def source_key(plan: EditPlan) -> bytes | None:
     """What has to be the same for plans to share their first track; None: it can't be shared."""
-    if plan.source_track[0] != 0 or plan.conditioning or (plan.noise is not None and plan.noise.ndim == 5):
+    if plan.source_track[0] != 0 or (plan.noise is not None and plan.noise.ndim == 5):
         return None
     first: list[Any] = [plan.latents[0], plan.encoder_hidden_states[0], plan.guidance_weights[0]]
+    first += [part for name in sorted(plan.conditioning) for part in (name, plan.conditioning[name][0])]
     first += [plan.noise, plan.unconditional_steps, plan.source_latents]
     first += [plan.collect, plan.record, plan.guidance_until]
     first += [getattr(plan.schedule, entry.name) for entry in fields(plan.schedule)]
@@ -66,11 +67,11 @@ def source_key(plan: EditPlan) -> bytes | None:
 class Caches:
     """What edits leave for later ones, each bounded in bytes.
 
-    prompts: hidden states by token ids. projections: keys and values of prompts. observations: first passes.
-    pictures: of sources, by their latents.
+    prompts: what text encoders make of them, by token ids. projections: keys and values of prompts.
+    observations: first passes. pictures: of sources, by their latents.
     """
 
-    prompts: ByteCache[Tensor]
+    prompts: ByteCache[dict[str, Tensor]]
     projections: ProjectionCache
     observations: ByteCache[EditOutcome]
     inversions: ByteCache[Inverted]

@@ -49,7 +49,7 @@ def pipeline(options: argparse.Namespace, dtype: str | None = None) -> Any:
     """
     import torch
 
-    from adapedit.model import load_any
+    from adapedit.loading import load_any
     from adapedit.pipeline import AdapEditPipeline
     from benchmarks.shapes import folder_of
 

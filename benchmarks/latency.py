@@ -22,8 +22,9 @@ import numpy as np
 import torch
 
 from adapedit.edit import complete, make_context
+from adapedit.loading import load_bundle
 from adapedit.methods import AdapEdit, PromptToPrompt
-from adapedit.model import checkpoint_of, load_bundle
+from adapedit.model import checkpoint_of
 from adapedit.pipeline import AdapEditPipeline
 from adapedit.sharing import Caches
 from adapedit_engine.cache import ProjectionCache

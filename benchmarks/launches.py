@@ -20,14 +20,16 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from adapedit.checkpoints import BUILTIN
 from adapedit.configs import ModelFacts
 from adapedit.edit import passes, prepare
 from adapedit.methods import AdapEdit, MasaCtrl, Plain, PromptToPrompt, SDEdit
 from adapedit.methods.base import Method
-from adapedit.model import BUILTIN, EditModel
+from adapedit.model import EditModel
 from adapedit.sharing import Caches
 from adapedit_engine.batch import Batch
 from adapedit_engine.cache import HostCopy
+from adapedit_engine.models.text import HIDDEN
 from adapedit_engine.plan import EditPlan
 from adapedit_engine.runners.pytorch import PyTorchRunner
 from adapedit_engine.step import run
@@ -117,8 +119,9 @@ class Recorder(TorchDispatchMode):
 class Shape(EditModel):
     """A model of which there is a UNet without values; its text encoder and VAE give zeros."""
 
-    def encode_ids(self, input_ids: Tensor) -> Tensor:
-        return torch.zeros(*input_ids.shape, self.runner.specs.text_channels, dtype=self.runner.dtype)
+    def encode_ids(self, input_ids: Tensor) -> dict[str, Tensor]:
+        shape = (*input_ids.shape[1:], self.runner.specs.text_channels)
+        return {HIDDEN: torch.zeros(shape, dtype=self.runner.dtype)}
 
 
 def shape_of(unet: Any, side: int) -> Shape:
@@ -129,8 +132,8 @@ def shape_of(unet: Any, side: int) -> Shape:
     tokenizer = CLIPTokenizer.from_pretrained(BUILTIN / "tokenizer", model_max_length=shapes.TOKENS)
     return Shape(
         name="shape",
-        tokenizer=tokenizer,
-        text_encoder=None,
+        tokenizers=(tokenizer,),
+        text=None,
         runner=PyTorchRunner(unet.to(memory_format=torch.channels_last).eval().requires_grad_(False)),
         vae=None,
         scheduler=DDIMScheduler(**shapes.NOISE),

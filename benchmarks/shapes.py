@@ -17,7 +17,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from adapedit.model import BUILTIN
+from adapedit.checkpoints import BUILTIN
 
 STABLE_DIFFUSION = "sd-v1-shape"
 TOKENS, VOCABULARY = 77, 49408

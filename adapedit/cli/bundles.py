@@ -46,7 +46,8 @@ def export(
         check_steps=check_steps,
     )
     from adapedit.cli import show
-    from adapedit.model import checkpoint_of, load_model
+    from adapedit.loading import load_model
+    from adapedit.model import checkpoint_of
     from adapedit_engine.bundle import refuse_output
 
     refuse_output(out, replace=overwrite)

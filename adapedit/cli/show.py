@@ -74,7 +74,7 @@ def load_pipeline(runtime: Runtime) -> Any:
     """The pipeline of the options --model, --runner, --device and --dtype."""
     import torch
 
-    from adapedit.model import load_any
+    from adapedit.loading import load_any
     from adapedit.pipeline import AdapEditPipeline
 
     device = None if runtime.device == "auto" else runtime.device
@@ -140,7 +140,7 @@ def _tell(results: Sequence[EditResult], labels: Sequence[str] | None) -> None:
 def align_only(request: EditRequest, model: str) -> Alignment:
     """The alignment of the request's prompts by the model's tokenizer; nothing else of the model is read."""
     from adapedit.edit import refuse_unknown_words
-    from adapedit.model import load_vocabulary
+    from adapedit.loading import load_vocabulary
 
     vocabulary = load_vocabulary(model)
     refuse_unknown_words(request, vocabulary)

@@ -15,8 +15,9 @@ from adapedit.http.errors import where
 from adapedit.http.events import Mailbox
 from adapedit.http.settings import ModelSource, Settings
 from adapedit.http.store import Row
+from adapedit.loading import Vocabulary, load_any, load_vocabulary
 from adapedit.methods import METHODS
-from adapedit.model import EditModel, Vocabulary, load_any, load_vocabulary
+from adapedit.model import EditModel
 from adapedit.prompts.alignment import Alignment, align
 from adapedit.prompts.tokens import tokenize_words
 from adapedit.request import EditRequest

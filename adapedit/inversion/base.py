@@ -120,12 +120,10 @@ def trajectory(
     from adapedit_engine.plan import EditPlan
 
     picture = picture_of(context)
-    rows, weights = replace(context, guidance_scale=guidance_scale).guided(["source"])
     plan = EditPlan(
+        **replace(context, guidance_scale=guidance_scale).guided(["source"]),
         schedule=backwards(context.schedule),
         latents=picture,
-        encoder_hidden_states=rows,
-        guidance_weights=weights,
         record=True,
     )
     (outcome,) = yield [plan]
@@ -161,15 +159,10 @@ def single_steps(context: Context, schedule: Schedule, latents: Tensor) -> list[
     """
     from adapedit_engine.plan import EditPlan
 
-    rows, weights = context.guided(["source"])
+    rows = context.guided(["source"])
     until = guided_steps(context, len(schedule))
     plans = [
-        EditPlan(
-            schedule=_step(schedule, i),
-            latents=latents[i : i + 1],
-            encoder_hidden_states=rows,
-            guidance_weights=weights,
-        )
+        EditPlan(**rows, schedule=_step(schedule, i), latents=latents[i : i + 1])
         for i in range(len(schedule))
     ]
     return [plan if i < until else plan.without_guidance() for i, plan in enumerate(plans)]
@@ -228,7 +221,8 @@ def inversion_key(context: Context, inversion: Inversion, seed: int) -> str:
     facts = (inversion, context.guidance_scale, context.guidance_until, seed if inversion.uses_seed else None)
     content = hashlib.sha256(repr(facts).encode())
     tables = vars(context.schedule).values()
-    for value in (context.image_latents, context.source, context.source_negative, *tables):
+    told = [*context.source.tensors().values(), *context.source_negative.tensors().values()]
+    for value in (context.image_latents, *told, *tables):
         content.update(digest(value) if isinstance(value, torch.Tensor) else repr(value).encode())
     return content.hexdigest()
 

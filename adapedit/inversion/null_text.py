@@ -17,7 +17,7 @@ from adapedit.inversion.base import (
     refuse_noise,
     trajectory,
 )
-from adapedit.methods.base import Context, Knob
+from adapedit.methods.base import Context, Encoding, Knob
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,7 +70,10 @@ class NullText(Inversion, name="null-text"):
         cache, unet = self._cache(), _unet(model)
         key = self._key(context, model) if cache is not None else ""
         steps = len(context.schedule)
-        shapes = {"unconditional": (steps, *context.source.shape), "latents": tuple(context.latents.shape)}
+        shapes = {
+            "unconditional": (steps, *context.source.hidden_states.shape),
+            "latents": tuple(context.latents.shape),
+        }
         found = None if cache is None else cache.find(key, shapes)
         if found is None:
             path = yield from trajectory(context)
@@ -120,8 +123,14 @@ class _Search:
         self._until = guided_steps(context, len(context.schedule))
         self._device, self._dtype = weight.device, weight.dtype
         # Clones: what was made without gradients may not take part in a search for them.
-        self._source = context.source.to(self._device, self._dtype, copy=True)
-        self.empty = context.source_negative.to(self._device, torch.float32, copy=True)
+        self._source, bare = self._told(context.source), context.source_negative
+        self.empty = bare.hidden_states.to(self._device, torch.float32, copy=True)
+        self._beside = self._told(bare).conditioning
+
+    def _told(self, prompt: Encoding) -> Encoding:
+        hidden = prompt.hidden_states.to(self._device, self._dtype, copy=True)
+        beside = {name: value.to(self._device, copy=True) for name, value in prompt.conditioning.items()}
+        return Encoding(hidden_states=hidden, conditioning=beside)
 
     def step(self, step: int, latents: Tensor, wanted: Tensor) -> Tensor:
         """Improve `empty` for one step, and take it: latents [1, C, h, w] to those after it."""
@@ -160,16 +169,18 @@ class _Search:
     def _next(self, step: int, x: Tensor, empty: Tensor, text: Tensor) -> Tensor:
         predicted = text
         if step < self._until and self._guidance > 1:
-            bare = self._predict(step, x, empty.to(self._dtype))
+            told = Encoding(hidden_states=empty.to(self._dtype), conditioning=self._beside)
+            bare = self._predict(step, x, told)
             predicted = (1 - self._guidance) * bare + self._guidance * text
         a, b = (float(table[step]) for table in (self._schedule.sample_weight, self._schedule.output_weight))
         return a * x + b * predicted
 
-    def _predict(self, step: int, x: Tensor, hidden_states: Tensor) -> Tensor:
+    def _predict(self, step: int, x: Tensor, prompt: Encoding) -> Tensor:
         import torch
 
         scale, time = float(self._schedule.input_scale[step]), float(self._schedule.timesteps[step])
         sample = (x * scale).to(self._dtype)
         timestep = torch.full((1,), time, dtype=torch.float32, device=self._device)
-        found = self._unet(sample, timestep, hidden_states[None], capture=False)
+        told = {name: value[None] for name, value in prompt.conditioning.items()}
+        found = self._unet(sample, timestep, prompt.hidden_states[None], conditioning=told, capture=False)
         return found.noise_pred.float()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import reprlib
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -112,13 +112,44 @@ def one_line(error: ValidationError) -> str:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Encoding:
+    """A prompt as the model takes it: hidden states [N, D], and what its rows bring besides, by name (SDXL)."""
+
+    hidden_states: Tensor
+    conditioning: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All by name."""
+        return {"hidden_states": self.hidden_states, **self.conditioning}
+
+    def equal(self, other: Encoding) -> bool:
+        """Whether both say the same, bit for bit."""
+        own, others = self.tensors(), other.tensors()
+        return own.keys() == others.keys() and all(own[name].equal(others[name]) for name in own)
+
+
+def rows_of(tracks: Sequence[Sequence[Encoding]]) -> dict[str, Any]:
+    """The fields of an `EditPlan` that say what its rows are told: of each track one prompt for each guidance row."""
+    import torch
+
+    def stacked(name: str) -> Tensor:
+        return torch.stack([torch.stack([prompt.tensors()[name] for prompt in rows]) for rows in tracks])
+
+    names = tracks[0][0].conditioning
+    return {
+        "encoder_hidden_states": stacked("hidden_states"),
+        "conditioning": {name: stacked(name) for name in names},
+    }
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Context:
     """Everything of one edit that does not depend on the method.
 
     latents [1, C, h, w], times the schedule's init_noise_sigma; noise [T, C, h, w] for stochastic schedules, shared by
-    all tracks. source, target: hidden states [N, D] of the prompts; source_negative, target_negative: of what stands
+    all tracks. source, target: the prompts as the model takes them; source_negative, target_negative: what stands
     against each in guidance, the empty prompt or a negative one.
-    instruction: hidden states [N, D] of the method's own text, where it has one. latent_scale: see `EditModel`.
+    instruction: the method's own text, where it has one. latent_scale: see `EditModel`.
 
     Of a real picture: image, as the model takes it; image_latents [1, C, h, w], clean; source_latents [T, C, h, w], the
     source's after each step, and unconditional_steps [T, N, D], where an inversion gives them.
@@ -131,14 +162,14 @@ class Context:
     schedule: Schedule
     guidance_scale: float
     latents: Tensor
-    source: Tensor
-    target: Tensor
-    source_negative: Tensor
-    target_negative: Tensor
+    source: Encoding
+    target: Encoding
+    source_negative: Encoding
+    target_negative: Encoding
     noise: Tensor | None = None
     guidance_until: float = 1.0
     latent_scale: float = 1.0
-    instruction: Tensor | None = None
+    instruction: Encoding | None = None
     image: OpenedImage | None = None
     image_latents: Tensor | None = None
     source_latents: Tensor | None = None
@@ -150,8 +181,8 @@ class Context:
         """Height and width of the maps."""
         return self.specs.map_size(*self.latents.shape[-2:])
 
-    def guided(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
-        """Rows of each prompt under classifier-free guidance, beside its negative one's.
+    def guided(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
+        """The fields of an `EditPlan` with a track for each prompt, under guidance, beside its negative one.
 
         Hidden states [K, G, N, D] and weights [K, G]. G is 1, the conditional row alone, at a scale of 1 or less, which
         is no guidance, as in diffusers.
@@ -159,15 +190,13 @@ class Context:
         import torch
 
         scale = self.guidance_scale
-        conditional = torch.stack([getattr(self, prompt) for prompt in prompts])
         if scale > 1:
-            negative = torch.stack([getattr(self, f"{prompt}_negative") for prompt in prompts])
-            rows = torch.stack([negative, conditional], dim=1)
+            rows = [[getattr(self, f"{prompt}_negative"), getattr(self, prompt)] for prompt in prompts]
             weights = torch.tensor([1 - scale, scale], dtype=torch.float32, device="cpu")
         else:
-            rows = conditional.unsqueeze(1)
+            rows = [[getattr(self, prompt)] for prompt in prompts]
             weights = torch.ones(1, dtype=torch.float32, device="cpu")
-        return rows, weights.expand(len(prompts), -1).clone()
+        return {**rows_of(rows), "guidance_weights": weights.expand(len(prompts), -1).clone()}
 
     def plan(
         self,
@@ -192,19 +221,19 @@ class Context:
             cross_attention = cross_attention or self._own_maps()
             if self.mask is not None:
                 cross_attention, local_blend, adaptive = self._masked(cross_attention, local_blend, adaptive)
-        rows, weights = self.guided(tracks)
+        rows = self.guided(tracks)
+        guided = rows["guidance_weights"].shape[1] > 1
         return EditPlan(
+            **rows,
             schedule=self.schedule,
             latents=self.latents.expand(len(tracks), -1, -1, -1).clone(),
-            encoder_hidden_states=rows,
-            guidance_weights=weights,
             source_track=(0, 0) if prompts is None else (),
             cross_attention=cross_attention,
             self_attention=self_attention,
             local_blend=local_blend,
             adaptive=adaptive,
             noise=self.noise,
-            unconditional_steps=self.unconditional_steps if rows.shape[1] > 1 else None,
+            unconditional_steps=self.unconditional_steps if guided else None,
             source_latents=self.source_latents if tracks[0] == "source" else None,
             collect=collect,
             guidance_until=self.guidance_until,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from adapedit.methods.base import Context, Knob, Method, side_by_side
+from adapedit.methods.base import Context, Knob, Method, rows_of, side_by_side
 from adapedit_kernels.errors import AdapEditError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class InstructPix2Pix(Method, name="instruct-pix2pix"):
     def plan(self, context: Context, observed: EditOutcome | None) -> EditPlan:
         import torch
 
-        from adapedit_engine.plan import EditPlan
+        from adapedit_engine.plan import CHANNELS, EditPlan
 
         specs = context.specs
         if specs.in_channels != 2 * specs.out_channels:
@@ -56,12 +56,13 @@ class InstructPix2Pix(Method, name="instruct-pix2pix"):
         text = context.target if context.instruction is None else context.instruction
         s_text, s_image = self.text_guidance, self.image_guidance
         weights = [1 - s_image, s_image - s_text, s_text]
+        rows = rows_of([[context.target_negative, context.target_negative, text]])
+        rows["conditioning"][CHANNELS] = torch.stack([torch.zeros_like(picture), picture, picture], dim=1)
         plan = EditPlan(
+            **rows,
             schedule=context.schedule,
             latents=context.latents,
-            encoder_hidden_states=torch.stack([context.target_negative, context.target_negative, text])[None],
             guidance_weights=torch.tensor([weights], dtype=torch.float32, device="cpu"),
-            conditioning={"channels": torch.stack([torch.zeros_like(picture), picture, picture], dim=1)},
             noise=context.noise,
             guidance_until=context.guidance_until,
             collect=True,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ from adapedit_kernels.errors import AdapEditError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["TokenizedPrompt", "framed_ids", "settled", "tokenize_words", "word_spans"]
+__all__ = ["TokenizedPrompt", "framed_ids", "prompt_ids", "settled", "tokenize_words", "word_spans"]
 
 Span = tuple[int, int]
 """Start and stop, in characters of the prompt."""
@@ -92,6 +92,25 @@ def tokenize_words(
         positions=positions,
         end=len(content) + 1,
     )
+
+
+def prompt_ids(
+    prompt: str, tokenizers: Sequence[PreTrainedTokenizerBase], *, max_length: int, name: str = "prompt"
+) -> list[list[int]]:
+    """The N ids of a prompt by each tokenizer of a model, padded as each pads.
+
+    Raises `AdapEditError` as `tokenize_words` does, and where they cut words otherwise: what text encoders make of a
+    place is joined, so a place has to be one word's.
+    """
+    found = [tokenize_words(prompt, one, max_length=max_length, name=name) for one in tokenizers]
+    for other in found[1:]:
+        words = [list(zip(cut.texts, cut.positions, strict=True)) for cut in (found[0], other)]
+        if words[0] != words[1]:
+            first = next((word for word in words[0] if word not in words[1]), words[0][-1])[0]
+            raise AdapEditError(
+                f"the model's tokenizers cut {first!r} in the {name} otherwise; write it otherwise, too"
+            )
+    return [list(cut.input_ids) for cut in found]
 
 
 def _places(

@@ -58,6 +58,7 @@ class OtherWays:
 
     def _prepared(self, request: Any) -> tuple[Any, Tensor, Tensor]:
         context = make_context(complete(request, self._model), self._model, Caches.of(self._model.runner))
-        text = torch.stack([context.source_negative] * 2 + [context.source, context.target])
+        prompts = (context.source_negative, context.source_negative, context.source, context.target)
+        text = torch.stack([prompt.hidden_states for prompt in prompts])
         unet = self._unet
         return context, text.to(unet.device, unet.dtype), context.latents.to(unet.device, unet.dtype)

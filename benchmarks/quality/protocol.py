@@ -130,7 +130,7 @@ def run_pairs(
         }
         for place, label in enumerate(protocol.variants)
     }
-    shape = (pipe.model.text_encoder.config.hidden_size, pipe.model.latent_size)
+    shape = (pipe.model.runner.specs.text_channels, pipe.model.latent_size)
     report = {
         "study": NAME,
         "title": "Pairs of prompts",

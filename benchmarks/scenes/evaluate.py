@@ -88,7 +88,9 @@ def looking(model: Any, count: int, batch: int = 10) -> dict[str, float]:
         texts = [words.text for _, words in part]
         ids = model.tokenizer(texts, padding="max_length", max_length=model.max_tokens, return_tensors="pt")
         with model.runner as runner:
-            outputs = runner.infer({**inputs, **runner.condition(model.encode_ids(ids.input_ids))})
+            outputs = runner.infer(
+                {**inputs, **runner.condition(model.encode_ids(ids.input_ids[None])["hidden_states"])}
+            )
         maps = outputs["cross_attention_maps"].numpy()
         for row, (_, words) in enumerate(part):
             masks = grid_masks(pictures[row].masks).reshape(2, -1) > 127

@@ -9,8 +9,8 @@ from pathlib import Path
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from adapedit.checkpoints import BUILTIN
 from adapedit.configs import FACTS_FILE
-from adapedit.model import BUILTIN
 from benchmarks.scenes.dataset import OUT
 from benchmarks.scenes.generator import make_scheduler
 from benchmarks.scenes.world import VOCABULARY

@@ -19,7 +19,16 @@ from torch import Tensor
 from adapedit_engine.cache import ProjectionCache, to_device
 from adapedit_engine.models.controls import SELF_NAMES
 from adapedit_engine.models.unet import OUTPUT_NAMES
-from adapedit_engine.plan import FIELDS, MAX_GROW, EditOutcome, EditPlan, PlanError, SelfEdit, held_steps
+from adapedit_engine.plan import (
+    CHANNELS,
+    FIELDS,
+    MAX_GROW,
+    EditOutcome,
+    EditPlan,
+    PlanError,
+    SelfEdit,
+    held_steps,
+)
 from adapedit_engine.runners.base import Runner
 from adapedit_kernels import RelationKnobs, spatial_similarity, word_relation
 
@@ -43,7 +52,7 @@ FOUND = (
     "self_attention.query",
     "self_attention.key",
 )
-PROMPT = "prompt."
+PROMPT, CONDITIONING = "prompt.", "conditioning."
 
 
 @dataclass(eq=False)
@@ -322,7 +331,7 @@ class Batch:
         values = {"track": track, "is_conditional": row % guidance == guidance - 1}
         values["like"] = (source[track] - track) * guidance
         for name, value in plan.conditioning.items():
-            values[f"conditioning.{name}"] = value.flatten(0, 1).to(self.runner.dtype)
+            values[CONDITIONING + name] = value.flatten(0, 1).to(torch.float32)
         if self.whole or plan.cross_attention is not None or self.runner.capabilities.all_controls:
             values["token_map"] = torch.zeros(
                 len(row), plan.tokens, plan.tokens, dtype=torch.float32, device="cpu"
@@ -388,11 +397,12 @@ class Call:
         sample = tracks["latents"].index_select(0, track)
         if self.scales:
             sample = sample * now["input_scale"].index_select(0, track).reshape(-1, 1, 1, 1)
+        brought = _within(CONDITIONING, rows)
+        if CHANNELS in brought:
+            sample = torch.cat([sample, brought.pop(CHANNELS)], dim=1)
         sample = sample.to(self.batch.runner.dtype)
-        if "conditioning.channels" in rows:
-            sample = torch.cat([sample, rows["conditioning.channels"]], dim=1)
         inputs = {"sample": sample, "timestep": now["timesteps"].index_select(0, track)}
-        inputs |= _within(PROMPT, rows)
+        inputs |= _within(PROMPT, rows) | brought
         like = torch.where(mine, rows["like"], 0)
         inputs |= self._self_rows(own, like, track)
         if self.edited:

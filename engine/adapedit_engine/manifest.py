@@ -19,12 +19,14 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import from_json
 
 from adapedit_engine.models.controls import SELF_NAMES
-from adapedit_engine.models.layers import ModelSpecs
+from adapedit_engine.models.layers import SIZES, ModelSpecs
+from adapedit_engine.models.text import HIDDEN, POOLED, id_names
 from adapedit_kernels.errors import AdapEditError
 
 FORMAT: Literal[3] = 3
 MANIFEST_FILE = "manifest.json"
 GRAPHS = ("text_encoder", "text_projection", "unet", "vae_decoder", "vae_encoder")
+TOKENIZERS = ("tokenizer", "tokenizer_2")
 ROWS = "rows"
 """The side that is known at run time."""
 
@@ -83,12 +85,17 @@ def _bounded(specs: ModelSpecs) -> ModelSpecs:
     widths |= {"feature_channels": specs.feature_channels} | {layer.name: layer.channels for layer in layers}
     bounds = [(name, width, 1, MAX_SIDE) for name, width in widths.items()]
     bounds += [(f"level of {layer.name}", layer.level, 0, MAX_LEVEL) for layer in layers]
+    bounds += [(f"{name} of conditioning", side, 1, MAX_SIDE) for name, (side,) in specs.conditioning.items()]
     bounds += [("map_level", specs.map_level, 0, MAX_LEVEL), ("halving_pad", specs.halving_pad, 0, 1)]
     bounds += [("number of self_layers", len(specs.self_layers), 1, MAX_LAYERS)]
     bounds += [("number of cross_layers", len(specs.cross_layers), 1, MAX_LAYERS)]
     for name, value, low, high in bounds:
         if not low <= value <= high:
             raise ValueError(f"{name} is {value}, wanted {low} to {high}")
+    if specs.conditioning and set(specs.conditioning) != {POOLED, SIZES}:
+        raise ValueError(
+            f"conditioning has {', '.join(specs.conditioning)}, wanted {POOLED} and {SIZES}, or none"
+        )
     if specs.map_level not in specs.levels:
         raise ValueError(f"map_level is {specs.map_level}, cross-attention is at the levels {specs.levels}")
     return specs
@@ -146,7 +153,8 @@ class Manifest:
     model:       name that the checkpoint was loaded by.
     specs:       of the UNet, as the loop needs them.
     tokens:      N.
-    vocabulary:  tokens that the text encoder knows.
+    vocabulary:  tokens that the text encoders know, every one of them.
+    text_encoders: how many, each with a tokenizer of its own.
     height, width: of the latents.
     rows:        rows of a UNet call where the batch is fixed, else None.
     graphs:      by name, those of `GRAPHS`.
@@ -170,11 +178,17 @@ class Manifest:
     files: Annotated[dict[Annotated[Name, AfterValidator(_relative)], FileSpec], Field(max_length=10_000)]
     versions: Annotated[dict[Name, Name], Field(max_length=100)]
     parity: dict[Name, dict[Name, Parity]] = field(default_factory=dict)
+    text_encoders: Annotated[int, Field(ge=1, le=2)] = 1
 
     @property
     def map_size(self) -> tuple[int, int]:
         """Height and width of the maps."""
         return self.specs.map_size(self.height, self.width)
+
+    @property
+    def tokenizers(self) -> tuple[str, ...]:
+        """Their folders, in the order of the text encoders."""
+        return TOKENIZERS[: self.text_encoders]
 
     @model_validator(mode="after")
     def _check_graphs(self) -> Manifest:
@@ -202,12 +216,14 @@ class Manifest:
         latents: TensorKind = (number, (ROWS, specs.out_channels, *size))
         pixels: TensorKind = (number, (ROWS, 3, *(side * self.vae.factor for side in size)))
         hidden: TensorKind = (number, (ROWS, tokens, specs.text_channels))
+        pooled: Tensors = {n: (number, (ROWS, *s)) for n, s in specs.conditioning.items() if n == POOLED}
         # Keys and values of all layers, of a width that the two graphs which have them agree upon.
         width = [t.shape[-1] for t in self.graphs["text_projection"].outputs][:1]
         projected = (tokens, *width)
         inputs: Tensors = {
             "sample": (number, (rows, specs.in_channels, *size)),
             "timestep": ("float32", (rows,)),
+            **{name: ("float32", (rows, *sides)) for name, sides in specs.conditioning.items()},
             "projected_text": (number, (rows, *projected)),
             "source_row": ("int64", (rows,)),
             "token_map": ("float32", (rows, tokens, tokens)),
@@ -224,8 +240,8 @@ class Manifest:
         return {
             "unet": {"inputs": inputs, "outputs": outputs},
             "text_encoder": {
-                "inputs": {"input_ids": ("int64", (ROWS, tokens))},
-                "outputs": {"hidden_states": hidden},
+                "inputs": dict.fromkeys(id_names(self.text_encoders), ("int64", (ROWS, tokens))),
+                "outputs": {HIDDEN: hidden, **pooled},
             },
             "text_projection": {
                 "inputs": {"encoder_hidden_states": hidden},

@@ -74,6 +74,10 @@ def _peak(runner: Runner, size: tuple[int, int], tokens: int, rows: int) -> int:
         "sample": torch.zeros(rows, specs.in_channels, *size, device=device, dtype=runner.dtype),
         "timestep": torch.ones(rows, device=device, dtype=torch.float32),
         **runner.condition(text),
+        **{
+            name: torch.zeros(rows, *shape, device=device, dtype=torch.float32)
+            for name, shape in specs.conditioning.items()
+        },
         **controls.as_dict(),
     }
     torch.cuda.reset_peak_memory_stats(device)

@@ -20,6 +20,7 @@ from adapedit_kernels.errors import AdapEditError
 
 ROUNDING = 1e-4
 """Of a step: a share times a number of steps is a product of rounded numbers, and 0.1 * 30 holds three steps."""
+CHANNELS = "channels"
 MAX_GROW = 4
 """Cells by which places may be widened: each further one is another pooling in every step."""
 
@@ -145,7 +146,7 @@ class EditPlan:
                          `encoder_hidden_states` (null-text inversion).
     source_latents:      what track 0 is set to after each step, whatever was predicted for it (direct inversion).
     conditioning:        what rows bring besides, by name, [K, G, ...]. "channels": appended to the latents as further
-                         input channels (InstructPix2Pix).
+                         input channels (InstructPix2Pix); others are handed to the model (SDXL), see `ModelSpecs`.
     collect:             average maps and visual features over the steps, for the outcome.
     record:              keep the latents after every step, for the outcome.
     guidance_until:      share of the trajectory after which only the conditional rows are run and taken as they are:
@@ -266,12 +267,15 @@ class EditPlan:
     def check_model(self, specs: Any) -> None:
         """Raise `PlanError` unless a model with these `ModelSpecs` can run the plan."""
         _, channels, height, width = self.latents.shape
-        extra = self.conditioning["channels"].shape[2] if "channels" in self.conditioning else 0
+        brought = {name: tuple(value.shape[2:]) for name, value in self.conditioning.items()}
+        (extra, *_) = brought.pop(CHANNELS, (0,))
         if channels != specs.out_channels or channels + extra != specs.in_channels:
             raise PlanError(
                 f"latents have {channels} channels and {extra} conditioning channels, "
                 f"this model takes {specs.in_channels} and returns {specs.out_channels}"
             )
+        if brought != specs.conditioning:
+            raise PlanError(f"conditioning has {brought or 'nothing'}, this model wants {specs.conditioning}")
         if self.encoder_hidden_states.shape[-1] != specs.text_channels:
             got = self.encoder_hidden_states.shape[-1]
             raise PlanError(f"encoder_hidden_states are {got} wide, this model wants {specs.text_channels}")

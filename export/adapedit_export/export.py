@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -14,7 +15,8 @@ import torch
 from torch import nn
 
 from adapedit_engine.bundle import GRAPHS, Bundle, describe_files, new_folder, reading
-from adapedit_engine.manifest import MANIFEST_FILE, ROWS, GraphSpec, Manifest, Parity, VaeSpec
+from adapedit_engine.manifest import MANIFEST_FILE, ROWS, TOKENIZERS, GraphSpec, Manifest, Parity, VaeSpec
+from adapedit_engine.models.text import TextEncoders
 from adapedit_engine.models.unet import ControlledUNet
 from adapedit_engine.runners import open_bundle_runner, why_not
 from adapedit_engine.runners.pytorch import PyTorchRunner
@@ -34,21 +36,23 @@ SMALL_GRAPHS_ROWS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """What is exported. tokenizer and scheduler are saved as they save themselves; facts go to `adapedit.json`.
+    """What is exported. tokenizers and scheduler are saved as they save themselves; facts go to `adapedit.json`.
 
-    latent_size: height and width of the latents that the model was trained for.
+    max_tokens: N. wide_vae: see `Modules`. latent_size: height and width of the latents that the model was trained for.
     """
 
     name: str
     unet: nn.Module
     map_divisor: int | None
-    text_encoder: Any
+    text: TextEncoders
     vae: Any
-    tokenizer: Any
+    tokenizers: Sequence[Any]
     scheduler: Any
     facts: dict[str, Any]
     latent_size: int
     guidance_scale: float
+    max_tokens: int
+    wide_vae: bool = False
 
 
 def export_bundle(
@@ -76,7 +80,8 @@ def export_bundle(
         for name in GRAPHS:
             say(f"tracing {name}")
             graphs[name] = exporter.write(name, folder)
-        checkpoint.tokenizer.save_pretrained(folder / "tokenizer")
+        for name, tokenizer in zip(exporter.tokenizers, checkpoint.tokenizers, strict=True):
+            tokenizer.save_pretrained(folder / name)
         checkpoint.scheduler.save_config(folder / "scheduler")
         (folder / FACTS_FILE).write_text(json.dumps(checkpoint.facts, indent=1, allow_nan=False) + "\n")
         say("computing the reference")
@@ -110,12 +115,18 @@ class _Exporter:
             sides[name] = pixels // factor
         self.modules = Modules(
             controlled=controlled,
-            text_encoder=checkpoint.text_encoder,
+            text=checkpoint.text,
             vae=checkpoint.vae,
-            tokens=int(checkpoint.text_encoder.config.max_position_embeddings),
+            tokens=checkpoint.max_tokens,
             rows=options.rows,
+            wide_vae=checkpoint.wide_vae,
             **sides,
         )
+
+    @property
+    def tokenizers(self) -> tuple[str, ...]:
+        """Their folders."""
+        return TOKENIZERS[: len(self.checkpoint.tokenizers)]
 
     def write(self, name: str, folder: Path) -> GraphSpec:
         """Trace a graph and save it in the chosen precision."""
@@ -130,7 +141,7 @@ class _Exporter:
     def reference(self, graphs: dict[str, GraphSpec]) -> Reference:
         """PyTorch's results in float32, on inputs that the graphs' dtypes can hold."""
         calls = {}
-        vocabulary = int(self.checkpoint.text_encoder.config.vocab_size)
+        vocabulary = self.checkpoint.text.vocabulary
         with self.modules.controlled.attached():
             for seed, name in enumerate(GRAPHS):
                 traceable = self.modules.traceable(name)
@@ -143,11 +154,12 @@ class _Exporter:
                 calls[name] = call | dict(zip(traceable.outputs, results, strict=True))
         if not self.options.check_steps:
             return Reference(calls=calls, edit=None, outcome={})
-        ids = calls["text_encoder"]["input_ids"]
+        ids = [calls["text_encoder"][name] for name in self.checkpoint.text.inputs]
+        told = self.checkpoint.text(*(torch.cat([one, one[:1].flip(1)]) for one in ids))
         plan = random_plan(
             self.modules.controlled.specs,
             Schedule.from_scheduler(self.checkpoint.scheduler, self.options.check_steps),
-            self.checkpoint.text_encoder(torch.cat([ids, ids[:1].flip(1)])).last_hidden_state,
+            dict(zip(self.checkpoint.text.outputs, told, strict=True)),
             height=self.modules.height,
             width=self.modules.width,
             guidance_scale=self.checkpoint.guidance_scale,
@@ -166,7 +178,8 @@ class _Exporter:
                 precision=self.options.precision.value,
                 specs=modules.controlled.specs,
                 tokens=modules.tokens,
-                vocabulary=int(parts.text_encoder.config.vocab_size),
+                vocabulary=parts.text.vocabulary,
+                text_encoders=len(self.tokenizers),
                 height=modules.height,
                 width=modules.width,
                 rows=self.options.rows,

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from adapedit_engine.manifest import ROWS
 from adapedit_engine.models.controls import SELF_NAMES, Controls
+from adapedit_engine.models.layers import SIZES
+from adapedit_engine.models.text import POOLED, TextEncoders
 from adapedit_engine.models.unet import OUTPUT_NAMES, ControlledUNet
 
 MAX_ROWS = 63  # from 64 on diffusers' upsampling takes another path, which is traced as a limit
@@ -51,7 +53,10 @@ class UNetGraph(nn.Module):
         self_query_row: Tensor,
         self_key_row: Tensor,
         self_value_row: Tensor,
+        text_embeds: Tensor | None = None,
+        time_ids: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        brought = {POOLED: text_embeds, SIZES: time_ids}
         parts = projected_text.split(self.widths, dim=-1)
         noise_pred, maps, features = self.controlled(
             sample,
@@ -67,6 +72,7 @@ class UNetGraph(nn.Module):
                 self_value_row=self_value_row,
             ),
             projected=tuple(zip(parts[::2], parts[1::2], strict=True)),
+            conditioning={name: tensor for name, tensor in brought.items() if tensor is not None},
         )
         return noise_pred, maps, features
 
@@ -83,19 +89,8 @@ class TextProjection(nn.Module):
         return torch.cat([part for pair in pairs for part in pair], dim=-1)
 
 
-class TextEncoder(nn.Module):
-    """Token ids [B, N] to hidden states [B, N, D]."""
-
-    def __init__(self, text_encoder: Any) -> None:
-        super().__init__()
-        self.text_encoder = text_encoder
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        return self.text_encoder(input_ids).last_hidden_state
-
-
 class VaeDecoder(nn.Module):
-    """Latents [B, C, h, w] as the UNet has them to pixels [B, 3, H, W] in 0..1."""
+    """Latents [B, C, h, w] as the UNet has them to pixels [B, 3, H, W] in 0..1, in the latents' dtype."""
 
     def __init__(self, vae: Any) -> None:
         super().__init__()
@@ -103,8 +98,8 @@ class VaeDecoder(nn.Module):
         self.scale = 1 / float(vae.config.scaling_factor)
 
     def forward(self, latents: Tensor) -> Tensor:
-        pixels = self.vae.decode(latents * self.scale, return_dict=False)[0]
-        return (pixels / 2 + 0.5).clamp(0, 1)
+        pixels = self.vae.decode((latents * self.scale).to(self.vae.dtype), return_dict=False)[0]
+        return (pixels / 2 + 0.5).clamp(0, 1).to(latents.dtype)
 
 
 class VaeEncoder(nn.Module):
@@ -116,10 +111,10 @@ class VaeEncoder(nn.Module):
         self.scale = float(vae.config.scaling_factor)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        moments = self.vae.encoder(pixels * 2 - 1)
+        moments = self.vae.encoder((pixels * 2 - 1).to(self.vae.dtype))
         if self.vae.quant_conv is not None:
             moments = self.vae.quant_conv(moments)
-        return moments.chunk(2, dim=1)[0] * self.scale
+        return (moments.chunk(2, dim=1)[0] * self.scale).to(pixels.dtype)
 
 
 def text_widths(controlled: ControlledUNet) -> list[int]:
@@ -135,16 +130,18 @@ def text_widths(controlled: ControlledUNet) -> list[int]:
 class Modules:
     """A checkpoint's modules, and the sizes that they are traced with.
 
-    tokens: N. height, width: of the latents. rows: of a UNet call; None leaves them open.
+    tokens: N. height, width: of the latents. rows: of a UNet call; None leaves them open. wide_vae: the VAE computes in
+    float32 whatever its graphs' inputs are, for it overflows in float16.
     """
 
     controlled: ControlledUNet
-    text_encoder: Any
+    text: TextEncoders
     vae: Any
     tokens: int
     height: int
     width: int
     rows: int | None
+    wide_vae: bool = False
 
     @property
     def vae_factor(self) -> int:
@@ -158,8 +155,9 @@ class Modules:
             return replace(
                 self, controlled=ControlledUNet(unet, map_divisor=self.controlled.specs.map_divisor)
             )
-        name = "text_encoder" if graph == "text_encoder" else "vae"
-        return replace(self, **{name: copy.deepcopy(getattr(self, name)).half()})
+        if graph == "text_encoder":
+            return replace(self, text=copy.deepcopy(self.text).half())
+        return self if self.wide_vae else replace(self, vae=copy.deepcopy(self.vae).half())
 
     def traceable(self, graph: str, dtype: torch.dtype = torch.float32) -> Traceable:
         """One graph of a bundle; dtype: of its floating-point inputs, as of its module."""
@@ -169,19 +167,25 @@ class Modules:
         picture = (3, *(side * self.vae_factor for side in size))
         latents = (self.vae.config.latent_channels, *size)
         hidden = (self.tokens, specs.text_channels)
-        module, name, shape, output = {
-            "text_encoder": (TextEncoder, "input_ids", (self.tokens,), "hidden_states"),
-            "text_projection": (TextProjection, "encoder_hidden_states", hidden, "projected_text"),
-            "vae_decoder": (VaeDecoder, "latents", latents, "pixels"),
-            "vae_encoder": (VaeEncoder, "pixels", picture, "latents"),
-        }[graph]
-        part = {"text_encoder": self.text_encoder, "text_projection": self.controlled}.get(graph, self.vae)
-        return Traceable(
-            module=module(part),
-            inputs={name: torch.zeros(2, *shape, dtype=torch.int64 if name == "input_ids" else dtype)},
-            open_sides={name: {0: ROWS}},
-            outputs=(output,),
-        )
+        if graph == "text_encoder":
+            module: nn.Module = self.text
+            inputs = {name: torch.zeros(2, self.tokens, dtype=torch.int64) for name in self.text.inputs}
+            outputs = self.text.outputs
+        else:
+            kind, part, name, shape, output = {
+                "text_projection": (
+                    TextProjection,
+                    self.controlled,
+                    "encoder_hidden_states",
+                    hidden,
+                    "projected_text",
+                ),
+                "vae_decoder": (VaeDecoder, self.vae, "latents", latents, "pixels"),
+                "vae_encoder": (VaeEncoder, self.vae, "pixels", picture, "latents"),
+            }[graph]
+            module, inputs, outputs = kind(part), {name: torch.zeros(2, *shape, dtype=dtype)}, (output,)
+        sides = {name: {0: ROWS} for name in inputs}
+        return Traceable(module=module, inputs=inputs, open_sides=sides, outputs=outputs)
 
     def _unet(self, dtype: torch.dtype) -> Traceable:
         specs, batch = self.controlled.specs, self.rows or 4
@@ -196,6 +200,7 @@ class Modules:
             "projected_text": torch.zeros(batch, self.tokens, widths, dtype=dtype),
             # Clones: inputs that share memory would be traced as one input.
             **{name: tensor.clone() for name, tensor in controls.as_dict().items()},
+            **{name: torch.zeros(batch, *sides) for name, sides in specs.conditioning.items()},
         }
         sides = {name: {1 if name in SELF_NAMES else 0: ROWS} for name in inputs} if self.rows is None else {}
         return Traceable(

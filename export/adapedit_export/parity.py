@@ -14,7 +14,8 @@ from torch import Tensor
 from adapedit_engine.bundle import reading, write_tensors
 from adapedit_engine.manifest import GraphSpec
 from adapedit_engine.models.controls import SELF_NAMES
-from adapedit_engine.models.layers import ModelSpecs
+from adapedit_engine.models.layers import SIZES, ModelSpecs
+from adapedit_engine.models.text import HIDDEN
 from adapedit_engine.plan import CrossEdit, EditOutcome, EditPlan, SelfEdit, held_steps
 from adapedit_engine.runners import RunnerError
 from adapedit_engine.runners.graphs import DTYPES, BundleRunner
@@ -85,8 +86,10 @@ def random_call(
             value = torch.arange(rows) // 2 * 2
         elif tensor.name == "timestep":
             value = torch.linspace(999, 1, rows)
-        elif tensor.name == "input_ids" or tensor.name in SELF_NAMES:
-            most = vocabulary if tensor.name == "input_ids" else rows
+        elif tensor.name == SIZES:
+            value = torch.randint(2048, shape, generator=generator).float()
+        elif tensor.name.startswith("input_ids") or tensor.name in SELF_NAMES:
+            most = rows if tensor.name in SELF_NAMES else vocabulary
             value = torch.randint(most, shape, generator=generator)
         elif tensor.name == "token_map":
             value = torch.rand(shape, generator=generator).softmax(1)
@@ -99,11 +102,24 @@ def random_call(
 
 
 def random_plan(
-    specs: ModelSpecs, schedule: Schedule, prompts: Tensor, *, height: int, width: int, guidance_scale: float
+    specs: ModelSpecs,
+    schedule: Schedule,
+    told: Mapping[str, Tensor],
+    *,
+    height: int,
+    width: int,
+    guidance_scale: float,
 ) -> EditPlan:
-    """An edit of a source and a target that uses every kind of control; prompts [3, N, D]: empty, source, target."""
+    """An edit of a source and a target that uses every kind of control.
+
+    told: what text encoders make of three prompts, empty, source and target, [3, ...] each.
+    """
     generator = torch.Generator().manual_seed(1)
-    steps, tokens, layers = len(schedule), prompts.shape[1], specs.self_layers
+    told = {name: torch.stack([value[[0, 1]], value[[0, 2]]]).float() for name, value in told.items()}
+    hidden = told.pop(HIDDEN)
+    if SIZES in specs.conditioning:
+        told[SIZES] = torch.randint(2048, (6,), generator=generator).float().expand(2, 2, -1)
+    steps, tokens, layers = len(schedule), hidden.shape[2], specs.self_layers
     map_height, map_width = specs.map_size(height, width)
     own_weight, word_steps = torch.zeros(2, tokens), torch.rand(2, tokens, generator=generator)
     own_weight[1, 2] = 1
@@ -121,7 +137,8 @@ def random_plan(
         schedule=schedule,
         latents=torch.randn(1, *shape, generator=generator).expand(2, -1, -1, -1).clone()
         * schedule.init_noise_sigma,
-        encoder_hidden_states=torch.stack([prompts[[0, 1]], prompts[[0, 2]]]).float(),
+        encoder_hidden_states=hidden,
+        conditioning=told,
         guidance_weights=torch.tensor([[1 - guidance_scale, guidance_scale]]).repeat(2, 1),
         source_track=(0, 0),
         cross_attention=CrossEdit(

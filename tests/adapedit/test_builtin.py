@@ -7,7 +7,8 @@ import pytest
 from safetensors import safe_open
 
 from adapedit import AdapEditError, AdapEditPipeline
-from adapedit.model import BUILTIN, load_vocabulary
+from adapedit.checkpoints import BUILTIN
+from adapedit.loading import load_vocabulary
 from benchmarks.scenes.publish import LIMIT
 from benchmarks.scenes.world import VOCABULARY
 from tests.helpers.edits import SOURCE, TARGET, grey_levels, request

@@ -24,7 +24,7 @@ EDIT = ["edit", SOURCE, TARGET, "--steps", "3"]
 @pytest.fixture(autouse=True)
 def loaded(pipe, tiny_folder, tmp_path, monkeypatch) -> None:
     """The tiny model in place of any, and a folder to write in."""
-    monkeypatch.setattr("adapedit.model.BUILTIN", tiny_folder)
+    monkeypatch.setattr("adapedit.checkpoints.BUILTIN", tiny_folder)
     monkeypatch.setattr(AdapEditPipeline, "from_pretrained", lambda *args, **kwargs: pipe)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")

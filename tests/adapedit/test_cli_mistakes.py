@@ -10,13 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
+from adapedit.checkpoints import expanded, is_bundle
 from adapedit.cli import knobs
 from adapedit.cli.main import INTERRUPTED, USER_ERROR, run
 from adapedit.edit import complete, make_context
 from adapedit.images import ImageInput
+from adapedit.loading import load_vocabulary
 from adapedit.methods import make_settings
 from adapedit.methods.adapedit import collapse_warnings
-from adapedit.model import expanded, is_bundle, load_vocabulary
 from adapedit.request import EditRequest
 from adapedit.request_file import read_lines
 from adapedit.result import OutputError, OutputFolder
@@ -142,7 +143,7 @@ def test_a_bundle_s_words(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest
     (folder / MANIFEST_FILE).write_text("{}")
     (folder / "tokenizer").symlink_to(tiny_folder / "tokenizer")
     opened = SimpleNamespace(folder=folder, manifest=SimpleNamespace(tokens=24))
-    monkeypatch.setattr("adapedit.model.Bundle.open", lambda where, verify: opened)
+    monkeypatch.setattr("adapedit.loading.Bundle.open", lambda where, verify: opened)
     found = load_vocabulary(folder)
     assert found.max_tokens == 24 and found.tokenizer("a red dog")["input_ids"]
     assert load_vocabulary(tiny_folder).name == str(tiny_folder)

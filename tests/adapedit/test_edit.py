@@ -13,6 +13,7 @@ import torch
 
 from adapedit import AdapEditError, AdapEditPipeline
 from adapedit.model import EditModel, NumericError
+from adapedit_engine.models.text import TextEncoders
 from tests.helpers.edits import LONGER, SOURCE, TARGET, grey_levels, request
 from tests.helpers.pictures import request as of_picture
 
@@ -28,7 +29,7 @@ def part(model: EditModel, name: str) -> Any:
     return {
         "the VAE's decoder": model.vae and model.vae.decoder.conv_in,
         "the VAE's encoder": model.vae and model.vae.encoder.conv_in,
-        "the text encoder": model.text_encoder and model.text_encoder.get_submodule("final_layer_norm"),
+        "the text encoder": model.text and model.text.encoders[0].get_submodule("final_layer_norm"),
         "the model at step 1": model.runner.controlled.unet.conv_out,  # type: ignore[attr-defined]
     }[name]
 
@@ -47,7 +48,7 @@ def test_half_precision_that_overflows_says_where_and_saves_nothing(half, where,
 
 def test_neighbours_of_an_edit_that_breaks_go_on(pipe):
     """In the server, where one prompt's states are such that the model overflows."""
-    embeddings = copy.deepcopy(pipe.model.text_encoder)
+    embeddings = copy.deepcopy(pipe.model.components["text_encoder"])
     spoilt = pipe.model.tokenizer("small")["input_ids"][1]
     clean = pipe.edit_batch([request(steps=3)])[0]
     plain_forward = embeddings.forward
@@ -59,7 +60,7 @@ def test_neighbours_of_an_edit_that_breaks_go_on(pipe):
         return found
 
     embeddings.forward = forward
-    server_pipe = AdapEditPipeline(replace(pipe.model, text_encoder=embeddings))
+    server_pipe = AdapEditPipeline(replace(pipe.model, text=TextEncoders([embeddings])))
     with server_pipe.serve() as server:
         broken, whole = server.submit(request(SOURCE, LONGER, steps=3)), server.submit(request(steps=3))
         with pytest.raises(NumericError, match=f"the model at step 1 gave numbers that are none .{MEND}"):

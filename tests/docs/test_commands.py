@@ -76,7 +76,7 @@ def reason(command: str) -> str | None:
 @pytest.fixture
 def tiny_world(tiny_folder, tmp_path, monkeypatch) -> None:
     """The tiny model in place of any, few steps where none are named, and a folder to write in."""
-    monkeypatch.setattr("adapedit.model.BUILTIN", tiny_folder)
+    monkeypatch.setattr("adapedit.checkpoints.BUILTIN", tiny_folder)
     monkeypatch.setitem(AdapEditPipeline.__call__.__kwdefaults__, "num_inference_steps", 2)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)

@@ -3,7 +3,9 @@ from pathlib import Path
 import pytest
 
 from adapedit import AdapEditPipeline
-from adapedit.model import BUILTIN, checkpoint_of, load_bundle, load_model
+from adapedit.checkpoints import BUILTIN
+from adapedit.loading import load_bundle, load_model
+from adapedit.model import checkpoint_of
 from adapedit_engine.bundle import Bundle
 from adapedit_export.export import export_bundle
 from adapedit_export.options import ExportOptions

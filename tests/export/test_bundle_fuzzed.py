@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adapedit import AdapEditError, AdapEditPipeline
-from adapedit.model import load_bundle
+from adapedit.loading import load_bundle
 from adapedit_engine.bundle import Bundle
 from adapedit_engine.manifest import MANIFEST_FILE
 from tests.helpers.edits import SOURCE, TARGET

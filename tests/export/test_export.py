@@ -11,7 +11,8 @@ import onnx
 import pytest
 
 from adapedit.cli.main import run
-from adapedit.model import checkpoint_of, load_model
+from adapedit.loading import load_model
+from adapedit.model import checkpoint_of
 from adapedit_engine.bundle import GRAPHS, Bundle, BundleError
 from adapedit_engine.models.unet import INPUT_NAMES, OUTPUT_NAMES
 from adapedit_export import export as export_module
@@ -178,12 +179,12 @@ def test_the_commands_say_what_they_did(bundle, tmp_path, capsys):
 
 
 def test_export_refuses_the_folder_first(bundle, capsys, monkeypatch):
-    monkeypatch.setattr("adapedit.model.load_model", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("adapedit.loading.load_model", lambda *_: pytest.fail("the model was loaded"))
     assert run(["export", "builtin", "--out", str(bundle.folder)]) == 2
     assert "is there already" in capsys.readouterr().err
 
 
-def test_sdxl_is_refused_with_what_is_missing(tiny_folder: Path):
+def test_a_unet_that_wants_more_is_refused_with_what_is_missing(tiny_folder: Path):
     from diffusers import UNet2DConditionModel
 
     checkpoint = checkpoint_of(load_model(tiny_folder))
@@ -194,11 +195,9 @@ def test_sdxl_is_refused_with_what_is_missing(tiny_folder: Path):
         cross_attention_dim=32,
         attention_head_dim=4,
         norm_num_groups=8,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=80,
+        time_cond_proj_dim=8,
     )
-    with pytest.raises(ValueError, match="wants an added text or image embedding \\(SDXL"):
+    with pytest.raises(ValueError, match="wants a guidance embedding"):
         export_bundle(replace(checkpoint, unet=unet), "never")
 
 

@@ -13,7 +13,7 @@ import torch
 from adapedit import AdapEditPipeline
 from adapedit.cli.main import run
 from adapedit.images import MaskInput
-from adapedit.model import load_any, load_bundle
+from adapedit.loading import load_any, load_bundle
 from adapedit_engine.bundle import BundleError, describe_files
 from adapedit_engine.manifest import GraphSpec, TensorSpec
 from adapedit_engine.runners import BUNDLE_RUNNERS, RunnerError, open_bundle_runner, why_not
@@ -85,7 +85,7 @@ def test_openvino_refuses_what_is_no_graph_of_the_manifest(bundle, tmp_path):
     shutil.copy(folder / "text_projection.onnx", folder / "vae_decoder.onnx")
     runner = open_bundle_runner(replace(bundle, folder=folder), "openvino")
     with pytest.raises(RunnerError, match=r"OpenVINO can't load text_encoder.onnx: "):
-        runner.encode_ids(torch.zeros(1, 20, dtype=torch.int64))
+        runner.encode_ids(torch.zeros(1, 1, 20, dtype=torch.int64))
     with pytest.raises(
         BundleError, match="vae_decoder.onnx has other inputs than the manifest says: latents is"
     ):
@@ -117,8 +117,8 @@ def test_outputs_lie_where_they_lay(bundle):
     second = session.run({"input_ids": ids + 1})["hidden_states"]
     assert first.data_ptr() == second.data_ptr() and not torch.equal(kept, second)
     # What a caller is given to keep is not overwritten.
-    mine = runner.encode_ids(ids)
-    runner.encode_ids(ids + 1)
+    mine = runner.encode_ids(ids[None])["hidden_states"]
+    runner.encode_ids(ids[None] + 1)
     assert torch.equal(mine, kept)
     runner.close()
 

@@ -60,7 +60,11 @@ def test_threads_that_share_a_runner_get_their_own_outputs(slow):
         ids = torch.full((4, 20), number)
         with runner:
             predicted = [float(runner.infer({"sample": torch.full((1,), number)})["noise_pred"])]
-        return [*runner.encode_ids(ids).tolist(), *runner.decode(ids.float()).tolist(), *predicted]
+        return [
+            *runner.encode_ids(ids[None])["hidden_states"].tolist(),
+            *runner.decode(ids.float()).tolist(),
+            *predicted,
+        ]
 
     assert in_threads(work) == [[float(number)] * 9 for number in range(3)]
     assert sorted(loaded) == ["text_encoder", "unet", "vae_decoder"]

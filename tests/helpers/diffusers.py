@@ -14,17 +14,7 @@ from adapedit import AdapEditPipeline
 
 def diffusers_of(pipe: AdapEditPipeline) -> StableDiffusionPipeline:
     """Diffusers' own pipeline of the parts of ours."""
-    model = pipe.model
-    theirs = StableDiffusionPipeline(
-        vae=model.vae,
-        text_encoder=model.text_encoder,
-        tokenizer=model.tokenizer,
-        unet=model.runner.controlled.unet,  # type: ignore[attr-defined]
-        scheduler=model.scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    theirs = StableDiffusionPipeline(**pipe.model.components, requires_safety_checker=False)
     theirs.set_progress_bar_config(disable=True)
     return theirs
 

@@ -23,7 +23,7 @@ class PlainDDIM:
         self.unet, self.guidance = runner.controlled.unet, context.guidance_scale
         # Clones may take part in a search; what was made for inference may not.
         self.source, self.target, self.empty = (
-            text.clone() for text in (context.source, context.target, context.source_negative)
+            text.hidden_states.clone() for text in (context.source, context.target, context.source_negative)
         )
         scheduler = copy.deepcopy(pipe.model.scheduler)
         scheduler.set_timesteps(len(context.schedule))

@@ -31,7 +31,8 @@ def small_clip_tokenizer(
         letters = sorted(ByteLevel.alphabet())
     merges = _learn_merges(" ".join(SENTENCES).split()) + list(more_merges)
     tokens = letters + [letter + "</w>" for letter in letters] + ["".join(pair) for pair in merges]
-    tokens += ["<|startoftext|>", "<|endoftext|>"] + ([pad_token] if pad_token != "<|endoftext|>" else [])
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    tokens += [pad_token] if pad_token not in tokens else []
     return CLIPTokenizer(
         vocab={token: place for place, token in enumerate(tokens)},
         merges=merges,

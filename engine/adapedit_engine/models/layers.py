@@ -5,10 +5,11 @@ Layers are found by walking the blocks, never by counting calls.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from adapedit_engine.models.text import POOLED
 from adapedit_kernels.errors import AdapEditError
 
 Place = Literal["down", "mid", "up"]
@@ -24,12 +25,19 @@ BLOCKS = (
 
 # Settings of UNet2DConditionModel that need further inputs, and the value that needs none.
 NEEDS_NO_INPUT = {
-    "addition_embed_type": "an added text or image embedding (SDXL, Kandinsky)",
     "class_embed_type": "class labels",
     "num_class_embeds": "class labels",
     "encoder_hid_dim_type": "an image embedding or a second text projection",
     "time_cond_proj_dim": "a guidance embedding (distilled LCM checkpoints)",
 }
+
+
+FAMILIES = "Stable Diffusion 1.x, 2.x or XL"
+TEXT_TIME = "text_time"
+"""SDXL's `addition_embed_type`: a pooled embedding of the prompt, and six numbers of the picture's sizes."""
+SIZES = "time_ids"
+MAX_MAP_SIDE = 48
+"""Cells, at the size that a model was trained for: 32 of Stable Diffusion 1.x and of SDXL, 48 of 2.x at 768 pixels."""
 
 
 class UnsupportedModelError(AdapEditError):
@@ -61,6 +69,7 @@ class ModelSpecs:
     self_layers, cross_layers: in execution order; the first gives L of the self-attention controls.
     map_level:                 halvings of the latent side at the map resolution.
     feature_channels:          V of `visual_features`.
+    conditioning:              what a row brings besides, by name, with its shape (SDXL: "text_embeds" and "time_ids").
     halving_pad:               1 where an odd side is rounded up when it is halved, 0 where it is rounded down.
     """
 
@@ -72,6 +81,7 @@ class ModelSpecs:
     map_level: int
     feature_channels: int
     halving_pad: int = 1
+    conditioning: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def map_divisor(self) -> int:
@@ -97,7 +107,7 @@ class ModelSpecs:
 def find_layers(unet: Any) -> tuple[tuple[LayerSpec, ...], tuple[LayerSpec, ...]]:
     """Self- and cross-attention layers of a `UNet2DConditionModel`, each in execution order (down, mid, up).
 
-    Raises `UnsupportedModelError` for models outside the families of Stable Diffusion 1.x and 2.x.
+    Raises `UnsupportedModelError` for models outside the families of Stable Diffusion 1.x, 2.x and XL.
     """
     _check_config(unet)
     self_layers: list[LayerSpec] = []
@@ -146,8 +156,13 @@ def _check_config(unet: Any) -> None:
         if config.get(name) is not None:
             raise UnsupportedModelError(
                 f"this UNet wants {what} ({name}={config[name]!r}), which the engine does not feed; "
-                "use a checkpoint of the Stable Diffusion 1.x or 2.x family"
+                f"use a checkpoint of {FAMILIES}"
             )
+    if config.get("addition_embed_type") not in (None, TEXT_TIME):
+        raise UnsupportedModelError(
+            f"addition_embed_type={config['addition_embed_type']!r} (Kandinsky) is not supported; "
+            f"use a checkpoint of {FAMILIES}"
+        )
     if config.get("attention_type", "default") != "default":
         raise UnsupportedModelError(f"attention_type={config['attention_type']!r} (GLIGEN) is not supported")
 
@@ -172,11 +187,32 @@ def _check_attention(name: str, attn: Any) -> None:
             raise UnsupportedModelError(f"{name} has {setting} set, which control processors don't reproduce")
 
 
-def resolve_map_level(cross_layers: tuple[LayerSpec, ...], map_divisor: int | None) -> int:
-    """Level of the map resolution; by default half of the latent side, as in the paper, where that exists."""
+def row_conditioning(unet: Any) -> dict[str, tuple[int, ...]]:
+    """What a row brings a UNet besides latents, timestep and prompt, by name, with its shape."""
+    config = unet.config
+    if config.get("addition_embed_type") != TEXT_TIME:
+        return {}
+    numbers = 6
+    pooled = config.projection_class_embeddings_input_dim - numbers * config.addition_time_embed_dim
+    return {POOLED: (pooled,), SIZES: (numbers,)}
+
+
+def trained_side(unet: Any) -> int:
+    """Side of the latents that a UNet was trained for; of two the smaller."""
+    size = unet.config.sample_size
+    return int(min(size) if isinstance(size, (list, tuple)) else size or 64)
+
+
+def resolve_map_level(cross_layers: tuple[LayerSpec, ...], map_divisor: int | None, side: int = 64) -> int:
+    """Level of the map resolution: by default half of the latent side, as in the paper, where that exists.
+
+    side: of the latents that the model was trained for. Where half of it has more than `MAX_MAP_SIDE` cells, the
+    finest level that has not: SDXL's maps are of 32 x 32 at 1024 pixels, where most of its layers are.
+    """
     levels = sorted({layer.level for layer in cross_layers})
     if map_divisor is None:
-        return 1 if 1 in levels else levels[0]
+        found = 1 if 1 in levels else levels[0]
+        return next((one for one in levels if one >= found and side >> one <= MAX_MAP_SIDE), levels[-1])
     level = map_divisor.bit_length() - 1
     if map_divisor < 1 or 2**level != map_divisor or level not in levels:
         known = ", ".join(str(2**known) for known in levels)

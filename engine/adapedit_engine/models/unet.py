@@ -18,7 +18,14 @@ from adapedit_engine.models.attention import (
     project_text,
 )
 from adapedit_engine.models.controls import CONTROL_NAMES, ControlError, Controls
-from adapedit_engine.models.layers import ModelSpecs, features_layer, find_layers, resolve_map_level
+from adapedit_engine.models.layers import (
+    ModelSpecs,
+    features_layer,
+    find_layers,
+    resolve_map_level,
+    row_conditioning,
+    trained_side,
+)
 
 INPUT_NAMES = ("sample", "timestep", "encoder_hidden_states", *CONTROL_NAMES)
 OUTPUT_NAMES = ("noise_pred", "cross_attention_maps", "visual_features")
@@ -36,7 +43,7 @@ class UNetOutput(NamedTuple):
 
 
 class ControlledUNet(nn.Module):
-    """A `UNet2DConditionModel` of the Stable Diffusion 1.x or 2.x family, driven by `Controls`.
+    """A `UNet2DConditionModel` of the families of Stable Diffusion 1.x, 2.x and XL, driven by `Controls`.
 
     A single call attaches by itself; around many calls, an export or a compilation use `attached()`. Otherwise the
     wrapped model has its own processors. Differentiable: where gradients are wanted nothing is detached or in place.
@@ -53,7 +60,7 @@ class ControlledUNet(nn.Module):
         """
         super().__init__()
         self_layers, cross_layers = find_layers(unet)
-        map_level = resolve_map_level(cross_layers, map_divisor)
+        map_level = resolve_map_level(cross_layers, map_divisor, trained_side(unet))
         features = features_layer(cross_layers, map_level)
         self.unet = unet
         config: Any = unet.config
@@ -67,6 +74,7 @@ class ControlledUNet(nn.Module):
             map_level=map_level,
             feature_channels=cross_layers[features].channels,
             halving_pad=config.get("downsample_padding", 1),
+            conditioning=row_conditioning(unet),
         )
         # Pairs of module and processor, kept off the module tree: the UNet's own tree stays as it is.
         pairs: list[tuple[Any, Any]] = [
@@ -102,17 +110,20 @@ class ControlledUNet(nn.Module):
         controls: Controls | None = None,
         *,
         projected: Sequence[tuple[Tensor, Tensor]] | None = None,
+        conditioning: Mapping[str, Tensor] | None = None,
         capture: bool = True,
         self_layers: Mapping[str, tuple[int, ...]] | None = None,
     ) -> UNetOutput:
         """One prediction for B rows. Raises `ControlError` before any work where something does not fit.
 
         sample [B, C_in, h, w]; timestep [B], each row's own; encoder_hidden_states [B, N, D] or, in its place,
-        `projected`: what `project` made of it. self_layers: see `AttentionCall`.
+        `projected`: what `project` made of it. conditioning: what `specs.conditioning` names, [B, ...] each.
+        self_layers: see `AttentionCall`.
         """
         controls = Controls() if controls is None else controls
         if not torch.compiler.is_compiling():
             self._validate(sample, timestep, encoder_hidden_states, controls, projected)
+            self._check_conditioning(conditioning or {}, len(sample))
         capturing = Capture() if capture else None
         call = AttentionCall(
             controls=controls,
@@ -128,6 +139,7 @@ class ControlledUNet(nn.Module):
                 timestep,
                 encoder_hidden_states=encoder_hidden_states,
                 cross_attention_kwargs={"call": call},
+                added_cond_kwargs=dict(conditioning) if conditioning else None,
                 return_dict=False,
             )[0]
         if capturing is None:
@@ -184,6 +196,12 @@ class ControlledUNet(nn.Module):
             pixels=map_height * map_width,
             layers=len(specs.self_layers),
         )
+
+    def _check_conditioning(self, given: Mapping[str, Tensor], batch: int) -> None:
+        wanted = {name: (batch, *shape) for name, shape in self.specs.conditioning.items()}
+        found = {name: tuple(tensor.shape) for name, tensor in given.items()}
+        if found != wanted:
+            raise ControlError(f"conditioning has the shapes {found}, wanted {wanted}")
 
 
 def _misfit(name: str, tensor: Tensor, wanted: str) -> ControlError:

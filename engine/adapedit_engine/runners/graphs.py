@@ -13,6 +13,7 @@ from torch import Tensor
 from adapedit_engine.bundle import Bundle
 from adapedit_engine.manifest import GraphSpec, TensorSpec
 from adapedit_engine.models.layers import ModelSpecs
+from adapedit_engine.models.text import id_names
 from adapedit_engine.runners.base import Capabilities, RunnerError
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "int64": torch.int64}
@@ -113,7 +114,7 @@ class BundleRunner:
 
     def condition(self, encoder_hidden_states: Tensor) -> dict[str, Tensor]:
         """`{"projected_text": [rows, N, W]}`: keys and values of every layer side by side."""
-        return {"projected_text": self._each("text_projection", encoder_hidden_states)}
+        return self._each("text_projection", {"encoder_hidden_states": encoder_hidden_states})
 
     @torch.inference_mode()
     def infer(
@@ -129,29 +130,35 @@ class BundleRunner:
         cast = {n: t.to(self._dtypes[n]) if n in self._dtypes else t for n, t in inputs.items()}
         return self._alone("unet", cast, outputs)
 
-    def encode_ids(self, input_ids: Tensor) -> Tensor:
-        """Token ids [B, N] to hidden states [B, N, D], one prompt at a time."""
-        return self._each("text_encoder", input_ids)
+    def encode_ids(self, input_ids: Tensor) -> dict[str, Tensor]:
+        """Token ids [E, B, N] to "hidden_states" [B, N, D] and what else of a prompt rows bring, one at a time."""
+        return self._each("text_encoder", dict(zip(id_names(len(input_ids)), input_ids, strict=True)))
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, C, h, w] to pixels [B, 3, H, W] float32 in 0..1, on the CPU, one picture at a time."""
-        return self._each("vae_decoder", latents, device="cpu").float()
+        return self._each("vae_decoder", {"latents": latents}, device="cpu")["pixels"].float()
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Pixels [B, 3, H, W] in 0..1 to latents [B, C, h, w] float32: the mean, scaled."""
-        return self._each("vae_encoder", pixels).float()
+        return self._each("vae_encoder", {"pixels": pixels})["latents"].float()
 
     def run_graph(self, graph: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Any graph on inputs of its own dtypes, on any device; outputs are the caller's to keep."""
         return self._alone(graph, {name: tensor.to(self._device) for name, tensor in inputs.items()})
 
-    def _each(self, graph: str, rows: Tensor, device: str | None = None) -> Tensor:
-        """The one output of a graph with one input, row by row: none depends on its neighbours."""
-        (spec,) = self.bundle.graph(graph).inputs
-        given = rows.to(self._device, DTYPES[spec.dtype])
+    def _each(self, graph: str, rows: Mapping[str, Tensor], device: str | None = None) -> dict[str, Tensor]:
+        """What a graph gives, row by row: none depends on its neighbours."""
+        dtypes = {spec.name: DTYPES[spec.dtype] for spec in self.bundle.graph(graph).inputs}
+        given = {name: tensor.to(self._device, dtypes[name]) for name, tensor in rows.items()}
+        count = len(next(iter(given.values())))
         with self.around():
-            found = [self._alone(graph, {spec.name: row[None]}) for row in given]
-            return torch.cat([tensor.to(device or self._device) for (tensor,) in map(dict.values, found)])
+            found = [
+                self._alone(graph, {name: tensor[i : i + 1] for name, tensor in given.items()})
+                for i in range(count)
+            ]
+            return {
+                name: torch.cat([one[name].to(device or self._device) for one in found]) for name in found[0]
+            }
 
     @torch.inference_mode()
     def _alone(

@@ -32,7 +32,8 @@ class PyTorchRunner:
         """See `ControlledUNet`. Raises `UnsupportedModelError` for a UNet that can't be controlled."""
         self.controlled = ControlledUNet(unet, map_divisor=map_divisor)
         self._prompt = tuple((f"key_{i}", f"value_{i}") for i in range(len(self.specs.cross_layers)))
-        self._wanted = (*CALL_NAMES, *(name for pair in self._prompt for name in pair))
+        self._named = (*CALL_NAMES, *self.specs.conditioning)
+        self._wanted = (*self._named, *(name for pair in self._prompt for name in pair))
         self._open: list[AbstractContextManager[ControlledUNet]] = []
         self._opening = threading.Lock()
 
@@ -89,6 +90,7 @@ class PyTorchRunner:
             inputs["timestep"],
             controls=Controls.from_dict(inputs),
             projected=self._projected(inputs),
+            conditioning=self._conditioning(inputs),
             capture=wanted != OUTPUT_NAMES[:1],
             self_layers=self_layers,
         )
@@ -101,6 +103,9 @@ class PyTorchRunner:
     def _projected(self, inputs: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
         return [(inputs[key], inputs[value]) for key, value in self._prompt]
 
+    def _conditioning(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: inputs[name] for name in self.specs.conditioning}
+
     def _check(self, inputs: Mapping[str, Tensor], outputs: Sequence[str] | None) -> tuple[str, ...]:
         """The outputs wanted."""
         if not self._open:
@@ -111,11 +116,11 @@ class PyTorchRunner:
                 raise RunnerError(f"there is no output {name!r}; wanted of {', '.join(OUTPUT_NAMES)}")
         for name in self._wanted:
             if name not in inputs:
-                hint = "" if name in CALL_NAMES else ": feed what condition() returns"
+                hint = "" if name in self._named else ": feed what condition() returns"
                 raise RunnerError(f"input {name!r} is missing{hint}")
         for name in inputs:
             if name not in self._wanted and name not in CONTROL_NAMES:
-                known = ", ".join((*CALL_NAMES, *CONTROL_NAMES))
+                known = ", ".join((*self._named, *CONTROL_NAMES))
                 raise RunnerError(f"there is no input {name!r}; known: {known}, and what condition() returns")
         return wanted
 
@@ -153,15 +158,26 @@ class CompiledRunner(PyTorchRunner):
         inputs = _alike(inputs)
         with torch._dynamo.config.patch(recompile_limit=MOST_SHAPES):
             results = self._compiled(
-                inputs["sample"], inputs["timestep"], Controls.from_dict(inputs), self._projected(inputs)
+                inputs["sample"],
+                inputs["timestep"],
+                Controls.from_dict(inputs),
+                self._projected(inputs),
+                self._conditioning(inputs),
             )
         named = dict(zip(OUTPUT_NAMES, results, strict=True))
         return {name: tensor for name in wanted if (tensor := named[name]) is not None}
 
     def _predict(
-        self, sample: Tensor, timestep: Tensor, controls: Controls, projected: list[tuple[Tensor, Tensor]]
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        controls: Controls,
+        projected: list[tuple[Tensor, Tensor]],
+        conditioning: dict[str, Tensor],
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        noise_pred, maps, features = self.controlled(sample, timestep, controls=controls, projected=projected)
+        noise_pred, maps, features = self.controlled(
+            sample, timestep, controls=controls, projected=projected, conditioning=conditioning
+        )
         return noise_pred, maps, features
 
 

@@ -14,7 +14,6 @@ from diffusers import (
 )
 
 from adapedit import AdapEditPipeline, EditResult
-from adapedit_engine.runners.pytorch import PyTorchRunner
 from tests.helpers.edits import SOURCE, TARGET, grey_levels, request
 from tests.helpers.methods import context_of, run
 from tests.helpers.pictures import request as of_a_picture
@@ -49,12 +48,8 @@ def test_every_strength_is_that_of_diffusers(
     assert plan.steps == int(strength * STEPS)
     (edited,) = run(pipe, [plan])
     model = pipe.model
-    assert isinstance(model.runner, PyTorchRunner)
-    theirs = StableDiffusionImg2ImgPipeline(
-        vae=model.vae, text_encoder=model.text_encoder, tokenizer=model.tokenizer,
-        unet=model.runner.controlled.unet, scheduler=DDIMScheduler.from_config(model.scheduler.config),
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
+    own = {**model.components, "scheduler": DDIMScheduler.from_config(model.scheduler.config)}
+    theirs = StableDiffusionImg2ImgPipeline(**own, requires_safety_checker=False)
     theirs.set_progress_bar_config(disable=True)
     name = "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img.randn_tensor"
     monkeypatch.setattr(name, lambda *_, **__: context.latents / context.schedule.init_noise_sigma)

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from adapedit.configs import FACTS_FILE
-from adapedit.model import load_model
+from adapedit.loading import load_model
 from benchmarks.scenes import publish as stage
 from tests.helpers.tiny_model import save_tiny_model
 

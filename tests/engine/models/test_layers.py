@@ -91,11 +91,10 @@ def test_map_divisor_where_half_the_side_has_no_words():
     [
         (
             {
-                "addition_embed_type": "text_time",
-                "addition_time_embed_dim": 8,
-                "projection_class_embeddings_input_dim": 64,
+                "addition_embed_type": "text",
+                "addition_embed_type_num_heads": 4,
             },
-            "SDXL.*addition_embed_type='text_time'.*use a checkpoint of the Stable Diffusion 1.x or 2.x",
+            "addition_embed_type='text'.*use a checkpoint of Stable Diffusion 1.x, 2.x or XL",
         ),
         ({"num_class_embeds": 10}, "class labels"),
         ({"time_cond_proj_dim": 16}, "guidance embedding"),

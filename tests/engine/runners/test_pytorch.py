@@ -131,7 +131,7 @@ def test_rows_are_taken_in_the_layers_named_alone():
 class Shortened(CompiledRunner):
     """Adds up its inputs in place of a UNet, which takes a while to be traced."""
 
-    def _predict(self, sample: Any, timestep: Any, controls: Any, projected: Any) -> Any:
+    def _predict(self, sample: Any, timestep: Any, controls: Any, projected: Any, conditioning: Any) -> Any:
         used = [timestep, *controls.as_dict().values(), *(tensor for pair in projected for tensor in pair)]
         return sample * sum(tensor.sum() for tensor in used).tanh(), None, None
 
