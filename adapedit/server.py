@@ -26,7 +26,7 @@ from adapedit.request import (
 from adapedit.result import EditResult
 from adapedit.sharing import CACHE_BYTES, Caches, share
 from adapedit_engine.cache import CacheStats, HostCopies
-from adapedit_engine.memory import measure_call_bytes
+from adapedit_engine.memory import CallBytes, measure_call_bytes
 from adapedit_engine.scheduler import AdmissionError, DeadlineError, Scheduler, SchedulerStats, Ticket
 from adapedit_kernels.errors import AdapEditError
 
@@ -105,6 +105,8 @@ class EditServer:
         self._copies, self._encoding = HostCopies(model.device), HostCopies(model.device)
         self._max_rows, self._share, self._join_running = max_rows, share_sources, join_running
         self._budget, self._capture = budget_bytes, capture
+        self.call_bytes: CallBytes | None = None
+        """What calls take; None: with a budget, on CUDA, measured when the block begins."""
         self._room = threading.BoundedSemaphore(max_pending)
         self._preparing, self._wake = threading.Lock(), threading.Condition()
         self._inbox: list[_Waiting] = []
@@ -269,8 +271,8 @@ class EditServer:
             self._abandon(error)
 
     def _make_scheduler(self, runner: Any) -> Scheduler:
-        call_bytes = None
-        if self._budget is not None and runner.device.type == "cuda":
+        call_bytes = self.call_bytes
+        if call_bytes is None and self._budget is not None and runner.device.type == "cuda":
             side = self.model.latent_size
             call_bytes = measure_call_bytes(runner, size=(side, side), tokens=self.model.max_tokens)
         return Scheduler(

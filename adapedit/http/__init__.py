@@ -12,6 +12,10 @@ from adapedit_kernels.errors import AdapEditError
 
 def require(extra: str, *modules: str) -> None:
     """Raise `AdapEditError` with pip's command where a module of an extra is missing."""
-    missing = [module for module in modules if find_spec(module) is None]
-    if missing:
-        raise AdapEditError(f'{missing[0]} is not installed; run: pip install "adapedit[{extra}]"')
+    for module in modules:
+        try:
+            there = find_spec(module) is not None
+        except ModuleNotFoundError:  # what it would be in
+            there = False
+        if not there:
+            raise AdapEditError(f'{module} is not installed; run: pip install "adapedit[{extra}]"')

@@ -21,6 +21,7 @@ from adapedit.http.schema import DELIVERY, EDIT_ID, ENDED, Edit, EditBody
 from adapedit.http.settings import ModelSource, Settings
 from adapedit.http.store import Row, Store
 from adapedit.http.telemetry import Metrics
+from adapedit.http.traces import Traces
 from adapedit.request import EditRequest
 from adapedit.result import EditResult
 
@@ -36,6 +37,7 @@ class Jobs:
         self.settings, self._load = settings, load
         self.store = Store(settings.data)
         self.metrics = Metrics(lambda: {name: lane.counts for name, lane in self.lanes.items()})
+        self.traces = Traces(settings.traces)
         self.lanes: dict[str, Lane] = {}
         self.draining = False
         self._leaving: list[Lane] = []
@@ -103,6 +105,7 @@ class Jobs:
         if self._sweeper.is_alive():
             self._sweeper.join()
         self.store.close()
+        self.traces.close()
 
     def _all_lanes(self) -> list[Lane]:
         with self._lock:
@@ -183,7 +186,7 @@ class Jobs:
             lane = self.lane(lane.name)  # it may have been reloaded
             self._refuse_full(lane)
             row = self.store.add(values, files, key, digest)
-            job = self._live[row.id] = Job(row)
+            job = self._live[row.id] = Job(row, trace=self.traces.here())
             lane.put(job)
         log.info("accepted", extra={"edit": row.id, "model": row.model, "method": row.method})
         return row, True
@@ -344,6 +347,8 @@ class Jobs:
             "method": job.row.method,
             "reason": reason or status,
         }
+        stages = {name: seconds[name] for name in ("queue", "prepare", "run", "decode") if name in seconds}
+        self.traces.edit(job.trace, {name: str(value) for name, value in more.items()}, stages)
         log.info("ended", extra={**more, "seconds": round(time.time() - job.row.created, 3)})
 
     def _stop(self, id: str, reason: str) -> None:

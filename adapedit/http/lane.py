@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from adapedit.edit import complete, refuse_unknown_words
+from adapedit.http.calibration import calibrate
 from adapedit.http.errors import where
 from adapedit.http.events import Mailbox
 from adapedit.http.settings import ModelSource, Settings
@@ -32,7 +33,7 @@ RECENT = 32
 
 @dataclass(eq=False)
 class Job:
-    """An edit that has not ended. Times are those of `time.monotonic`; 0: not yet."""
+    """An edit that has not ended. Times are those of `time.monotonic`; 0: not yet. trace: where its spans belong."""
 
     row: Row
     step: int = 0
@@ -45,6 +46,7 @@ class Job:
     dropped: bool = False
     future: Future[EditResult] | None = None
     boxes: set[Mailbox] = field(default_factory=set)
+    trace: Any = None
 
     @property
     def order(self) -> tuple[int, int]:
@@ -241,8 +243,10 @@ class Lane:
         try:
             self.model = self._load(self.source)
             self._vocabulary = load_vocabulary(self.source.source)
-            budget = self._settings.budget
-            server = EditServer(self.model, max_rows=self._settings.max_rows, budget_bytes=budget)
+            settings = self._settings
+            server = EditServer(self.model, max_rows=settings.max_rows, budget_bytes=settings.budget)
+            if settings.budget is not None:
+                server.call_bytes = calibrate(self.model, settings.data, self.name, anew=settings.calibrate)
             with server:
                 self._server = server
                 server.submit(golden(self.model)).result()

@@ -7,18 +7,17 @@ import io
 import re
 import time
 from collections.abc import AsyncIterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import ClientDisconnect
 
 from adapedit.http.bodies import parse_body, parse_json, read_form, read_json
 from adapedit.http.edits import Key
 from adapedit.http.errors import ApiError
 from adapedit.http.events import SSE_HEADERS, Mailbox, listen, sse
-from adapedit.http.schema import ENDED, EditBody, Failure
+from adapedit.http.schema import ENDED, EditBody, Failure, ImageBody
 from adapedit.http.service import Owner, Parts, Service
 from adapedit.http.store import Row
 
@@ -31,62 +30,7 @@ TEXTS = ("prompt", "source_prompt", "negative_prompt", "source_negative_prompt",
 MAX_DEPTH = 4
 
 
-class ImageBody(BaseModel):
-    """OpenAI's fields; others (`extra_body`) are those of an edit: source_prompt, seed, num_inference_steps, method, …
-
-    prompt:     of the picture that is wanted. size: WIDTHxHEIGHT, or auto: what suits the model.
-    n:          pictures, of as many seeds from `seed` on.
-    partial_images: pictures that a stream shows before the last one.
-    quality, background, user: accepted, and without effect.
-    """
-
-    model_config = ConfigDict(strict=True, extra="allow", title="Image request")
-
-    prompt: Annotated[str, Field(min_length=1)]
-    model: str | None = None
-    n: Annotated[int, Field(ge=1, le=10)] | None = 1
-    size: Annotated[str, Field(pattern=r"^(auto|[0-9]{1,4}x[0-9]{1,4})$")] | None = "auto"
-    output_format: Literal["png", "jpeg", "webp"] | None = "png"
-    output_compression: Annotated[int, Field(ge=0, le=100)] | None = 100
-    response_format: Literal["b64_json", "url"] | None = "b64_json"
-    stream: bool | None = False
-    partial_images: Annotated[int, Field(ge=0, le=3)] | None = 0
-    quality: Literal["auto", "low", "medium", "high", "standard", "hd"] | None = "auto"
-    background: Literal["auto", "opaque"] | None = "auto"
-    user: Annotated[str, Field(max_length=200)] | None = None
-
-    def edits(self, methods: list[str], kind: str) -> list[dict[str, Any]]:
-        """Fields of the edits to be made, without pictures. methods: what the model runs; kind: edit or generation."""
-        fields = {"on_disconnect": "cancel", **(self.model_extra or {})}
-        given = fields.get("method")
-        name = given.get("name") if isinstance(given, Mapping) else given
-        if fields.get("source_prompt") is None:
-            if kind == "edit":
-                name = name or next(method for method in WITHOUT_SOURCE if method in methods)
-                if name not in WITHOUT_SOURCE:
-                    message = f"method {name} has to know what the picture shows: give source_prompt in extra_body, or "
-                    message += f"take one of the methods that need none: {', '.join(WITHOUT_SOURCE)}"
-                    raise ApiError(400, message, code="missing_source_prompt", param="source_prompt")
-            fields["method"] = given or name or "plain"
-            fields["source_prompt"] = self.prompt
-        if self.size not in (None, "auto"):
-            fields["width"], fields["height"] = map(int, str(self.size).split("x"))
-        if self.stream and self.partial_images:
-            fields["preview_every"] = self._preview_every(fields)
-        fields |= {"target_prompt": self.prompt, "model": self.model}
-        first = fields.get("seed", 0)
-        if self.n in (None, 1) or not isinstance(first, int):
-            return [fields]
-        return [{**fields, "seed": first + place} for place in range(self.n or 1)]
-
-    def _preview_every(self, fields: Mapping[str, Any]) -> int:
-        steps = fields.get("num_inference_steps", EditBody.model_fields["num_inference_steps"].default)
-        return max(1, -(-steps // ((self.partial_images or 0) + 1))) if isinstance(steps, int) else 1
-
-
-IMAGE = {"type": "string", "format": "binary"}
-OWN = {"$ref": "#/components/schemas/ImageBody"}
-UPLOADS = {"type": "object", "properties": {"image": IMAGE, "mask": IMAGE}, "required": ["image"]}
+OWN, FORM = ({"$ref": f"#/components/schemas/{name}"} for name in ("ImageBody", "ImageForm"))
 PICTURES: dict[int | str, Any] = {
     200: {
         "description": "The pictures; of a stream, events.",
@@ -107,7 +51,7 @@ PICTURES: dict[int | str, Any] = {
     openapi_extra={
         "requestBody": {
             "required": True,
-            "content": {"multipart/form-data": {"schema": {"allOf": [OWN, UPLOADS]}}},
+            "content": {"multipart/form-data": {"schema": FORM}},
         }
     },
 )
@@ -149,7 +93,7 @@ async def _answer(
     key: str | None,
 ) -> Response:
     body, kind = parse_body(ImageBody, given), "edit" if files else "generation"
-    fields = body.edits(service.jobs.lane(body.model).methods, kind)
+    fields = _edits(body, service.jobs.lane(body.model).methods, kind)
     if body.stream and len(fields) > 1:
         raise ApiError(400, f"n is {body.n}, and a stream shows one picture; leave n out", param="n")
     service.take(request, owner, len(fields))
@@ -175,18 +119,53 @@ async def _answer(
     return JSONResponse(facts, headers={"X-Edit-Ids": ",".join(row.id for row in rows)})
 
 
+def _edits(body: ImageBody, methods: list[str], kind: str) -> list[dict[str, Any]]:
+    """Fields of the edits to be made, without pictures. methods: what the model runs; kind: edit or generation."""
+    fields = {"on_disconnect": "cancel", **(body.model_extra or {})}
+    given = fields.get("method")
+    name = given.get("name") if isinstance(given, Mapping) else given
+    if fields.get("source_prompt") is None:
+        if kind == "edit":
+            name = name or next(method for method in WITHOUT_SOURCE if method in methods)
+            if name not in WITHOUT_SOURCE:
+                message = (
+                    f"method {name} has to know what the picture shows: give source_prompt in extra_body, or "
+                )
+                message += f"take one of the methods that need none: {', '.join(WITHOUT_SOURCE)}"
+                raise ApiError(400, message, code="missing_source_prompt", param="source_prompt")
+        fields["method"] = given or name or "plain"
+        fields["source_prompt"] = body.prompt
+    if body.size not in (None, "auto"):
+        fields["width"], fields["height"] = map(int, str(body.size).split("x"))
+    if body.stream and body.partial_images:
+        fields["preview_every"] = _preview_every(body, fields)
+    fields |= {"target_prompt": body.prompt, "model": body.model}
+    first = fields.get("seed", 0)
+    if body.n in (None, 1) or not isinstance(first, int):
+        return [fields]
+    return [{**fields, "seed": first + place} for place in range(body.n or 1)]
+
+
+def _preview_every(body: ImageBody, fields: Mapping[str, Any]) -> int:
+    steps = fields.get("num_inference_steps", EditBody.model_fields["num_inference_steps"].default)
+    return max(1, -(-steps // ((body.partial_images or 0) + 1))) if isinstance(steps, int) else 1
+
+
 async def _accept(
     service: Service, fields: list[dict[str, Any]], files: dict[str, bytes], owner: str, key: str | None
 ) -> list[Row]:
     """All edits, or none where one is refused."""
     rows: list[Row] = []
+    made: list[Row] = []
     try:
         for place, one in enumerate(fields):
             named = {**one, **{name: name for name in files}}
             own = None if key is None else f"{key}/{place}"
-            rows.append((await service.run(service.jobs.accept, named, files, owner, own))[0])
+            row, fresh = await service.run(service.jobs.accept, named, files, owner, own)
+            rows.append(row)
+            made += [row] if fresh else []
     except BaseException:
-        for row in rows:
+        for row in made:
             await service.run(service.jobs.remove, row)
         raise
     return rows

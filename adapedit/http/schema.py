@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, field_validator
 from pydantic_core import CoreSchema
 
+from adapedit.http.settings import Settings
 from adapedit.inversion import INVERSIONS
 from adapedit.methods import METHODS
 from adapedit.request import EditRequest
@@ -71,6 +72,31 @@ class EditBody(EditRequest):
         """The edit alone."""
         given = {name: getattr(self, name) for name in self.model_fields_set - set(DELIVERY)}
         return EditRequest.make(**given)
+
+
+class ImageBody(BaseModel):
+    """OpenAI's fields; others (`extra_body`) are those of an edit: source_prompt, seed, num_inference_steps, method, …
+
+    prompt:     of the picture that is wanted. size: WIDTHxHEIGHT, or auto: what suits the model.
+    n:          pictures, of as many seeds from `seed` on.
+    partial_images: pictures that a stream shows before the last one.
+    quality, background, user: accepted, and without effect.
+    """
+
+    model_config = ConfigDict(strict=True, extra="allow", title="Image request")
+
+    prompt: Annotated[str, Field(min_length=1)]
+    model: str | None = None
+    n: Annotated[int, Field(ge=1, le=10)] | None = 1
+    size: Annotated[str, Field(pattern=r"^(auto|[0-9]{1,4}x[0-9]{1,4})$")] | None = "auto"
+    output_format: Literal["png", "jpeg", "webp"] | None = "png"
+    output_compression: Annotated[int, Field(ge=0, le=100)] | None = 100
+    response_format: Literal["b64_json", "url"] | None = "b64_json"
+    stream: bool | None = False
+    partial_images: Annotated[int, Field(ge=0, le=3)] | None = 0
+    quality: Literal["auto", "low", "medium", "high", "standard", "hd"] | None = "auto"
+    background: Literal["auto", "opaque"] | None = "auto"
+    user: Annotated[str, Field(max_length=200)] | None = None
 
 
 class Problem(BaseModel):
@@ -196,3 +222,26 @@ class Health(BaseModel):
 
     status: Literal["ok", "draining", "loading", "failed"]
     models: dict[str, str]
+
+
+def limit_document(schemas: dict[str, Any], settings: Settings) -> None:
+    """Let the bodies' schemas say what this server takes, and OpenAI's which fields of an edit go with its own."""
+    edit, image = schemas["EditBody"]["properties"], schemas["ImageBody"]
+    edit["num_inference_steps"]["maximum"] = settings.max_steps
+    others = {name: field for name, field in edit.items() if name not in (*FILES, "target_prompt")}
+    image["properties"] = {**others, **image["properties"]}
+    image["properties"]["source_prompt"] = {
+        "anyOf": [others["source_prompt"], {"type": "null"}],
+        "default": None,
+    }
+    image["additionalProperties"] = False
+    upload = {"type": "string", "format": "binary"}
+    schemas["ImageForm"] = {**image, "title": "Image form", "required": [*image["required"], "image"]}
+    schemas["ImageForm"]["properties"] = {**image["properties"], "image": upload, "mask": upload}
+    for name in ("EditBody", "ImageBody", "AlignmentBody"):
+        for field in schemas[name]["properties"].values():
+            for kind in field.get("anyOf", [field]):
+                if kind.get("type") == "string" and "enum" not in kind and "pattern" not in kind:
+                    kind["maxLength"] = min(kind.get("maxLength", settings.max_text), settings.max_text)
+    for field in (edit["source_prompt"], edit["target_prompt"], image["properties"]["prompt"]):
+        field |= {"minLength": 1, "pattern": r"\S"}

@@ -16,7 +16,7 @@ from adapedit import __version__
 from adapedit.http.errors import answer_errors
 from adapedit.http.jobs import Jobs
 from adapedit.http.limits import Border, Keys, Rates, caller_of
-from adapedit.http.schema import AlignmentBody, EditBody, Failure
+from adapedit.http.schema import AlignmentBody, EditBody, Failure, ImageBody, limit_document
 from adapedit.http.settings import Settings
 
 Found = TypeVar("Found")
@@ -79,6 +79,7 @@ def make_app(settings: Settings, jobs: Jobs) -> FastAPI:
         lifespan=life,
         docs_url=None,  # they load scripts from elsewhere
         redoc_url=None,
+        telemetry=jobs.traces.of_requests,  # type: ignore[arg-type]
         responses={status: {"model": Failure} for status in STATUSES},
     )
     app.state.service = Service(settings, jobs)
@@ -96,8 +97,9 @@ def _document(app: FastAPI) -> dict[str, Any]:
         made = get_openapi(
             title=app.title, version=app.version, description=app.description, routes=app.routes
         )
-        kinds: list[Any] = [(EditBody, "validation"), (AlignmentBody, "validation")]
+        kinds: list[Any] = [(kind, "validation") for kind in (EditBody, ImageBody, AlignmentBody)]
         _, bodies = models_json_schema(kinds, ref_template="#/components/schemas/{model}")
+        limit_document(bodies["$defs"], app.state.service.settings)
         made["components"]["schemas"] |= bodies["$defs"]
         app.openapi_schema = made
     return app.openapi_schema

@@ -107,6 +107,10 @@ class Settings(BaseSettings):
                 f"host is {self.host}, where others can reach it, and there are no keys; give a file by --keys, "
                 "or --insecure"
             )
+        if self.calibrate and self.budget is None:
+            raise whole_error(
+                "calibrate measures for a budget, and there is none; give --budget, such as 8GiB"
+            )
         return self
 
     @classmethod

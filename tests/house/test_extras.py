@@ -18,6 +18,7 @@ WANTED = {
     "gpu": {"onnxruntime-gpu", "polygraphy", "triton"},
     "onnx": {"onnx", "onnxruntime", "onnxscript"},
     "openvino": {"onnxruntime", "openvino"},
+    "traces": {"fastapi", "opentelemetry-sdk"},
     "serve": {"fastapi", "httpx", "pydantic-settings", "uvicorn"},
     # Its libraries come in a package that is built from source to tell its version.
     "tensorrt": {"onnxruntime", "polygraphy", "tensorrt"},

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,26 +23,32 @@ class Process:
     """`adapedit serve` with the tiny model. lines: of its log so far."""
 
     def __init__(self, folder: Path, data: Path, *flags: str) -> None:
-        command = [sys.executable, "-c", "from adapedit.cli import main; main()", "serve", "--port", "0"]
-        command += ["--model", f"tiny={folder}", "--device", "cpu", "--data", str(data), *flags]
+        command = [sys.executable, "-c", "from adapedit.cli import main; main()", "serve"]
+        command += ["--model", f"tiny={folder}", "--device", "cpu", "--data", str(data)]
+        command += flags or ("--port", "0")
         self.popen = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         self.lines: list[dict] = []
-        while self.read()["message"] != "ready":
-            pass
+        self._ready = threading.Event()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        assert self._ready.wait(120)
         port = next(line["port"] for line in self.lines if "port" in line)
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30)
 
-    def read(self) -> dict:
-        text = self.popen.stderr.readline()
-        assert text, "it has ended"
-        self.lines.append(json.loads(text))
-        return self.lines[-1]
+    def _read(self) -> None:
+        for text in self.popen.stderr:
+            if text.endswith("}\n"):  # the last one may be cut
+                self.lines.append(json.loads(text))
+                if self.lines[-1]["message"] == "ready":
+                    self._ready.set()
 
-    def end(self, number: int) -> int:
-        self.popen.send_signal(number)
-        rest = self.popen.communicate(timeout=60)[1]
-        self.lines += [json.loads(line) for line in rest.splitlines() if line.startswith("{")]
-        return self.popen.returncode
+    def end(self, number: int | None = None) -> int:
+        """Its code, after a signal."""
+        if number is not None:
+            self.popen.send_signal(number)
+        code = self.popen.wait(60)
+        self._reader.join(10)
+        return code
 
 
 @contextmanager
@@ -61,7 +68,7 @@ def test_a_killed_server_goes_on_and_a_terminated_one_drains(tiny_folder: Path, 
         fields = [{**FIELDS, "num_inference_steps": 12, "seed": seed} for seed in range(5)]
         ids = [first.client.post("/v1/edits", json=one).json()["id"] for one in fields]
         assert first.end(signal.SIGKILL) == -signal.SIGKILL
-    with process(tiny_folder, tmp_path, "--set", "drain=20") as second:
+    with process(tiny_folder, tmp_path, "--port", "0", "--set", "drain=20") as second:
         for id in ids:
             with second.client.stream("GET", f"/v1/edits/{id}/events") as told:
                 assert "event: completed" in "".join(told.iter_text())
@@ -72,8 +79,7 @@ def test_a_killed_server_goes_on_and_a_terminated_one_drains(tiny_folder: Path, 
             assert time.monotonic() < until
         assert answer.json()["error"]["code"] == "draining"
         assert second.client.get("/health/ready").json()["status"] == "draining"
-        rest = second.popen.communicate(timeout=60)[1]
-        second.lines += [json.loads(line) for line in rest.splitlines() if line.startswith("{")]
+        second.end()
     ended = [line for line in second.lines if line["message"] == "ended"]
     assert sorted(line["edit"] for line in ended if line["edit"] in (*ids, long)) == sorted([*ids, long])
     assert all(line["reason"] == "completed" and line["seconds"] >= 0 for line in ended)

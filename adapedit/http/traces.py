@@ -1,0 +1,67 @@
+"""Spans of edits for OpenTelemetry: waiting, preparing, running, decoding, under the request that asked for them.
+
+Lone, because its packages are an extra of their own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from adapedit.http import require
+
+
+class Traces:
+    """Sends spans to a collector. address: of its OTLP over HTTP, such as http://127.0.0.1:4318; None: no spans."""
+
+    def __init__(self, address: str | None) -> None:
+        self.provider: Any = None
+        if address is None:
+            return
+        require("traces", "opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+        self.provider = TracerProvider(resource=Resource.create({"service.name": "adapedit"}))
+        exporter = OTLPSpanExporter(endpoint=f"{address.rstrip('/')}/v1/traces")
+        self.provider.add_span_processor(BatchSpanProcessor(exporter))
+
+    @property
+    def of_requests(self) -> dict[str, Any]:
+        """For FastAPI: spans of requests go the same way. What it would log of errors quotes requests, and is off."""
+        off = {"metrics": False, "logs": False, "operation_spans": False, "auto_configure": False}
+        return {"tracer_provider": self.provider, "tracing": self.provider is not None, **off}
+
+    def here(self) -> Any:
+        """Where spans belong that are made for the request of this thread."""
+        if self.provider is None:
+            return None
+        from opentelemetry import context
+
+        return context.get_current()
+
+    def edit(self, parent: Any, facts: Mapping[str, str], seconds: Mapping[str, float]) -> None:
+        """Spans of an edit that has just ended. facts: id, model, method and reason; seconds: by stage, in order."""
+        if self.provider is None:
+            return
+        tracer, now = self.provider.get_tracer("adapedit"), time.time_ns()
+        from opentelemetry import trace
+
+        at = now - int(sum(seconds.values()) * 1e9)
+        span = tracer.start_span(
+            "edit", context=parent, start_time=at, attributes={f"adapedit.{k}": v for k, v in facts.items()}
+        )
+        inside = trace.set_span_in_context(span)
+        for name, taken in seconds.items():
+            end = at + int(taken * 1e9)
+            tracer.start_span(name, context=inside, start_time=at).end(end_time=end)
+            at = end
+        span.end(end_time=now)
+
+    def close(self) -> None:
+        """Send what is left."""
+        if self.provider is not None:
+            self.provider.shutdown()
