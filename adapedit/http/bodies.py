@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, NoReturn, TypeVar
 
+from anyio.to_thread import run_sync as in_thread
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
@@ -19,6 +21,7 @@ from adapedit.methods.base import one_line
 Body = TypeVar("Body", bound=BaseModel)
 
 MAX_FILES, MAX_FORM_FIELDS = 4, 64
+MAX_NESTING = 16
 MAX_PART = 256 * 1024
 """Bytes of a form's field that is no file."""
 
@@ -27,7 +30,7 @@ async def read_json(request: Request) -> dict[str, Any]:
     """The body's JSON object. Raises 415 and 400."""
     if _media_type(request) != "application/json":
         raise _wrong_type(request, "application/json")
-    return parse_json(await request.body())
+    return await in_thread(parse_json, await request.body())
 
 
 async def read_form(request: Request) -> tuple[list[tuple[str, str]], list[tuple[str, bytes]]]:
@@ -46,14 +49,14 @@ async def read_form(request: Request) -> tuple[list[tuple[str, str]], list[tuple
             if isinstance(value, UploadFile):
                 files.append((name, await value.read()))
             else:
-                fields.append((name, _clean(value)))
+                fields.append((name, value))
         return fields, files
 
 
 async def read_edit(request: Request) -> tuple[dict[str, Any], dict[str, bytes]]:
     """An edit's fields and pictures: JSON with pictures as data URLs, or a form with `request` and files."""
     if _media_type(request) == "application/json":
-        return with_files(await read_json(request))
+        return await in_thread(with_files, await read_json(request))
     if _media_type(request) != "multipart/form-data":
         raise _wrong_type(request, "application/json or multipart/form-data")
     given, sent = await read_form(request)
@@ -64,10 +67,10 @@ async def read_edit(request: Request) -> tuple[dict[str, Any], dict[str, bytes]]
             raise ApiError(400, message, code="unknown_field", param=name[:64])
     texts, files = dict(given), dict(sent)
     if "request" in files:
-        texts["request"] = _clean(files.pop("request").decode("utf-8", errors="replace"))
+        texts["request"] = files.pop("request").decode("utf-8", errors="replace")
     if set(texts) != {"request"}:
         raise ApiError(400, "the form has no field request; give the edit in it, as JSON", param="request")
-    fields = parse_json(texts["request"].encode())
+    fields = await in_thread(parse_json, texts["request"].encode(errors="replace"))
     for name in files:
         fields[name] = {**fields[name], "file": name} if isinstance(fields.get(name), Mapping) else name
     return fields, files
@@ -94,33 +97,30 @@ def with_files(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, byt
     return named, files
 
 
-def parse_json(text: bytes) -> dict[str, Any]:
-    """A JSON object of text that UTF-8 can hold, with numbers that are numbers. Raises 400."""
+def parse_json(content: bytes) -> dict[str, Any]:
+    """A JSON object of UTF-8, not nested too deep, with numbers that are numbers. Raises 400."""
 
     def refuse(constant: str) -> NoReturn:
         raise ValueError(f"{constant} is no number of JSON")
 
     try:
+        text = content.decode("utf-8-sig")
         value = json.loads(text, parse_constant=refuse)
+        if re.search(r"\\u[dD][89a-fA-F]", text):
+            json.dumps(value, ensure_ascii=False).encode()  # fails for half a character
     except (ValueError, RecursionError) as error:
-        reason = "it is nested too deep" if isinstance(error, RecursionError) else str(error)[:100]
+        reason = "nested too deep" if isinstance(error, RecursionError) else str(error)[:100]
         raise ApiError(400, f"the body is no JSON ({reason}); correct it", code="invalid_json") from error
     if not isinstance(value, dict):
         raise ApiError(400, f"got a {type(value).__name__}, wanted a JSON object", code="invalid_json")
-    try:
-        _clean(json.dumps(value, ensure_ascii=False))
-    except RecursionError as error:
-        raise ApiError(400, "the body is nested too deep; correct it", code="invalid_json") from error
+    inside: list[tuple[Any, int]] = [(value, 1)]
+    while inside:
+        one, depth = inside.pop()
+        if depth > MAX_NESTING:
+            raise ApiError(400, "the body is nested too deep; correct it", code="invalid_json")
+        children = one.values() if isinstance(one, dict) else one
+        inside += [(child, depth + 1) for child in children if isinstance(child, (dict, list))]
     return value
-
-
-def _clean(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        message = "the text has half a character (a lone surrogate); correct it"
-        raise ApiError(400, message, code="invalid_json") from error
-    return text
 
 
 def _decode(name: str, url: str) -> bytes:

@@ -109,9 +109,10 @@ def delete_edit(id: Id, owner: Owner, service: Parts) -> Deleted:
     response_class=Response,
     responses={200: {"content": PNG | OTHER, "description": "The picture or file."}, **FAILED},
 )
-def get_content(id: Id, owner: Owner, service: Parts, variant: Variant = "target") -> Response:
+async def get_content(id: Id, owner: Owner, service: Parts, variant: Variant = "target") -> Response:
     """A picture of a completed edit; or its arrays (safetensors) or description (JSON)."""
-    content = service.jobs.content(service.jobs.find(id, owner), variant)
+    row = await service.run(service.jobs.find, id, owner)
+    content = await service.run(service.jobs.content, row, variant)
     kind = {"arrays": "application/octet-stream", "edit": "application/json"}.get(variant, "image/png")
     return Response(content, media_type=kind, headers={"X-Content-Type-Options": "nosniff"})
 

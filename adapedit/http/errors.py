@@ -20,6 +20,7 @@ from adapedit_kernels.errors import AdapEditError
 
 TYPES = {
     401: "authentication_error",
+    403: "permission_error",
     429: "rate_limit_error",
     503: "unavailable_error",
     504: "deadline_error",

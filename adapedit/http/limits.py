@@ -12,12 +12,14 @@ import time
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapedit.http.errors import ApiError, where
-from adapedit.http.settings import Settings
+from adapedit.http.settings import Settings, is_loopback
 from adapedit.http.telemetry import Metrics
 from adapedit.request import EditRequest
 from adapedit_kernels.errors import AdapEditError
@@ -184,6 +186,7 @@ class Border:
 
         try:
             self._refuse_long(scope)
+            self._refuse_pages(scope)
             await self.app(scope, self._bounded(receive), sending)
         except Exception as error:
             found = ApiError.of(error)
@@ -197,6 +200,25 @@ class Border:
         length = dict(scope["headers"]).get(b"content-length", b"0")
         if not length.isdigit() or int(length[:20]) > self.settings.max_body:
             raise self._too_long()
+
+    def _refuse_pages(self, scope: Scope) -> None:
+        """A page of somebody else, open in a browser of this machine, may send to it what it likes."""
+        if self.settings.keys is not None or self.settings.insecure:
+            return
+        headers = Headers(scope=scope)
+        for name, url in (
+            ("Host", f"http://{headers.get('host', 'localhost')}"),
+            ("Origin", headers.get("origin")),
+        ):
+            try:
+                strange = url is not None and not is_loopback(urlsplit(url).hostname or "")
+            except ValueError:
+                strange = True
+            if strange:
+                message = (
+                    f"{name} is not this machine, and there are no keys; call 127.0.0.1, or give it keys"
+                )
+                raise ApiError(403, message, param=name)
 
     def _too_long(self) -> ApiError:
         limit = f"at most {self.settings.max_body} bytes are taken"

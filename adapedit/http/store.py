@@ -154,7 +154,8 @@ class Store:
     def add(self, values: Mapping[str, Any], files: Mapping[str, bytes], key: str | None, digest: str) -> Row:
         """Keep an edit, its pictures first. values: of a row but for its number and id."""
         id = f"edit_{secrets.token_hex(16)}"
-        size = sum(map(len, files.values()))
+        fields = json.dumps(values["fields"])
+        size = len(fields) + sum(map(len, files.values()))
         try:
             if files:
                 (self.inputs / id).mkdir(mode=0o700)
@@ -166,7 +167,7 @@ class Store:
             row = {
                 **values,
                 "id": id,
-                "fields": json.dumps(values["fields"]),
+                "fields": fields,
                 "status": "queued",
                 "bytes": size,
             }
@@ -246,7 +247,10 @@ class Store:
         with self._lock:
             query = "SELECT id FROM edits WHERE ended IS NOT NULL AND ended < ?"
             gone = [row["id"] for row in self._database.execute(query, (time.time() - keep,)).fetchall()]
-        return sum(self.remove(id) for id in gone)
+        count = sum(self.remove(id) for id in gone)
+        with self._lock:  # what was deleted is to leave the log of the database, too
+            self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return count
 
     def recover(self) -> list[Row]:
         """What a server that was killed had accepted and not ended, in order of arrival; it waits again.

@@ -61,6 +61,7 @@ def test_every_error_of_the_table_is_one_that_is_given():
     codes = set(re.findall(r"`([a-z_]+)`", "".join(re.findall(r"^\| \d+ \|([^|]+)\|", table, re.M))))
     source = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "adapedit" / "http").glob("*.py"))
     phrases = {
+        "forbidden",
         "not_found",
         "request_timeout",
         "method_not_allowed",

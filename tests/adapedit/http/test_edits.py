@@ -224,6 +224,8 @@ def test_other_methods_and_paths(service: Running):
         (b'{"seed": NaN}', "application/json", 400),
         (b'{"source_prompt": "\\ud800"}', "application/json", 400),
         (b"[" * 200_000, "application/json", 400),
+        (b'{"method": ' + b"[" * 900 + b"]" * 900 + b"}", "application/json", 400),
+        (b'{"source_prompt": "\xed\xa0\x80"}', "application/json", 400),
         (b'{"seed": ' + b"9" * 10_000 + b"}", "application/json", 400),
         (b"{}", "text/plain", 415),
         (b"no form", "multipart/form-data; boundary=x", 400),

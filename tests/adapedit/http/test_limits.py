@@ -187,3 +187,20 @@ def test_before_the_model_is_there_requests_are_told_to_wait(tiny_folder: Path, 
         assert running.jobs.lanes["tiny"].loaded()
         assert httpx.get(f"{running.url}/health/ready").status_code == 200
         assert running.client.post("/v1/edits", json=FIELDS).status_code == 202
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Origin": "https://example.org"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Host": "example.org:8000"}, 403),
+        ({"Host": "[::1"}, 403),
+        ({"Origin": "http://localhost:3000", "Host": "127.0.0.1"}, 202),
+    ],
+)
+def test_pages_of_others_in_a_browser_of_this_machine_are_refused(
+    service: Running, headers: dict, status: int
+):
+    response = service.edit(headers=headers)
+    assert response.status_code == status, response.text

@@ -39,8 +39,8 @@ def test_an_edit_ends_once(store: Store):
     assert store.end(id, "completed", size=3, steps=2, outcome={"words": []})
     assert not store.end(id, "failed", size=5) and not store.end(id, "cancelled")
     row = store.find(id)
-    assert row is not None and (row.status, row.bytes, row.steps, row.attempts) == ("completed", 3, 2, 1)
-    assert store.bytes == 3
+    assert row is not None and (row.status, row.bytes, row.steps, row.attempts) == ("completed", 3 + 11, 2, 1)
+    assert store.bytes == 14
 
 
 def test_what_was_begun_waits_again_and_leavings_are_removed(tmp_path: Path):
@@ -55,7 +55,7 @@ def test_what_was_begun_waits_again_and_leavings_are_removed(tmp_path: Path):
     again = Store(tmp_path)
     rows = again.recover()
     assert [row.id for row in rows] == [begun, waiting]
-    assert [row.attempts for row in rows] == [1, 0] and again.bytes == 3
+    assert [row.attempts for row in rows] == [1, 0] and again.bytes == 3 + 3 * 11
     assert again.files(begun) == {"image": b"abc"}
     assert list(again.results.iterdir()) == [] and [path.name for path in again.inputs.iterdir()] == [begun]
     again.close()
@@ -83,7 +83,7 @@ def test_results_expire(store: Store):
     store.end(old, "completed")
     assert store.remove_expired(60) == 0
     assert store.remove_expired(-1) == 1
-    assert store.find(old) is None and store.find(running) and store.bytes == 0
+    assert store.find(old) is None and store.find(running) and store.bytes == 11
     assert not (store.inputs / old).exists()
 
 
