@@ -15,7 +15,7 @@ from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
 from adapedit.http.errors import ApiError, field_of
-from adapedit.http.schema import FILES
+from adapedit.http.schema import PICTURES
 from adapedit.methods.base import one_line
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -62,7 +62,7 @@ async def read_edit(request: Request) -> tuple[dict[str, Any], dict[str, bytes]]
     given, sent = await read_form(request)
     names = [name for name, _ in (*given, *sent)]
     for name in names:
-        if name not in ("request", *FILES) or names.count(name) > 1:
+        if name not in ("request", *PICTURES) or names.count(name) > 1:
             message = f"the form has {name!r}, wanted request (JSON), and image and mask once each as files"
             raise ApiError(400, message, code="unknown_field", param=name[:64])
     texts, files = dict(given), dict(sent)
@@ -88,7 +88,7 @@ def parse_body(kind: type[Body], fields: Mapping[str, Any]) -> Body:
 def with_files(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Fields whose pictures are data URLs, as fields that name them and the pictures."""
     named, files = dict(fields), {}
-    for name in FILES:
+    for name in PICTURES:
         given = named.get(name)
         url = given.get("file") if isinstance(given, Mapping) else given
         if isinstance(url, str):

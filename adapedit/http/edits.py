@@ -18,7 +18,11 @@ router = APIRouter(tags=["edits"])
 
 EDIT = {"$ref": "#/components/schemas/EditBody"}
 FILE = {"type": "string", "format": "binary"}
-FORM = {"type": "object", "properties": {"request": EDIT, "image": FILE}, "required": ["request"]}
+FORM = {
+    "type": "object",
+    "properties": {"request": EDIT, "image": FILE, "mask": FILE},
+    "required": ["request"],
+}
 BODY = {
     "required": True,
     "content": {
@@ -121,9 +125,7 @@ async def get_content(id: Id, owner: Owner, service: Parts, variant: Variant = "
     "/v1/edits/{id}/events",
     operation_id="get_events",
     response_class=StreamingResponse,
-    responses={
-        200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "Events."}
-    },
+    responses={200: {"content": {"text/event-stream": {}}, "description": "Events."}},
 )
 async def get_events(request: Request, id: Id, owner: Owner, service: Parts) -> StreamingResponse:
     """Server-sent events up to the end: step, preview, and then completed, failed or cancelled.

@@ -378,14 +378,8 @@ def _digest(fields: Mapping[str, Any], files: Mapping[str, bytes]) -> str:
 
 def _outcome(described: Mapping[str, Any]) -> dict[str, Any]:
     """What is kept in the database of a result. described: see `archive.save`."""
-    variants = [
-        "source",
-        "target",
-        "maps",
-        *(["spatial-map"] if described["spatial_map"] else []),
-        "arrays",
-        "edit",
-    ]
+    spatial = ["spatial-map"] if described["spatial_map"] else []
+    variants = ["source", "target", "maps", *spatial, "arrays", "edit"]
     timings = {name: round(value, 4) for name, value in described["timings"].items()}
     return {
         "words": described["words"],

@@ -10,6 +10,7 @@ import re
 import secrets
 import time
 from collections import OrderedDict
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -28,6 +29,7 @@ NAMES = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 OPEN = ("/health", "/health/ready")
 """Paths for which no key is wanted: probes have none."""
 MAX_CALLERS = 10_000
+LINGER = 1.0
 MAX_FIELDS = 64 * 1024
 """Characters of a request without its pictures."""
 
@@ -161,6 +163,17 @@ def _texts(value: Any, name: str = "") -> list[tuple[str, str]]:
     return [(name, value if isinstance(value, str) else repr(value))]
 
 
+async def _discard(receive: Receive) -> None:
+    """Read on for a moment: whoever still sends would not see an answer."""
+
+    async def discard() -> None:
+        while (await receive()).get("more_body", False):
+            pass
+
+    with suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(discard(), LINGER)
+
+
 class Border:
     """The outermost layer: bodies are bounded in bytes and in time, and no error gets past it.
 
@@ -194,6 +207,8 @@ class Border:
                 logging.getLogger(__name__).error("a request failed", extra={"reason": where(error)})
                 found = ApiError(500, "the server failed at this request; its log tells more")
             if not begun:
+                if found.status == 413:
+                    await _discard(receive)
                 await found.response()(scope, receive, sending)
 
     def _refuse_long(self, scope: Scope) -> None:

@@ -36,7 +36,7 @@ PICTURES: dict[int | str, Any] = {
         "description": "The pictures; of a stream, events.",
         "content": {
             "application/json": {"schema": {"type": "object", "required": ["created", "data"]}},
-            "text/event-stream": {"schema": {"type": "string"}},
+            "text/event-stream": {},
         },
     },
     **{status: {"model": Failure} for status in (500, 504, 507)},

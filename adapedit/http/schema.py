@@ -16,23 +16,23 @@ Status = Literal["queued", "in_progress", "completed", "failed", "cancelled"]
 Variant = Literal["source", "target", "maps", "spatial-map", "arrays", "edit"]
 ENDED = ("completed", "failed", "cancelled")
 EDIT_ID = "^edit_[0-9a-f]{32}$"
-FILES = ("image", "mask")
-"""Fields of a request that are pictures."""
 DELIVERY = ("model", "priority", "deadline", "on_disconnect")
 
-Picture = {
-    "anyOf": [
-        {"type": "string", "description": "data:image/png;base64,… or, of a form, the name of its file"},
-        {
-            "type": "object",
-            "properties": {"file": {"type": "string"}, "fit": {"enum": ["crop", "pad", "stretch"]}},
-            "required": ["file"],
-            "additionalProperties": False,
-        },
-        {"type": "null"},
-    ],
-    "default": None,
-}
+
+def _picture(**more: Any) -> dict[str, Any]:
+    """The schema of a picture as it comes here. more: what may be said of it."""
+    url = {"type": "string", "description": "data:image/png;base64,… or, of a form, the name of its file"}
+    file = {
+        "type": "object",
+        "properties": {"file": url, **more},
+        "required": ["file"],
+        "additionalProperties": False,
+    }
+    return {"anyOf": [url, file, {"type": "null"}], "default": None}
+
+
+PICTURES = {"image": _picture(fit={"enum": ["crop", "pad", "stretch"]}), "mask": _picture()}
+"""Fields of a request that are pictures."""
 
 
 class EditBody(EditRequest):
@@ -63,7 +63,7 @@ class EditBody(EditRequest):
         """Pictures as they come here; methods and inversions by name, too."""
         schema = handler.resolve_ref_schema(handler(core))
         fields = schema["properties"]
-        fields.update({name: Picture for name in FILES if name in fields})
+        fields |= PICTURES
         for name, known in (("method", METHODS), ("inversion", INVERSIONS)):
             fields[name] = {"anyOf": [{"enum": sorted(known)}, fields[name]]}
         return schema
@@ -226,9 +226,11 @@ class Health(BaseModel):
 
 def limit_document(schemas: dict[str, Any], settings: Settings) -> None:
     """Let the bodies' schemas say what this server takes, and OpenAI's which fields of an edit go with its own."""
+    for name in ("ImageInput", "MaskInput"):  # as Python takes them
+        schemas.pop(name, None)
     edit, image = schemas["EditBody"]["properties"], schemas["ImageBody"]
     edit["num_inference_steps"]["maximum"] = settings.max_steps
-    others = {name: field for name, field in edit.items() if name not in (*FILES, "target_prompt")}
+    others = {name: field for name, field in edit.items() if name not in (*PICTURES, "target_prompt")}
     image["properties"] = {**others, **image["properties"]}
     image["properties"]["source_prompt"] = {
         "anyOf": [others["source_prompt"], {"type": "null"}],

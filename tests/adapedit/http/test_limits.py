@@ -37,7 +37,7 @@ def talk(service: Running, *sent: bytes, wait: float = 0.0, cut: bool = False) -
 def head(length: object) -> bytes:
     lines = [
         "POST /v1/edits HTTP/1.1",
-        "Host: x",
+        "Host: 127.0.0.1",
         "Content-Type: application/json",
         f"Content-Length: {length}",
     ]
