@@ -148,7 +148,7 @@ class Jobs:
             raise _no_model(name, self.lanes)
         lane = self.lanes[name]
         if lane.state != "ready":
-            raise ApiError.later(503, f"model {name} is {lane.state}; wait a little", 5, code="not_ready")
+            raise ApiError.later(503, f"model {name} is {lane.state}; wait a little", 1, code="not_ready")
         return lane
 
     def accept(

@@ -16,7 +16,7 @@ from typer.main import get_command
 from adapedit import AdapEditPipeline
 from adapedit.cli import bundles, edits, service
 from adapedit.cli.main import run
-from benchmarks import gpu, kernels, latency, serving
+from benchmarks import gpu, http, kernels, latency, serving
 from benchmarks.quality.__main__ import app as quality
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -144,7 +144,7 @@ def help_of(module: str, first: list[str], monkeypatch, capsys) -> str | None:
         return " ".join(option for parameter in command.params for option in parameter.opts)
     scripts = {
         f"benchmarks.{script.__name__.rpartition('.')[2]}": script
-        for script in (gpu, kernels, latency, serving)
+        for script in (gpu, http, kernels, latency, serving)
     }
     if module in scripts:
         monkeypatch.setattr("sys.argv", [module, "--help"])
