@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from adapedit.pipeline import AdapEditPipeline, EditWarning
+    from adapedit.calls import EditWarning
+    from adapedit.pipeline import AdapEditPipeline
     from adapedit.prompts.alignment import Alignment, Word, align
     from adapedit.request import EditRequest
     from adapedit.result import EditResult
@@ -24,7 +25,7 @@ _HOMES = {
     "Alignment": "adapedit.prompts.alignment",
     "EditRequest": "adapedit.request",
     "EditResult": "adapedit.result",
-    "EditWarning": "adapedit.pipeline",
+    "EditWarning": "adapedit.calls",
     "Word": "adapedit.prompts.alignment",
     "align": "adapedit.prompts.alignment",
 }

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from adapedit.calls import Draw, draw_from
 from adapedit.images import OpenedImage, OpenedMask
 from adapedit.inversion import Direct
 from adapedit.inversion.base import Wanted, inversion_passes
@@ -26,7 +27,7 @@ from adapedit.sharing import Caches, share
 from adapedit_engine.cache import HostCopies, HostCopy, digest
 from adapedit_engine.models.layers import SIZES
 from adapedit_engine.models.text import HIDDEN
-from adapedit_engine.plan import EditOutcome, EditPlan, merge, split
+from adapedit_engine.plan import EditOutcome, EditPlan, merge, split, tracks_of
 from adapedit_kernels.errors import AdapEditError
 
 
@@ -61,19 +62,19 @@ class Edited:
     error: Exception | None = None
 
 
+LastPasses = dict[int, list[tuple[int, tuple[int, ...]]]]
+"""Of the plans in which edits are made, by their `id`: the places of the edits, and their tracks."""
 Passes = Generator[list[EditPlan], list[EditOutcome], list[Edited]]
 
 
-def prepare(
-    request: EditRequest, model: EditModel, caches: Caches, generator: torch.Generator | None = None
-) -> Edit:
+def prepare(request: EditRequest, model: EditModel, caches: Caches, draw: Draw | None = None) -> Edit:
     """Check, align and encode a request. Raises `AdapEditError` for anything that could not run.
 
-    generator: what the first latents are drawn from, as in diffusers; None: one of the request's seed.
+    draw: what the first latents are drawn from; None: a generator of the request's seed.
     """
     began = time.perf_counter()
     request = complete(request, model)
-    context, method = make_context(request, model, caches, generator), request.method
+    context, method = make_context(request, model, caches, draw), request.method
     draft, observe = method.plan(context, None), method.observe(context)
     draft.check_model(model.runner.specs)
     steps = draft.steps + (0 if observe is None else observe.steps)
@@ -90,8 +91,17 @@ def prepare(
     )
 
 
-def passes(edits: Sequence[Edit], model: EditModel, caches: Caches, copies: HostCopies) -> Passes:
-    """A job of edits whose sources are one: plans to run, whose outcomes are sent back, until all are edited."""
+def passes(
+    edits: Sequence[Edit],
+    model: EditModel,
+    caches: Caches,
+    copies: HostCopies,
+    last: LastPasses | None = None,
+) -> Passes:
+    """A job of edits whose sources are one: plans to run, whose outcomes are sent back, until all are edited.
+
+    last: filled with the plans of the last pass before they are run.
+    """
     edits = yield from _inverted(edits, model, caches)
     seen = yield from _observed(edits, caches)
     done: dict[int, Edited] = {}
@@ -101,7 +111,7 @@ def passes(edits: Sequence[Edit], model: EditModel, caches: Caches, copies: Host
             plans[i] = edit.method.plan(edit.context, seen.get(i))
         except Exception as error:
             done[i] = Edited(edit=edit, error=error)
-    outcomes = yield from _shared(plans)
+    outcomes = yield from _shared(plans, last)
     for i, outcome in outcomes.items():
         done[i] = Edited(edit=edits[i], seen=seen.get(i), edited=copies.begin(outcome))
     return [done[i] for i in range(len(edits))]
@@ -176,12 +186,17 @@ def _observed(
 
 
 def _shared(
-    plans: dict[int, EditPlan],
+    plans: dict[int, EditPlan], told: LastPasses | None = None
 ) -> Generator[list[EditPlan], list[EditOutcome], dict[int, EditOutcome]]:
     """Outcomes by place of plans, of which those that can share a source are run as one."""
     places, values = list(plans), list(plans.values())
     groups = share(values)
-    outcomes = yield [merge([values[k] for k in group]) for group in groups]
+    merged = [merge([values[k] for k in group]) for group in groups]
+    if told is not None:
+        for group, plan in zip(groups, merged, strict=True):
+            tracks = tracks_of([values[k] for k in group])
+            told[id(plan)] = [(places[k], own) for k, own in zip(group, tracks, strict=True)]
+    outcomes = yield merged
     found: dict[int, EditOutcome] = {}
     for group, outcome in zip(groups, outcomes, strict=True):
         parts = split(outcome, [values[k] for k in group])
@@ -242,9 +257,7 @@ def _negatives(request: EditRequest, scale: float) -> dict[str, str | None]:
     return found
 
 
-def make_context(
-    request: EditRequest, model: EditModel, caches: Caches, generator: torch.Generator | None = None
-) -> Context:
+def make_context(request: EditRequest, model: EditModel, caches: Caches, draw: Draw | None = None) -> Context:
     """Align, encode and draw the first latents of a completed request.
 
     A real picture that has to be inverted stands for the first latents until that is done.
@@ -258,14 +271,10 @@ def make_context(
     assert request.height is not None and request.width is not None and request.guidance_scale is not None
     channels, factor = model.runner.specs.out_channels, model.vae_factor
     shape = (channels, request.height // factor, request.width // factor)
-    generator = torch.Generator("cpu").manual_seed(request.seed) if generator is None else generator
-
-    def draw(*sides: int) -> Tensor:
-        return torch.randn(sides, generator=generator, device=generator.device, dtype=torch.float32).cpu()
-
+    drawn = draw or partial(draw_from, torch.Generator("cpu").manual_seed(request.seed))
     told = partial(_encoded, request=request, model=model, caches=caches)
-    latents = draw(1, *shape) * schedule.init_noise_sigma
-    noise = draw(len(schedule), *shape) if schedule.stochastic else None
+    latents = drawn(1, *shape) * schedule.init_noise_sigma
+    noise = drawn(len(schedule), *shape) if schedule.stochastic else None
     context = Context(
         alignment=alignment,
         facts=model.facts,

@@ -117,6 +117,11 @@ class EditModel:
         Schedule.from_scheduler(scheduler, 10)
         return dataclasses.replace(self, scheduler=scheduler)
 
+    @property
+    def any_size(self) -> bool:
+        """Whether latents of any size can be decoded."""
+        return True
+
     def check_size(self, height: int, width: int) -> None:
         """Raise where pictures of this size, in pixels, can't be made; a checkpoint takes all that its UNet halves."""
 
@@ -163,6 +168,10 @@ class BundleModel(EditModel):
     """A model whose text encoders and VAE are graphs of a bundle, too."""
 
     runner: BundleRunner
+
+    @property
+    def any_size(self) -> bool:
+        return False
 
     def encode_ids(self, input_ids: Tensor) -> dict[str, Tensor]:
         return self.runner.encode_ids(input_ids)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
+from adapedit.calls import Draw, EditWarning, make_call
 from adapedit.configs import ModelError
 from adapedit.edit import Edit, finish, passes, prepare
 from adapedit.images import Fit, ImageInput
@@ -20,14 +24,16 @@ from adapedit.request import (
     EditRequest,
     check_callback,
     check_count,
+    check_preview,
     check_request,
     check_requests,
     refuse_names,
 )
 from adapedit.result import EditResult
 from adapedit.sharing import Caches, share
+from adapedit.watching import Preview, StepEnd, Watching
 from adapedit_engine.cache import HostCopies
-from adapedit_engine.scheduler import AdmissionError, Scheduler, Ticket
+from adapedit_engine.scheduler import AdmissionError, Enough, Scheduler, Ticket
 from adapedit_kernels.errors import AdapEditError
 
 if TYPE_CHECKING:
@@ -49,10 +55,15 @@ LOADING = {
 """Names of diffusers' `from_pretrained`, and what to use instead."""
 
 Progress = Callable[[int, int], None]
+Texts = str | Sequence[str]
 
 
-class EditWarning(UserWarning):
-    """An edit went through, but something about it is not as it should be."""
+@dataclass(frozen=True, kw_only=True)
+class _Watched:
+    """What a call wants to be told between steps."""
+
+    preview: Preview | None = None
+    step_end: StepEnd | None = None
 
 
 class AdapEditPipeline:
@@ -70,6 +81,8 @@ class AdapEditPipeline:
                 "use AdapEditPipeline.from_pretrained(folder), or save_pretrained a pipeline that you hold first"
             )
         self.model = model
+        self._interrupt = False
+        self._bar: dict[str, Any] | None = None
 
     @classmethod
     def from_pretrained(
@@ -125,61 +138,109 @@ class AdapEditPipeline:
 
     def __call__(
         self,
-        source_prompt: str | None = None,
-        target_prompt: str | None = None,
+        source_prompt: Texts | None = None,
+        target_prompt: Texts | None = None,
         *,
-        negative_prompt: str | None = None,
-        source_negative_prompt: str | None = None,
-        target_negative_prompt: str | None = None,
+        negative_prompt: Texts | None = None,
+        source_negative_prompt: Texts | None = None,
+        target_negative_prompt: Texts | None = None,
         method: str = "adapedit",
         num_inference_steps: int = 50,
         guidance_scale: float | None = None,
         guidance_until: float = 1.0,
         solver: str = "model",
         seed: int | None = None,
-        generator: torch.Generator | None = None,
+        seeds: Sequence[int] | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        num_images_per_prompt: int | None = None,
         height: int | None = None,
         width: int | None = None,
         callback: Progress | None = None,
+        callback_on_step_end: Any = None,
+        preview: Preview | None = None,
+        preview_every: int | None = None,
         image: str | Path | Image.Image | None = None,
         fit: Fit = "crop",
         mask: Any = None,
         inversion: Any = None,
         **knobs: Any,
-    ) -> EditResult:
-        """One edit. `knobs` are the method's own, see `adapedit.methods`; other fields: see `EditRequest`.
+    ) -> Any:
+        """One edit, or a list of them. `knobs` are the method's own; other fields: see `EditRequest`.
+
+        A list comes back where prompts are lists, or `seeds`, `num_images_per_prompt` or several generators are given:
+        every picture of the first pair of prompts, then of the next, all in one batch.
 
         image:     a real picture to edit, which the source prompt describes; fit: to the model's size, "crop" (its
                    middle), "pad" or "stretch".
         mask:      where it may change, white, and where it stays, black: of the picture's size. A real picture then
                    comes back at its own size, untouched where it stays.
         inversion: the name of one, or settings; by default "direct".
-        generator: what the first latents are drawn from, as in diffusers.
+        seeds:     an edit each. num_images_per_prompt: so many, of `seed` and those that follow.
+        generator: what the first latents are drawn from, as in diffusers; of several one for each.
         callback(done, total): called after every step; raising in it cancels.
+        callback_on_step_end(pipe, step, timestep, {"latents": ...}): as in diffusers, after each step of an edit's last
+                   pass: what it returns as "latents", those of source and target, [2, C, h, w], takes their place, and
+                   `pipe._interrupt = True` ends the edit with what it has.
+        preview(step, picture): called every `preview_every` steps with a small picture of the target.
         """
         if isinstance(source_prompt, EditRequest):
             raise AdapEditError("got a request, wanted prompts; use edit_batch([request])[0]")
         own = METHODS[method].model_fields if isinstance(method, str) and method in METHODS else ()
         refuse_names(name for name in knobs if name not in own)
-        prompts = {"source_prompt": source_prompt, "target_prompt": target_prompt}
-        request = EditRequest.make(
-            **{name: prompt for name, prompt in prompts.items() if prompt is not None},
-            negative_prompt=negative_prompt,
-            source_negative_prompt=source_negative_prompt,
-            target_negative_prompt=target_negative_prompt,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            guidance_until=guidance_until,
-            solver=solver,
-            seed=_seed(seed, generator),
-            height=height,
-            width=width,
-            method=make_settings(method, **knobs),
-            image=None if image is None else ImageInput.of(image, fit),
-            mask=mask,
-            inversion=inversion,
+        texts = {
+            "source_prompt": source_prompt,
+            "target_prompt": target_prompt,
+            "negative_prompt": negative_prompt,
+            "source_negative_prompt": source_negative_prompt,
+            "target_negative_prompt": target_negative_prompt,
+        }
+        call = make_call(
+            {
+                **{name: text for name, text in texts.items() if text is not None},
+                "num_inference_steps": num_inference_steps,
+                "guidance_scale": guidance_scale,
+                "guidance_until": guidance_until,
+                "solver": solver,
+                "height": height,
+                "width": width,
+                "method": make_settings(method, **knobs),
+                "image": None if image is None else ImageInput.of(image, fit),
+                "mask": mask,
+                "inversion": inversion,
+                "preview_every": preview_every,
+            },
+            seed=seed,
+            seeds=seeds,
+            generator=generator,
+            num_images_per_prompt=num_images_per_prompt,
         )
-        return self._edited([request], callback=callback, generator=generator)[0]
+        check_preview(preview, preview_every)
+        watched = _Watched(preview=preview, step_end=self._step_end(callback_on_step_end))
+        found = self._edited(call.requests, callback=callback, draws=call.draws, watched=watched)
+        return found if call.several else found[0]
+
+    def set_progress_bar_config(self, **config: Any) -> None:
+        """Show a bar on every call from here on, as diffusers does. config: of `tqdm`; disable=True: none."""
+        self._bar = {"desc": "Denoising", **config}
+
+    def _step_end(self, callback: Any) -> StepEnd | None:
+        """Diffusers' `callback_on_step_end` as what is called between steps."""
+        if callback is None:
+            return None
+        if not callable(callback):
+            raise AdapEditError(
+                f"callback_on_step_end is {callback!r}, wanted a function of pipe, step, timestep and tensors"
+            )
+        self._interrupt = False
+
+        def step_end(step: int, timestep: float, latents: Tensor) -> Tensor | None:
+            # Outside of inference mode, so that whoever is called may do with them what he likes.
+            found = callback(self, step, timestep, {"latents": latents}) or {}
+            if self._interrupt:
+                raise Enough
+            return found.get("latents")
+
+        return step_end
 
     def edit_batch(
         self,
@@ -209,15 +270,18 @@ class AdapEditPipeline:
         max_rows: int | None = MAX_ROWS,
         share_sources: bool = True,
         callback: Progress | None = None,
-        generator: torch.Generator | None = None,
+        draws: Sequence[Draw | None] | None = None,
+        watched: _Watched | None = None,
     ) -> list[EditResult]:
         check_callback(callback)
         if max_rows is not None:
             check_count("max_rows", max_rows)
-        caches = Caches.of(self.model.runner)
-        edits = self._prepared(requests, caches, max_rows, generator)
+        caches, watched = Caches.of(self.model.runner), watched or _Watched()
+        edits = self._prepared(requests, caches, max_rows, draws or [None] * len(requests))
         drafts = [edit.draft for edit in edits]
-        groups = share(drafts, max_rows=max_rows) if share_sources else [(i,) for i in range(len(edits))]
+        # Who changes latents between steps changes those of one edit.
+        apart = not share_sources or watched.step_end is not None
+        groups = [(i,) for i in range(len(edits))] if apart else share(drafts, max_rows=max_rows)
         results: dict[int, EditResult] = {}
         with self.model.runner as runner:
             rows = max_rows or sum(max(edit.draft.rows, (edit.observe or edit.draft).rows) for edit in edits)
@@ -225,17 +289,19 @@ class AdapEditPipeline:
             copies = HostCopies(self.model.device)
             jobs: dict[Ticket, tuple[int, ...]] = {}
             for group in groups:
-                jobs[scheduler.submit(passes([edits[i] for i in group], self.model, caches, copies))] = group
+                jobs[self._submitted(scheduler, [edits[i] for i in group], caches, copies, watched)] = group
             # Edits that share a source run the steps of one.
             totals = {ticket: max(edits[i].steps for i in group) for ticket, group in jobs.items()}
             try:
-                while not scheduler.idle:
-                    ended = scheduler.step()
-                    if callback is not None:
-                        callback(_done(totals), sum(totals.values()))
-                    for ticket in ended:
-                        for i, edited in zip(jobs[ticket], ticket.future.result(), strict=True):
-                            results[i] = finish(edited, self.model, caches)
+                with self._shown(sum(totals.values())) as tell:
+                    while not scheduler.idle:
+                        ended = scheduler.step()
+                        tell(_done(totals))
+                        if callback is not None:
+                            callback(_done(totals), sum(totals.values()))
+                        for ticket in ended:
+                            for i, edited in zip(jobs[ticket], ticket.future.result(), strict=True):
+                                results[i] = finish(edited, self.model, caches)
             finally:
                 scheduler.close()
         for i in range(len(edits)):
@@ -243,18 +309,41 @@ class AdapEditPipeline:
                 warnings.warn(f"{results[i].request.target_prompt!r}: {message}", EditWarning, stacklevel=3)
         return [results[i] for i in range(len(edits))]
 
+    def _submitted(
+        self, scheduler: Scheduler, edits: list[Edit], caches: Caches, copies: HostCopies, watched: _Watched
+    ) -> Ticket:
+        watching = Watching(
+            model=self.model,
+            edits=edits,
+            previews=[watched.preview for _ in edits],
+            step_end=watched.step_end,
+        )
+        work = passes(edits, self.model, caches, copies, watching.last)
+        return scheduler.submit(work, watch=watching if watching.wanted else None)
+
+    @contextmanager
+    def _shown(self, total: int) -> Iterator[Callable[[int], object]]:
+        """A bar for so many steps, where one was asked for: what is called with those that are done."""
+        if self._bar is None:
+            yield lambda done: None
+            return
+        from tqdm.auto import tqdm
+
+        with tqdm(total=total, **self._bar) as bar:
+            yield lambda done: bar.update(done - bar.n)
+
     def _prepared(
         self,
         requests: list[EditRequest],
         caches: Caches,
         max_rows: int | None,
-        generator: torch.Generator | None,
+        draws: Sequence[Draw | None],
     ) -> list[Edit]:
         edits: list[Edit] = []
-        for place, request in enumerate(requests):
+        for place, (request, draw) in enumerate(zip(requests, draws, strict=True)):
             try:
                 check_request(request)
-                edits.append(prepare(request, self.model, caches, generator))
+                edits.append(prepare(request, self.model, caches, draw))
                 rows = edits[-1].draft.rows
                 if max_rows is not None and rows > max_rows:
                     raise AdmissionError(f"an edit takes {rows} rows, max_rows is {max_rows}: raise it")
@@ -292,21 +381,3 @@ def _done(totals: dict[Ticket, int]) -> int:
     return sum(
         total if ticket.future.done() else min(ticket.steps_done, total) for ticket, total in totals.items()
     )
-
-
-def _seed(seed: int | None, generator: Any) -> int:
-    """The seed that a result names. Of a generator its own: one that was used before can't be repeated by it."""
-    if generator is None:
-        return 0 if seed is None else seed
-    if seed is not None:
-        raise AdapEditError("got both seed and generator; give one of them")
-    if not isinstance(generator, torch.Generator):
-        raise AdapEditError(f"generator is {generator!r}, wanted a torch.Generator; of a number make a seed")
-    fresh = torch.Generator(generator.device).manual_seed(generator.initial_seed())
-    if not torch.equal(fresh.get_state(), generator.get_state()):
-        warnings.warn(
-            "the generator was used before, so no seed repeats this picture: give seed= for one that can be repeated",
-            EditWarning,
-            stacklevel=4,
-        )
-    return generator.initial_seed() % 2**63

@@ -36,16 +36,22 @@ UNSUPPORTED = {
     "negative_prompt_embeds": "negative_prompt",
     "negative_prompt_2": "negative_prompt, which all text encoders read",
     "prompt_2": "source_prompt and target_prompt, which all text encoders read",
-    **dict.fromkeys(("num_images_per_prompt", "num_images"), "edit_batch with requests of several seeds"),
+    **dict.fromkeys(
+        ("num_images_per_prompt", "num_images", "seeds"),
+        "a request for each seed, or seeds in a call of the pipeline",
+    ),
     "strength": "method='sdedit' with strength",
     "word_steps": "method='adapedit' with word_steps",
     "image_guidance_scale": "method='instruct-pix2pix' with image_guidance",
     **dict.fromkeys(("mask_image", "masked_image_latents", "padding_mask_crop"), "mask"),
-    **dict.fromkeys(("callback_on_step_end", "callback_steps"), "callback(done, total)"),
-    **dict.fromkeys(("output_type", "return_dict"), "the result's source_image and target_image"),
+    "callback_steps": "callback(done, total), or callback_on_step_end",
+    "output_type": "the result's pictures, numpy.asarray of them, or its latents",
+    "return_dict": "the result's source_image and target_image",
+    "callback_on_step_end_tensor_inputs": "callback_on_step_end, which is given latents alone",
     **dict.fromkeys(("latents", "generators"), "seed or generator"),
     **dict.fromkeys(("timesteps", "sigmas", "eta"), "num_inference_steps, and a scheduler of your choice"),
-    **dict.fromkeys(("cross_attention_kwargs", "ip_adapter_image", "controlnet"), "method with its knobs"),
+    "cross_attention_kwargs": "a checkpoint whose LoRA was merged at its scale, by fuse_lora(lora_scale=...)",
+    **dict.fromkeys(("ip_adapter_image", "controlnet"), "method with its knobs"),
     **dict.fromkeys(("guidance_rescale", "clip_skip"), "guidance_scale"),
 }
 """Names of diffusers' pipelines and of earlier versions, and what to use instead."""
@@ -112,6 +118,8 @@ class EditRequest(BaseModel):
                          given as one, see `MaskInput`; None: wherever the edit leads. A real picture comes back at its
                          own size then, and bit for bit the same where the mask is black.
     inversion:           what leads back to it, by name or with knobs; None: "direct" where the method wants one.
+    preview_every:       steps from one preview of the target to the next, for whoever asks to be shown; it changes
+                         nothing of the pictures.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -132,6 +140,7 @@ class EditRequest(BaseModel):
     image: ImageField | None = None
     mask: MaskField | None = None
     inversion: InversionSettings | None = None
+    preview_every: Annotated[int, Field(ge=1, le=1000), Number] | None = None
 
     @model_validator(mode="after")
     def _inverts_something(self) -> EditRequest:
@@ -231,7 +240,7 @@ def same_request(stored: Mapping[str, Any], request: EditRequest) -> bool:
 
 
 def _meaning(request: EditRequest) -> dict[str, Any]:
-    meant = request.model_dump(mode="json", exclude=set(PICTURES))
+    meant = request.model_dump(mode="json", exclude={*PICTURES, "preview_every"})
     for field in PICTURES:
         picture = getattr(request, field)
         if picture is not None:
@@ -269,3 +278,11 @@ def check_callback(callback: Any) -> None:
     """Raise unless `callback` is None or can be called."""
     if callback is not None and not callable(callback):
         raise AdapEditError(f"callback is {callback!r}, wanted a function callback(done, total)")
+
+
+def check_preview(preview: Any, every: int | None) -> None:
+    """Raise unless there is a function to show previews to where there are any, and the other way round."""
+    if preview is not None and not callable(preview):
+        raise AdapEditError(f"preview is {preview!r}, wanted a function preview(step, picture)")
+    if preview is not None and every is None:
+        raise AdapEditError("preview wants to know how often: give preview_every, a number of steps")

@@ -72,6 +72,7 @@ class EditResult:
     warnings:     what looks like a slip in the prompts, and what the method found suspicious.
     edited_image: the target as the model made it, at its size; `target_image` is the same but where a mask kept the
                   source, and of a real picture with a mask at the picture's own size.
+    latents:      [2, C, h, w] float32 on the CPU: of source and target, as they were decoded.
     mask:         where the picture was allowed to change, of one channel, where one was given.
     image:        the real picture that was edited, as the model took it; `source_image` is then its reconstruction.
     reconstruction_psnr: of `source_image` against it, decibels; at most 60.
@@ -82,6 +83,7 @@ class EditResult:
     source_image: Image.Image
     target_image: Image.Image
     edited_image: Image.Image
+    latents: Tensor
     alignment: Alignment
     words: tuple[WordReport, ...]
     source_maps: NDArray[np.float32]
@@ -230,6 +232,7 @@ def make_result(
         source_image=source_image,
         target_image=edited_image if mask is None else mask.paste(edited_image, source_image),
         edited_image=edited_image,
+        latents=edited.latents[:2].float().cpu(),
         alignment=context.alignment,
         words=_reports(context.alignment, found),
         source_maps=grid(edited.maps[0]),

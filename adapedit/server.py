@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any
 
@@ -19,12 +19,14 @@ from adapedit.request import (
     EditRequest,
     check_callback,
     check_count,
+    check_preview,
     check_request,
     check_requests,
     check_seconds,
 )
 from adapedit.result import EditResult
 from adapedit.sharing import CACHE_BYTES, Caches, share
+from adapedit.watching import Preview, Watching
 from adapedit_engine.cache import CacheStats, HostCopies
 from adapedit_engine.memory import CallBytes, measure_call_bytes
 from adapedit_engine.scheduler import AdmissionError, DeadlineError, Scheduler, SchedulerStats, Ticket
@@ -67,6 +69,7 @@ class _Waiting:
     edit: Edit
     deadline: float | None
     progress: Progress | None = None
+    preview: Preview | None = None
     future: Future[EditResult] = field(default_factory=Future)
 
 
@@ -116,16 +119,24 @@ class EditServer:
         self._scheduler: Scheduler | None = None
         self._jobs: dict[Ticket, list[_Waiting]] = {}
         self._failure: BaseException | None = None
+        self._decoder: ThreadPoolExecutor | None = None
 
     # -- for users
 
     def submit(
-        self, request: EditRequest, *, deadline: float | None = None, progress: Progress | None = None
+        self,
+        request: EditRequest,
+        *,
+        deadline: float | None = None,
+        progress: Progress | None = None,
+        preview: Preview | None = None,
     ) -> Future[EditResult]:
         """Queue an edit and return its future, which may be cancelled at any time before it is done.
 
         deadline: seconds from now within which the edit has to begin; the most urgent go first. progress(done, total):
-        called after each of its steps, in the server's thread, which it holds up; raising in it ends the edit. Raises
+        called after each of its steps, in the server's thread, which it holds up; raising in it ends the edit.
+        preview(step, picture): called every `preview_every` steps of the request with a small picture of the target, in
+        the thread that decodes. Raises
         `AdapEditError` at once for a request that can't run. Blocks while `max_pending` edits are under way; not in a
         callback of a future, which runs in the thread that would make room: that edit is taken beyond them.
         """
@@ -136,8 +147,9 @@ class EditServer:
         check_request(request)
         check_seconds("deadline", deadline)
         check_callback(progress)
+        check_preview(preview, request.preview_every)
         until = None if deadline is None else time.monotonic() + deadline
-        one = self._prepare(request, until, progress)
+        one = replace(self._prepare(request, until), progress=progress, preview=preview)
         return self._queue(one, placed=self._room.acquire(blocking=not _in_server_thread()))
 
     def stream(
@@ -195,15 +207,13 @@ class EditServer:
         if self._failure is not None and kind is None:
             raise self._failure
 
-    def _prepare(
-        self, request: EditRequest, deadline: float | None, progress: Progress | None = None
-    ) -> _Waiting:
+    def _prepare(self, request: EditRequest, deadline: float | None) -> _Waiting:
         with self._preparing, self._encoding.beside():
             edit = prepare(request, self.model, self.caches)
         if edit.draft.rows > self._max_rows:
             rows = edit.draft.rows
             raise AdmissionError(f"an edit takes {rows} rows, max_rows is {self._max_rows}: raise it")
-        return _Waiting(edit=edit, deadline=deadline, progress=progress)
+        return _Waiting(edit=edit, deadline=deadline)
 
     def _queue(self, one: _Waiting, placed: bool) -> Future[EditResult]:
         """Hand over an edit. placed: it takes one of the `max_pending` places, until its end."""
@@ -261,6 +271,7 @@ class EditServer:
                     1, "adapedit-decode", initializer=lambda: setattr(_mark, "of_a_server", True)
                 ) as decoder,
             ):
+                self._decoder = decoder
                 scheduler = self._scheduler = self._make_scheduler(runner)
                 while self._feed(scheduler):
                     for ticket in scheduler.step():
@@ -318,17 +329,39 @@ class EditServer:
 
     def _begin(self, scheduler: Scheduler, job: list[_Waiting]) -> None:
         deadlines = [one.deadline for one in job if one.deadline is not None]
-        work = passes([one.edit for one in job], self.model, self.caches, self._copies)
+        edits = [one.edit for one in job]
         told = [one.progress for one in job if one.progress is not None]
         # Edits that share a source run the steps of one.
-        total = max(one.edit.steps for one in job)
+        total = max(edit.steps for edit in edits)
 
-        def watch(*_: object) -> None:
+        def tell() -> None:
             for progress in told:
                 progress(min(ticket.steps_done, total), total)
 
-        ticket = scheduler.submit(work, deadline=min(deadlines, default=None), watch=watch if told else None)
+        watching = Watching(
+            model=self.model,
+            edits=edits,
+            previews=[one.preview for one in job],
+            progress=tell if told else None,
+            begin=self._show,
+        )
+        work = passes(edits, self.model, self.caches, self._copies, watching.last)
+        watch = watching if watching.wanted else None
+        ticket = scheduler.submit(work, deadline=min(deadlines, default=None), watch=watch)
         self._jobs[ticket] = job
+
+    def _show(self, show: Callable[..., None], *arguments: Any) -> None:
+        """Have a preview decoded and shown, in the thread beside the next steps."""
+
+        def shown() -> None:
+            try:
+                with self._copies.beside():
+                    show(*arguments)
+            except Exception:
+                logging.getLogger(__name__).exception("a preview could not be shown; the edit goes on")
+
+        assert self._decoder is not None
+        self._decoder.submit(shown)
 
     def _tried_in_parts(self, scheduler: Scheduler, ticket: Ticket) -> bool:
         """Whether a job has failed that is tried again in parts, so that no edit fails by its neighbours."""

@@ -35,6 +35,7 @@ def save(result: EditResult, folder: Path) -> dict[str, Any]:
     tensors = {f.name: getattr(alignment, f.name) for f in fields(alignment)}
     arrays = {name: value.numpy() for name, value in tensors.items() if hasattr(value, "numpy")}
     arrays |= {name: getattr(result, name) for name in MAPS if getattr(result, name) is not None}
+    arrays["latents"] = result.latents.numpy()
     if result.mask is not None:
         arrays |= {name: np.asarray(getattr(result, name)) for name in MASKED}
     words = {name: [asdict(word) for word in getattr(alignment, name)] for name in WORDS}
@@ -63,6 +64,7 @@ def read(open_: Callable[[str], bytes], request: EditRequest) -> EditResult:
     source, target = (Image.open(io.BytesIO(open_(f"{name}.png"))) for name in PICTURES)
     for picture in (source, target):
         picture.load()
+    latents = torch.from_numpy(arrays.pop("latents").copy())
     tensors: dict[str, Any] = {
         name: torch.from_numpy(array.copy()) for name, array in arrays.items() if name not in MAPS
     }
@@ -74,6 +76,7 @@ def read(open_: Callable[[str], bytes], request: EditRequest) -> EditResult:
         source_image=source,
         target_image=target,
         edited_image=masked.get("edited_image", target),
+        latents=latents,
         mask=masked.get("mask"),
         alignment=Alignment(
             source_prompt=request.source_prompt, target_prompt=request.target_prompt, **words, **tensors

@@ -61,7 +61,7 @@ class Seat:
 
     noise [T, K, C, h, w] and prompts (by name, [T, 1, ...]): what changes from step to step and is no table's.
     taken: by self-attention control, [L, 2], the steps from and to which some track takes from another.
-    trajectory: latents after each step, of plans that record them.
+    trajectory: latents after each step, of plans that record them. ended: whether it leaves before its last step.
     """
 
     plan: EditPlan
@@ -72,10 +72,11 @@ class Seat:
     prompts: Mapping[str, Tensor]
     step: int = 0
     trajectory: list[Tensor] = field(default_factory=list)
+    ended: bool = False
 
     @property
     def done(self) -> bool:
-        return self.step >= self.plan.steps
+        return self.ended or self.step >= self.plan.steps
 
     @property
     def stops_guidance(self) -> bool:
@@ -239,6 +240,16 @@ class Batch:
     def latents(self, seat: Seat) -> Tensor:
         """A copy of an edit's latents, [K, C, h, w] float32."""
         return self.tracks["latents"][seat.track : seat.track + seat.plan.tracks].clone()
+
+    @torch.inference_mode()
+    def set_latents(self, seat: Seat, latents: Tensor) -> None:
+        """Go on from other latents of the same shape. Raises `PlanError` for others."""
+        own = self.tracks["latents"][seat.track : seat.track + seat.plan.tracks]
+        if latents.shape != own.shape:
+            raise PlanError(
+                f"got latents {tuple(latents.shape)}, wanted {tuple(own.shape)}, as they were given"
+            )
+        own.copy_(latents)
 
     # -- buffers
 

@@ -412,11 +412,16 @@ def split(outcome: EditOutcome, plans: Sequence[EditPlan]) -> list[EditOutcome]:
     """The outcome of `merge(plans)` as one for each of them, with the track that they share first in each."""
     if len(plans) == 1:
         return [outcome]
-    parts, start = [], 1
+    return [outcome.select(tracks) for tracks in tracks_of(plans)]
+
+
+def tracks_of(plans: Sequence[EditPlan]) -> list[tuple[int, ...]]:
+    """Where in `merge(plans)` the tracks of each are, the one that they share first."""
+    found, start = [], 1
     for plan in plans:
-        parts.append(outcome.select([0, *range(start, start + plan.tracks - 1)]))
+        found.append((0, *range(start, start + plan.tracks - 1)))
         start += plan.tracks - 1
-    return parts
+    return found
 
 
 def axes_of(name: str) -> str:

@@ -31,12 +31,19 @@ Passes = Generator[Sequence[EditPlan], list[EditOutcome], Any]
 What it does between two yields holds up all others, so that should be little: where it is much, no plans are a pause,
 and it goes on at the next step.
 """
-Watch = Callable[[int, Tensor], None]
-"""Called after each step of each plan of a job with the number of steps done and the latents [K, C, h, w]."""
+Watch = Callable[[EditPlan, int, Tensor], Tensor | None]
+"""Called after each step of each plan of a job with the plan, its steps done, and the latents [K, C, h, w].
+
+What it returns takes the place of the latents. `Enough` ends the plan; what else it raises is the job's error.
+"""
 Progress = Callable[[int, int], None]
 
 RETRIES = 1
 """Times that a call of one edit alone is tried again before the error counts as the edit's own."""
+
+
+class Enough(Exception):
+    """Raised by who watches a plan: it ends there, with the latents that it has."""
 
 
 class AdmissionError(AdapEditError):
@@ -58,7 +65,7 @@ class Ticket:
     """A job in the scheduler's hands.
 
     number: of its arrival, from 0. deadline: on the scheduler's clock; earlier ones go first, and a job that has not
-    begun by then fails; None: no hurry. watch: see `Watch`; what it raises is the job's error. steps_done: of all its
+    begun by then fails; None: no hurry. watch: see `Watch`. steps_done: of all its
     plans, pauses too. future: its result or its own error; `future.cancel()` works at any time before the end, and the
     rows are free before the next call.
     """
@@ -376,11 +383,16 @@ class Scheduler:
             self._run(batch, captured, half, retries)
 
     def _count(self, batch: Batch, seat: Seat) -> None:
-        job = self._run_of(seat).job
+        run = self._run_of(seat)
+        job = run.job
         job.ticket.steps_done += 1
         if job.ticket.watch is not None and job.error is None:
             try:
-                job.ticket.watch(seat.step, batch.latents(seat))
+                changed = job.ticket.watch(run.plan, seat.step, batch.latents(seat))
+                if changed is not None:
+                    batch.set_latents(seat, changed)
+            except Enough:
+                seat.ended = True
             except Exception as error:
                 job.error = error
 

@@ -13,12 +13,13 @@ import torch
 
 from adapedit_engine.cuda_graph import RUN_AHEAD, RunAhead
 from adapedit_engine.memory import GOOD_CALLS, CallRows, CallTable, plan_bytes
-from adapedit_engine.plan import EditPlan
+from adapedit_engine.plan import EditPlan, PlanError
 from adapedit_engine.runners.base import Capabilities
 from adapedit_engine.runners.pytorch import PyTorchRunner
 from adapedit_engine.scheduler import (
     AdmissionError,
     DeadlineError,
+    Enough,
     Passes,
     Scheduler,
     denoise,
@@ -398,18 +399,52 @@ def test_what_a_job_raises_is_its_own(runner):
 def test_who_watches_is_told_every_step_and_may_stop_his_own_edit(runner):
     told: list[tuple[int, tuple[int, ...]]] = []
 
-    def stop(step_index: int, latents: torch.Tensor) -> None:
+    def tell(plan: EditPlan, step_index: int, latents: torch.Tensor) -> None:
+        told.append((step_index, tuple(latents.shape)))
+
+    def stop(plan: EditPlan, step_index: int, latents: torch.Tensor) -> None:
         if step_index == 2:
             raise ValueError("enough")
 
     scheduler = Scheduler(runner)
-    scheduler.submit(job(edit(4, 3)), watch=lambda step, latents: told.append((step, tuple(latents.shape))))
+    scheduler.submit(job(edit(4, 3)), watch=tell)
     stopped = scheduler.submit(job(edit(4, 5)), watch=stop)
     scheduler.drain()
     assert told == [(step, (2, 4, SIDE, SIDE)) for step in (1, 2, 3)]
     assert runner.rows == [8, 8, 4]
     with pytest.raises(ValueError, match="enough"):
         stopped.future.result()
+
+
+def test_who_watches_may_change_latents_or_end_the_plan_with_those_that_it_has(runner):
+    def zero(plan: EditPlan, step_index: int, latents: torch.Tensor) -> torch.Tensor | None:
+        if step_index == plan.steps:
+            return latents * 0
+        return None
+
+    def end(plan: EditPlan, step_index: int, latents: torch.Tensor) -> None:
+        if step_index == 2:
+            seen.append(latents)
+            raise Enough
+
+    seen: list[torch.Tensor] = []
+    scheduler = Scheduler(runner)
+    plans = [edit_plan(1, 2, collect=True) for _ in range(3)]
+    changed, ended, plain = (
+        scheduler.submit(one_pass(one), watch=watch)
+        for one, watch in zip(plans, (zero, end, None), strict=True)
+    )
+    wrong = scheduler.submit(one_pass(plans[0]), watch=lambda plan, step_index, latents: latents[:1])
+    scheduler.drain()
+    assert not changed.future.result().latents.any()
+    stopped = ended.future.result()
+    assert torch.equal(stopped.latents, seen[0]) and stopped.steps == 2
+    assert stopped.maps.sum(-1).allclose(torch.ones(1), atol=1e-4)
+    alike(plain.future.result(), denoise([plans[2]], runner)[0])
+    with pytest.raises(
+        PlanError, match=r"got latents \(1, 4, 8, 8\), wanted \(2, 4, 8, 8\), as they were given"
+    ):
+        wrong.future.result()
 
 
 def test_guidance_that_stops_gives_its_rows_to_others(runner):
