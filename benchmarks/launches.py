@@ -38,7 +38,13 @@ from benchmarks import common, shapes
 
 DEVICE = torch.device("meta")
 NO_LAUNCH = ("empty", "empty_like", "empty_strided", "new_empty")
-KERNELS = {"word_relation": 3, "spatial_similarity": 2, "where.ScalarOther": 2, "where.ScalarSelf": 2}
+KERNELS = {
+    "word_relation": 3,
+    "spatial_similarity": 2,
+    "group_norm": 2,
+    "where.ScalarOther": 2,
+    "where.ScalarSelf": 2,
+}
 """Launches of an operation that has more than one, where that is known."""
 STEPS = 20
 EDITS: dict[str, Method] = {

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from adapedit_kernels.dispatch import chosen_implementation
     from adapedit_kernels.edited_attention import edited_attention, edited_attention_with_maps
     from adapedit_kernels.errors import AdapEditError, ImplementationError
+    from adapedit_kernels.group_norm import group_norm
     from adapedit_kernels.guided_step import guided_step
     from adapedit_kernels.spatial_similarity import spatial_similarity
     from adapedit_kernels.word_relation import RelationKnobs, WordRelation, word_relation
@@ -26,6 +27,7 @@ __all__ = [
     "chosen_implementation",
     "edited_attention",
     "edited_attention_with_maps",
+    "group_norm",
     "guided_step",
     "spatial_similarity",
     "word_relation",

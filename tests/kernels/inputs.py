@@ -132,6 +132,20 @@ def step_inputs(
     return arguments
 
 
+def norm_inputs(
+    rows: int, channels: int, groups: int, size: tuple[int, int], dtype: torch.dtype
+) -> dict[str, Any]:
+    """Arguments of group norm by name: channels-last, and far from mean 0."""
+    torch.manual_seed(channels + size[0])
+    return {
+        "x": (torch.randn(rows, channels, *size) * 2 + 1).to(dtype, memory_format=torch.channels_last),
+        "weight": torch.randn(channels).to(dtype),
+        "bias": torch.randn(channels).to(dtype),
+        "groups": groups,
+        "eps": 1e-5,
+    }
+
+
 def to_numpy(tensor: Tensor | None) -> Any:
     """Float64 or integers, for the loops."""
     return None if tensor is None else (tensor.double() if tensor.is_floating_point() else tensor).numpy()

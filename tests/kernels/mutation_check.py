@@ -167,6 +167,26 @@ MUTATIONS = [
         ("sign of the noise", "eps += weight", "eps -= weight", 0),
         ("index of the weights", "output_weight + track", "output_weight", 0),
     ),
+    *_of(
+        "group_norm",
+        "norm_kernel",
+        ("sign", "+ count * (means - mean)", "- count * (means - mean)", 0),
+        ("index", "weight + channel", "weight + channel % width", 0),
+        (
+            "index of the moments",
+            "tl.program_id(2) * groups + tl.program_id(1)",
+            "tl.program_id(2) * groups",
+            1,
+        ),
+        ("mask", "mask=there, other=0.0", "other=0.0", 0),
+        ("mask of the distances", "tl.where(inside, tile - mean, 0.0)", "tile - mean", 0),
+        (
+            "mask of the result",
+            "result.to(out.dtype.element_ty), mask=inside",
+            "result.to(out.dtype.element_ty)",
+            0,
+        ),
+    ),
 ]
 
 

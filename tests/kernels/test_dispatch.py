@@ -44,7 +44,7 @@ def test_kernels_are_launched_on_the_device_of_their_tensors(monkeypatch: pytest
         said.append("launch")
         return given
 
-    for operation in ("edited_attention", "guided_step", "spatial_similarity", "word_relation"):
+    for operation in ("edited_attention", "group_norm", "guided_step", "spatial_similarity"):
         module = SimpleNamespace(launch=launcher)
         monkeypatch.setitem(sys.modules, f"adapedit_kernels.{operation}.triton", module)
         assert dispatch.launch(operation, tensor, 2, None) == (tensor, 2, None)

@@ -14,6 +14,7 @@ from adapedit_kernels import (
     chosen_implementation,
     edited_attention,
     edited_attention_with_maps,
+    group_norm,
     guided_step,
     spatial_similarity,
     word_relation,
@@ -23,6 +24,7 @@ from tests.kernels.inputs import (
     attention_inputs,
     error_ratio,
     mixed_knobs,
+    norm_inputs,
     relation_inputs,
     step_inputs,
 )
@@ -120,6 +122,14 @@ def test_spatial_similarity(dtype: torch.dtype) -> None:
 def test_guided_step(blend: bool, dtype: torch.dtype) -> None:
     given = _cuda(step_inputs(8, 2, (4, 64, 64), dtype, noise=True, blend=blend))
     _assert_right(guided_step(**given), guided_step(**_wide(given), implementation="reference"), dtype)
+
+
+@DTYPES
+@pytest.mark.parametrize(("channels", "side"), [(320, 64), (960, 64), (2560, 16), (1280, 8)])
+def test_group_norm(channels: int, side: int, dtype: torch.dtype) -> None:
+    given = _cuda(norm_inputs(4, channels, 32, (side, side), dtype))
+    wanted = group_norm(**_wide(given), silu=True, implementation="reference")
+    _assert_right(group_norm(**given, silu=True), wanted, dtype)
 
 
 def test_a_row_outside_the_batch_is_refused_before_the_launch() -> None:

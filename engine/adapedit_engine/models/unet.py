@@ -26,6 +26,7 @@ from adapedit_engine.models.layers import (
     row_conditioning,
     trained_side,
 )
+from adapedit_engine.models.norms import fast_norms
 
 INPUT_NAMES = ("sample", "timestep", "encoder_hidden_states", *CONTROL_NAMES)
 OUTPUT_NAMES = ("noise_pred", "cross_attention_maps", "visual_features")
@@ -92,12 +93,13 @@ class ControlledUNet(nn.Module):
 
     @contextmanager
     def attached(self) -> Iterator[ControlledUNet]:
-        """Set the control processors, and put back exactly the objects that were there. May be nested."""
+        """Set the control processors and fast norms, and put back exactly what was there. May be nested."""
         before = [module.get_processor() for module, _ in self._pairs]
         for module, processor in self._pairs:
             _put_processor(module, processor)
         try:
-            yield self
+            with fast_norms(self.unet):
+                yield self
         finally:
             for (module, _), processor in zip(self._pairs, before, strict=True):
                 _put_processor(module, processor)
