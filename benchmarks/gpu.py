@@ -1,9 +1,11 @@
 """All that only a CUDA device can say, within a time: `python -m benchmarks.gpu --results DIR [--seconds N]`.
 
-First the tests marked gpu, then the benchmarks, shortest first. Each part has a process and a limit of its own, and one
-that fails or is cut does not keep the rest from running; what was done until then stays in the folder. `gpu.json` there
-says, and is written anew after every part, how each ended. Runs with any Python that has the packages, installed or
-not. Exits with 2 where there is no CUDA device, with 1 where a part failed, was cut or not begun.
+In the order of what has to be known first: kernels beside their references; steps, edits, throughput and arrivals at
+Stable Diffusion v1.4's shape, with random weights that are made there; the C example; then what takes longer to say.
+Each part has a process and a limit of its own, and one that fails or is cut does not keep the rest from running; what
+was done until then stays in the folder. `gpu.json` there says, and is written anew after every part, how each ended.
+Runs with any Python that has the packages, installed or not; no network is asked for. Exits with 2 where there is no
+CUDA device, with 1 where a part failed, was cut or not begun.
 """
 
 from __future__ import annotations
@@ -29,6 +31,11 @@ STABLE_DIFFUSION = "sd-v1-shape"
 
 ROOMS = (ROOT, ROOT / "kernels", ROOT / "engine", ROOT / "export")
 TESTS = {"kernels": "tests/kernels/test_gpu.py", "edits": "tests/adapedit/test_gpu_edits.py"}
+C_EXAMPLE = """set -e; folder=$(mktemp -d); trap 'rm -rf "$folder"' EXIT
+cmake -S {root} -B "$folder" -DPython3_EXECUTABLE={python} -DADAPEDIT_KERNELS_EXAMPLES=ON \\
+    -DADAPEDIT_KERNELS_SET=few -DADAPEDIT_KERNELS_TARGETS={target} -DADAPEDIT_KERNELS_JOBS=8 >/dev/null
+cmake --build "$folder" >/dev/null
+find "$folder" -type f -name adapedit_kernels_attention -exec {{}} +"""
 LEAST, GRACE = 15.0, 10.0
 """Seconds: what a part is begun with at least, and what one has to end in after it was told to."""
 SAID = 6000
@@ -43,8 +50,11 @@ class Part(NamedTuple):
     command: tuple[str, ...]
 
 
-def parts(results: Path, options: Sequence[str]) -> list[Part]:
-    """Tests and benchmarks; ``options`` (``--quick``, ``--model``) go to all of the latter."""
+def parts(results: Path, options: Sequence[str], target: str = "90") -> list[Part]:
+    """Tests and benchmarks; ``options`` (``--quick``, ``--model``) go to all of the latter.
+
+    target: compute capability, for which the C library is compiled.
+    """
     python = (sys.executable, "-m")
     # -q is among the project's own options: -vv leaves a line a test.
     pytest = (*python, "pytest", "-vv", "-m", "gpu", "--tb=short", "-p", "no:cacheprovider")
@@ -53,10 +63,19 @@ def parts(results: Path, options: Sequence[str]) -> list[Part]:
     def benchmark(name: str, seconds: float, *more: str) -> Part:
         return Part(name, seconds, (*python, f"benchmarks.{name}", *given, *more))
 
+    def tests(name: str, seconds: float) -> Part:
+        return Part(f"tests-{name}", seconds, (*pytest, TESTS[name]))
+
+    shape = ("--model", STABLE_DIFFUSION)
     return [
-        *(Part(f"tests-{name}", 90, (*pytest, path)) for name, path in TESTS.items()),
+        tests("kernels", 90),
+        benchmark("steps", 210, *shape),
+        Part(
+            "c-example", 60, ("sh", "-c", C_EXAMPLE.format(root=ROOT, python=sys.executable, target=target))
+        ),
+        tests("edits", 90),
         benchmark("kernels", 60),
-        benchmark("latency", 150, "--model", STABLE_DIFFUSION),
+        benchmark("latency", 150, *shape),
         benchmark("serving", 120, "--max-rows", "64", "--static-rows", "64"),
     ]
 
@@ -69,13 +88,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=360.0, help="that all parts may take together")
     parser.add_argument("--only", help="names of parts, separated by commas")
     own, options = parser.parse_known_args(arguments)
-    wanted = parts(own.results.resolve(), options)
+    has_device = torch.cuda.is_available()
+    target = "{}{}".format(*torch.cuda.get_device_capability()) if has_device else "90"
+    wanted = parts(own.results.resolve(), options, target)
     names = [part.name for part in wanted] if own.only is None else own.only.split(",")
     if unknown := set(names) - {part.name for part in wanted}:
         parser.error(
             f"there is no part {min(unknown)!r}; use some of: {', '.join(part.name for part in wanted)}"
         )
-    if not torch.cuda.is_available():
+    if not has_device:
         print("benchmarks.gpu needs a CUDA device and found none", file=sys.stderr)
         return 2
     found = run_all([part for part in wanted if part.name in names], own.results, own.seconds)

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import common, gpu, latency, serving
+from adapedit_engine.batch import Batch
+from benchmarks import common, gpu, latency, serving, steps
 from benchmarks.baselines.edits import OtherWays
 
 
@@ -41,6 +42,31 @@ def test_serving(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPa
     rates = found["edits_per_s"]
     assert found["ratios"]["scheduler over one by one"] == round(rates["scheduler"] / rates["one by one"], 3)
     assert set(found["latency_s"]) == {"scheduler", "static"} and max(found["parity"].values()) <= 1
+
+
+def test_steps(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = run(steps, tmp_path / "results", tiny_folder, monkeypatch)
+    assert max(found["captured"].values()) < 1e-3 and found["steps"].keys() == {"2", "4", "8"}
+    eight = found["steps"]["8"]
+    assert eight["times"].keys() == eight["over plain"].keys() == {"plain", *steps.METHODS}
+    assert found["edits"].keys() == steps.WAYS.keys() and found["throughput"]["edits_per_s"] > 0
+    waited = found["arrivals"]["steps before it takes part"]
+    assert (
+        len(waited) == 2 and min(waited) >= 0
+    )  # at most two on a device, whose steps take longer than the host
+
+
+def test_no_step_is_timed_where_the_captured_one_does_other_things(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    latents = Batch.latents
+
+    def other(batch: Any, seat: Any) -> torch.Tensor:
+        return latents(batch, seat) * (1.1 if batch.whole else 1)
+
+    monkeypatch.setattr(Batch, "latents", other)
+    with pytest.raises(SystemExit, match="captured and launched latents differ by .*: not timed"):
+        run(steps, tmp_path / "results", tiny_folder, monkeypatch)
 
 
 def test_nothing_is_timed_where_a_way_makes_other_pictures(
@@ -78,6 +104,9 @@ def test_a_part_that_fails_or_hangs_does_not_keep_the_rest_from_running(tmp_path
 
 def test_parts_are_there(tmp_path: Path) -> None:
     for part in gpu.parts(tmp_path, []):
+        if part.name == "c-example":
+            assert f"-S {common.ROOT} " in part.command[-1] and "TARGETS=90 " in part.command[-1]
+            continue
         name = next(word for word in part.command if word.startswith(("benchmarks.", "tests/")))
         assert (
             common.ROOT / (name if name.startswith("tests/") else f"{name.replace('.', '/')}.py")
