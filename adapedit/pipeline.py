@@ -141,6 +141,7 @@ class AdapEditPipeline:
         source_prompt: Texts | None = None,
         target_prompt: Texts | None = None,
         *,
+        prompt_weights: bool = False,
         negative_prompt: Texts | None = None,
         source_negative_prompt: Texts | None = None,
         target_negative_prompt: Texts | None = None,
@@ -197,6 +198,7 @@ class AdapEditPipeline:
         call = make_call(
             {
                 **{name: text for name, text in texts.items() if text is not None},
+                "prompt_weights": prompt_weights,
                 "num_inference_steps": num_inference_steps,
                 "guidance_scale": guidance_scale,
                 "guidance_until": guidance_until,

@@ -25,7 +25,8 @@ from pydantic import (
 from adapedit.images import ImageError, ImageField, ImageInput, MaskField, MaskInput, PictureFile
 from adapedit.inversion import InversionSettings
 from adapedit.methods import MethodSettings, make_settings, one_line
-from adapedit.methods.base import Settings
+from adapedit.methods.base import Settings, whole_error
+from adapedit.prompts.weights import read_weights
 from adapedit_kernels.errors import AdapEditError
 
 UNSUPPORTED = {
@@ -102,6 +103,8 @@ class EditRequest(BaseModel):
     """One edit.
 
     source_prompt, target_prompt: what the picture shows, and what it shall show.
+    prompt_weights:      read `(word:1.3)`, `(word)` and `[word]` in the target prompt as weights, which become the
+                         method's `equalizer`; False: they are words.
     negative_prompt:     what neither picture shall show: it stands in guidance where else the empty prompt does.
     source_negative_prompt, target_negative_prompt: the same of one picture alone; None: `negative_prompt`.
     seed:                of the first latents, shared by source and target.
@@ -126,6 +129,7 @@ class EditRequest(BaseModel):
 
     source_prompt: Prompt
     target_prompt: Prompt
+    prompt_weights: bool = False
     negative_prompt: Negative = None
     source_negative_prompt: Negative = None
     target_negative_prompt: Negative = None
@@ -141,6 +145,37 @@ class EditRequest(BaseModel):
     mask: MaskField | None = None
     inversion: InversionSettings | None = None
     preview_every: Annotated[int, Field(ge=1, le=1000), Number] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_weights(cls, values: Any) -> Any:
+        """The target without its weights, and the method with them: from there on there is nothing to be read."""
+        if not isinstance(values, Mapping) or values.get("prompt_weights") is not True:
+            return values
+        prompts = [_single(values.get(name)) for name in ("source_prompt", "target_prompt")]
+        if not all(isinstance(prompt, str) for prompt in prompts):
+            return values
+        source, target = map(read_weights, prompts)
+        if source.factors:
+            raise whole_error(
+                f"the source prompt weights {source.factors[0].word!r}; weights are of the target: write the word alone"
+            )
+        method = values.get("method", "adapedit")
+        if isinstance(method, str):
+            method = make_settings(method)
+        elif isinstance(method, Mapping):
+            method = make_settings(method.get("name", ""), **{k: v for k, v in method.items() if k != "name"})
+        if target.factors:
+            if not hasattr(method, "equalizer"):
+                name = getattr(method, "name", method)
+                raise whole_error(
+                    f"prompt_weights become an equalizer, which {name} has not; use method='prompt-to-prompt'"
+                )
+            if method.equalizer:
+                raise whole_error("got weights in the target prompt and an equalizer; give one of them")
+            method = method.model_copy(update={"equalizer": target.factors})
+        texts = {"source_prompt": source.text, "target_prompt": target.text}
+        return {**values, **texts, "prompt_weights": False, "method": method}
 
     @model_validator(mode="after")
     def _inverts_something(self) -> EditRequest:

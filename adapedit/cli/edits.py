@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from adapedit.cli import options as o
+from adapedit_kernels.errors import AdapEditError
 
 
 def edit(
@@ -18,6 +19,12 @@ def edit(
     method: o.Method = "adapedit",
     own: o.Knobs,
     set_: o.Set = None,
+    seeds: Annotated[
+        o.Text,
+        o.option(
+            "In place of --seed: an edit each, in folders of their own and on one sheet.", metavar="N,N"
+        ),
+    ] = None,
     approximate: o.Approximate = None,
     picture: o.Picture,
     runtime: o.Runtime,
@@ -33,9 +40,16 @@ def edit(
     """Edit a picture: writes source.png, target.png, maps.png and edit.json."""
     from adapedit.cli import knobs
 
-    made = knobs.make(method, {**own.given(), **knobs.parse(set_)})
+    given = {**own.given(), **knobs.parse(set_)}
     more = knobs.picture(picture, method) | knobs.approximations(approximate)
-    request = _request(prompts.fields(), made, more)
+    if seeds is not None:
+        if server is not None:
+            raise AdapEditError("--seeds are edits of this process, --server has one at a time; give --seed")
+        wanted = [value.strip() for value in seeds.split(",") if value.strip()]
+        requests = knobs.varied({**prompts.fields(), **more}, method, given, "seed", wanted, option="--seeds")
+        _edit_seeds(requests, runtime, out, json)
+        return
+    request = _request(prompts.fields(), knobs.make(method, given), more)
     from adapedit.cli import show
 
     if server is None:
@@ -49,6 +63,16 @@ def edit(
     else:
         show.print_words(result.alignment, result.words)
         show.print_saved(out, files, [result])
+
+
+def _edit_seeds(requests: list[Any], runtime: o.Runtime, out: Path, json: bool) -> None:
+    from adapedit.cli import show
+
+    labels = [f"seed {request.seed}" for request in requests]
+    results = show.run_edits(requests, runtime, out=out, labels=labels)
+    for result in results:
+        result.save(out / f"seed-{result.request.seed}")
+    show.save_sheet(out, "seeds", results, labels, {"seeds": [one.seed for one in requests]}, json)
 
 
 def sweep(
@@ -224,6 +248,7 @@ COMMANDS: dict[Callable[..., None], tuple[str, ...]] = {
         'adapedit edit "a photo of a cake" "a photo of a round cake" --model ./stable-diffusion-v1-4 --lambda-tau 0.5',
         'adapedit edit "a red dog" "a blue dog" --method prompt-to-prompt --set equalizer=blue:2',
         'adapedit edit "a red dog" "a blue dog" --steps 20 --approximate solver=dpm++',
+        'adapedit edit "a red dog" "a blue dog" --seeds 0,1,2 --negative "a cat"',
         'adapedit edit "a red dog on the grass" "a blue dog on the grass" --image dog.png --inversion direct',
         'adapedit edit "a red dog" "a blue dog" --server http://127.0.0.1:8000',
     ),

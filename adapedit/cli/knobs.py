@@ -106,15 +106,22 @@ def make_each(methods: Sequence[str], knobs: Mapping[str, Any]) -> list[Any]:
 
 
 def varied(
-    fields: Mapping[str, Any], method: str, knobs: Mapping[str, Any], knob: str, values: Sequence[str]
+    fields: Mapping[str, Any],
+    method: str,
+    knobs: Mapping[str, Any],
+    knob: str,
+    values: Sequence[str],
+    *,
+    option: str = "--values",
 ) -> list[EditRequest]:
-    """One request for each value of a knob of the method, of an approximation, or of seed, steps or guidance."""
+    """One request for each value of a knob of the method, of an approximation, or of seed, steps or guidance.
+
+    option: what errors call the values.
+    """
     name = knob_name(knob)
     if not 1 <= len(values) <= MAX_VALUES:
         got = f"has {len(values)} values" if values else "is empty"
-        raise AdapEditError(
-            f"--values {got}; give 1 to {MAX_VALUES} with commas between them, such as 0.2,0.5,1.0"
-        )
+        raise AdapEditError(f"{option} {got}; give 1 to {MAX_VALUES} with commas between them, such as 0,1,2")
     requests = []
     for value in values:
         if name in OF_REQUEST:

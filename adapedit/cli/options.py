@@ -118,6 +118,10 @@ class Prompts(Sampling):
 
     source: Annotated[str, typer.Argument(help="What the picture shows.")]
     target: Annotated[str, typer.Argument(help="What it shall show.")]
+    prompt_weights: Annotated[
+        bool,
+        option("Read (word:1.3) in TARGET as a weight, of a method with an equalizer.", "--prompt-weights"),
+    ] = False
     negative: Annotated[
         Text, option("What neither picture shall show.", "--negative", "--negative-prompt", metavar="TEXT")
     ] = None
@@ -128,6 +132,7 @@ class Prompts(Sampling):
         return {
             "source_prompt": self.source,
             "target_prompt": self.target,
+            "prompt_weights": self.prompt_weights,
             "negative_prompt": self.negative,
             "source_negative_prompt": self.source_negative,
             "target_negative_prompt": self.target_negative,
