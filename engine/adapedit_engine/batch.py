@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adapedit_engine.cache import ProjectionCache, to_device
-from adapedit_engine.models.controls import SELF_NAMES
+from adapedit_engine.models.controls import EDIT_NAMES, SELF_NAMES, Controls
 from adapedit_engine.models.unet import OUTPUT_NAMES
 from adapedit_engine.plan import (
     CHANNELS,
@@ -327,7 +327,7 @@ class Batch:
         if plan.local_blend is not None:
             wanted |= {"local_blend.known", "local_blend.places"}
         values = {}
-        for name in wanted - {"cross_attention.token_map", "self_attention.layers"}:
+        for name in wanted - {"self_attention.layers"}:
             entry = FIELDS[name]
             dtype = {bool: torch.bool, int: torch.int64}.get(type(entry.neutral), torch.float32)
             nothing = _nothing(*(sizes[letter] for letter in entry.axes), dtype=dtype)
@@ -343,12 +343,6 @@ class Batch:
         values["like"] = (source[track] - track) * guidance
         for name, value in plan.conditioning.items():
             values[CONDITIONING + name] = value.flatten(0, 1).to(torch.float32)
-        if self.whole or plan.cross_attention is not None or self.runner.capabilities.all_controls:
-            values["token_map"] = torch.zeros(
-                len(row), plan.tokens, plan.tokens, dtype=torch.float32, device="cpu"
-            )
-            if plan.cross_attention is not None:
-                values["token_map"][guidance - 1 :: guidance] = plan.cross_attention.token_map
         return values
 
     def _prompts(self, plan: EditPlan, there: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -378,7 +372,9 @@ class Call:
         self.tracks = {n: v[self.first_track : self.first_track + tracks] for n, v in batch.tracks.items()}
         self.rows = {n: v[self.first_row : self.first_row + self.size] for n, v in batch.rows.items()}
         self.edited = all_controls or any(plan.edited for plan in plans)
+        self.edits = None if whole and not self.first_row else self._edited_tracks()
         self.maps = whole or any(plan.needs_maps for plan in plans)
+        self.spatial = whole or all_controls or any(_has_spatial_map(plan) for plan in plans)
         self.adaptive = any(plan.adaptive is not None for plan in plans) or (whole and self.edited)
         self.blends = whole or any(plan.local_blend is not None for plan in plans)
         self.adds_noise = whole or any(seat.noise is not None for seat in seats)
@@ -416,29 +412,56 @@ class Call:
         inputs |= _within(PROMPT, rows) | brought
         like = torch.where(mine, rows["like"], 0)
         inputs |= self._self_rows(own, like, track)
+        if self.maps or self.edited:
+            inputs["map_row"] = self._watched()
         if self.edited:
-            inputs |= self._edit(own, like, track)
+            inputs |= self._edit(inputs["map_row"])
         return inputs
 
-    def _edit(self, own: Tensor, like: Tensor, track: Tensor) -> dict[str, Tensor]:
-        tracks, token_map = self.tracks, self.rows["token_map"]
-        part = _within("cross_attention.", tracks)
-        source_row = own + torch.where(self.rows["is_conditional"], like, 0)
-        inputs = {"source_row": source_row, "token_map": token_map}
+    def _watched(self) -> Tensor:
+        """[K]: the conditional row of each track. Tracks that a call is filled up with look at one that is not edited."""
+        tracks = self.tracks
+        rows = tracks["guidance_rows"] - self.first_row
+        rows = rows.gather(1, tracks["conditional"].unsqueeze(1)).squeeze(1)
+        there = torch.arange(len(rows), device=rows.device) < sum(seat.plan.tracks for seat in self.seats)
+        return torch.where(there, rows, rows.index_select(0, self._source()[:1]))
+
+    def _edit(self, watched: Tensor) -> dict[str, Tensor]:
+        """What edited rows take from their sources, an entry a track that is edited, or, captured, a track."""
+        tracks = self.tracks
+        part, edits = _within("cross_attention.", tracks), self.edits
         if not part:  # no edit here, and a runner that wants all controls
-            zeros, (height, width) = token_map[:, 0] * 0, self.map_size
-            spatial_map = zeros.new_zeros(self.size, height * width)
-            return inputs | {"own_weight": zeros, "spatial_weight": zeros, "spatial_map": spatial_map}
+            (height, width), tokens, device = self.map_size, self.seats[0].plan.tokens, watched.device
+            none = Controls.identity(
+                batch=1, tokens=tokens, pixels=height * width, layers=0, device=device
+            ).as_dict()
+            return {name: none[name] for name in EDIT_NAMES}
         step, steps = tracks["step"].unsqueeze(1), tracks["steps"].unsqueeze(1)
         held = step < held_steps(part["word_steps"], steps)
         if "word_starts" in part:
             held = held & (step >= held_steps(part["word_starts"], steps))
-        weight = (1 - part["own_weight"]) * (~held) * part["strength"].unsqueeze(1)
-        return inputs | {
-            "own_weight": part["own_weight"].index_select(0, track),
-            "spatial_weight": weight.index_select(0, track),
-            "spatial_map": part["spatial_map"].index_select(0, track),
+        entries = {
+            "edited_row": watched,
+            "source_row": watched.index_select(0, self._source()),
+            "token_map": part["token_map"],
+            "own_weight": part["own_weight"],
+            "spatial_weight": (1 - part["own_weight"]) * (~held) * part["strength"].unsqueeze(1),
         }
+        if self.spatial:
+            entries["spatial_map"] = part["spatial_map"]
+        if edits is None:
+            return entries
+        return {name: entry.index_select(0, edits) for name, entry in entries.items()}
+
+    def _edited_tracks(self) -> Tensor:
+        """[E] int64: the tracks that take from others; where there is none the first, which takes from itself."""
+        edited = [
+            seat.track - self.first_track + track
+            for seat in self.seats
+            for track, source in enumerate(seat.plan.source_track)
+            if track != source
+        ]
+        return torch.tensor(edited or [0], device=self.batch.runner.device)
 
     def _self_rows(self, own: Tensor, like: Tensor, track: Tensor) -> dict[str, Tensor]:
         """[L, rows] each: the row that each layer takes queries, keys and values from."""
@@ -462,10 +485,7 @@ class Call:
         if not self.maps:
             return {}
         tracks = self.tracks
-        guidance_rows = tracks["guidance_rows"] - self.first_row
-        rows = guidance_rows.gather(1, tracks["conditional"].unsqueeze(1)).squeeze(1)
-        maps = outputs["cross_attention_maps"].index_select(0, rows).float()
-        features = outputs["visual_features"].index_select(0, rows).float()
+        maps, features = outputs["cross_attention_maps"].float(), outputs["visual_features"].float()
         seen = {
             "map_sum": tracks["map_sum"] + maps,
             "feature_sum": tracks["feature_sum"] + features,
@@ -644,6 +664,12 @@ def kind_of(plan: EditPlan) -> tuple[Any, ...]:
     """Plans of one kind can share a call: channels, height and width of latents, tokens, what rows bring besides."""
     extra = tuple(sorted((name, tuple(value.shape[2:])) for name, value in plan.conditioning.items()))
     return (*plan.latents.shape[1:], plan.tokens, extra)
+
+
+def _has_spatial_map(plan: EditPlan) -> bool:
+    """Whether S of an edit may be other than 1."""
+    edit = plan.cross_attention
+    return edit is not None and (edit.spatial_map is not None or plan.adaptive is not None)
 
 
 def size_for(rows: int, sizes: Sequence[int] | None) -> int:

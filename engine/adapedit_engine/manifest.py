@@ -23,12 +23,12 @@ from adapedit_engine.models.layers import SIZES, ModelSpecs
 from adapedit_engine.models.text import HIDDEN, POOLED, id_names
 from adapedit_kernels.errors import AdapEditError
 
-FORMAT: Literal[3] = 3
+FORMAT: Literal[4] = 4
 MANIFEST_FILE = "manifest.json"
 GRAPHS = ("text_encoder", "text_projection", "unet", "vae_decoder", "vae_encoder")
 TOKENIZERS = ("tokenizer", "tokenizer_2")
-ROWS = "rows"
-"""The side that is known at run time."""
+ROWS, EDITS, MAPS = "rows", "edits", "maps"
+"""The sides that are known at run time: rows of a call, those that are edited, and those whose maps are wanted."""
 
 MAX_BYTES, MAX_LAYERS, MAX_LEVEL, MAX_SIDE = 1 << 24, 1000, 8, 1 << 20
 WHOLE = ("value_error", "missing", "unexpected_keyword_argument", "json_invalid")
@@ -39,7 +39,7 @@ Name = Annotated[str, Field(min_length=1, max_length=1000)]
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 Number = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, le=1 << 50)]
-Shape = Annotated[tuple[Side | Literal["rows"], ...], Field(min_length=1, max_length=8)]
+Shape = Annotated[tuple[Side | Literal["rows", "edits", "maps"], ...], Field(min_length=1, max_length=8)]
 Sizes = Annotated[tuple[Side, ...], Field(min_length=1, max_length=8)]
 Shapes = tuple[Sizes, Sizes, Sizes]
 """Smallest, best and largest."""
@@ -103,7 +103,7 @@ def _bounded(specs: ModelSpecs) -> ModelSpecs:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class TensorSpec:
-    """A graph's input or output. A side is a number, or "rows", which is known at run time."""
+    """A graph's input or output. A side is a number, or the name of one that is known at run time."""
 
     name: Name
     dtype: Literal["float32", "float16", "int64"]
@@ -163,7 +163,7 @@ class Manifest:
     parity:      what ONNX Runtime gave after the export, by stage (a graph on random inputs, or "edit") and output.
     """
 
-    format: Literal[3] = FORMAT
+    format: Literal[4] = FORMAT
     model: Name
     precision: Literal["float32", "float16", "mixed"]
     specs: Annotated[ModelSpecs, AfterValidator(_bounded)]
@@ -210,7 +210,8 @@ class Manifest:
 
     def _calls(self) -> dict[str, dict[str, Tensors]]:
         """What "inputs" and "outputs" each graph has to have, for all else that the manifest says."""
-        specs, tokens, rows = self.specs, self.tokens, self.rows or ROWS
+        specs, tokens = self.specs, self.tokens
+        rows, edits, maps = (self.rows or side for side in (ROWS, EDITS, MAPS))
         number = "float16" if self.precision == "float16" else "float32"
         size, map_pixels = (self.height, self.width), self.map_size[0] * self.map_size[1]
         latents: TensorKind = (number, (ROWS, specs.out_channels, *size))
@@ -225,17 +226,19 @@ class Manifest:
             "timestep": ("float32", (rows,)),
             **{name: ("float32", (rows, *sides)) for name, sides in specs.conditioning.items()},
             "projected_text": (number, (rows, *projected)),
-            "source_row": ("int64", (rows,)),
-            "token_map": ("float32", (rows, tokens, tokens)),
-            "own_weight": ("float32", (rows, tokens)),
-            "spatial_weight": ("float32", (rows, tokens)),
-            "spatial_map": ("float32", (rows, map_pixels)),
+            "edited_row": ("int64", (edits,)),
+            "source_row": ("int64", (edits,)),
+            "token_map": ("float32", (edits, tokens, tokens)),
+            "own_weight": ("float32", (edits, tokens)),
+            "spatial_weight": ("float32", (edits, tokens)),
+            "spatial_map": ("float32", (edits, map_pixels)),
+            "map_row": ("int64", (maps,)),
             **dict.fromkeys(SELF_NAMES, ("int64", (len(specs.self_layers), rows))),
         }
         outputs: Tensors = {
             "noise_pred": (number, (rows, specs.out_channels, *size)),
-            "cross_attention_maps": ("float32", (rows, map_pixels, tokens)),
-            "visual_features": (number, (rows, map_pixels, specs.feature_channels)),
+            "cross_attention_maps": ("float32", (maps, map_pixels, tokens)),
+            "visual_features": (number, (maps, map_pixels, specs.feature_channels)),
         }
         return {
             "unet": {"inputs": inputs, "outputs": outputs},
@@ -340,7 +343,7 @@ def _inside(shape: tuple[int, ...], low: tuple[int, ...], high: tuple[int, ...])
 def difference(wanted: Tensors, found: Tensors, *, open_sides: bool = False) -> str | None:
     """Where tensors are others than those wanted, in words; None: nowhere.
 
-    A side of -1 stands for "rows", and with `open_sides` for any other, too.
+    A side of -1 stands for one that is known at run time, and with `open_sides` for any other, too.
     """
     for name in (*wanted, *found):
         if name not in found or name not in wanted:
@@ -349,7 +352,7 @@ def difference(wanted: Tensors, found: Tensors, *, open_sides: bool = False) -> 
     for name, (dtype, sides) in wanted.items():
         got, shape = found[name]
         fits = len(shape) == len(sides) and all(
-            side == there or (there == -1 and (side == ROWS or open_sides))
+            side == there or (there == -1 and (isinstance(side, str) or open_sides))
             for side, there in zip(sides, shape, strict=True)
         )
         if got != dtype or not fits:

@@ -29,7 +29,7 @@ def plan_bytes(plan: EditPlan, runner: Runner) -> int:
     height, width = specs.map_size(*plan.latents.shape[-2:])
     latents = plan.latents.numel()
     projected = 2 * sum(layer.channels for layer in specs.cross_layers)
-    floats = 4 * latents + plan.rows * plan.tokens * plan.tokens + plan.tracks * plan.steps * 7
+    floats = 4 * latents + plan.tracks * plan.steps * 7
     floats += sum(tensor.numel() for name, tensor in plan.tensors().items() if "." in name)
     if plan.needs_maps:
         floats += 2 * plan.tracks * height * width * (plan.tokens + 2 * specs.feature_channels)

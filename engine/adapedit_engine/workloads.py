@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from adapedit_engine.manifest import GraphSpec, Shapes, TensorSpec
+from adapedit_engine.manifest import EDITS, MAPS, ROWS, GraphSpec, Shapes, TensorSpec
 from adapedit_kernels.errors import AdapEditError
 
 MAX_SMALL_ROWS = 4
@@ -52,10 +53,13 @@ def profiles_of(graph: str, spec: GraphSpec, workload: Workload) -> tuple[dict[s
     if all(isinstance(side, int) for tensor in spec.inputs for side in tensor.shape):
         ranges = ranges[:1]
 
-    def shape(tensor: TensorSpec, rows: int) -> tuple[int, ...]:
-        return tuple(side if isinstance(side, int) else rows for side in tensor.shape)
+    def shape(tensor: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        return tuple(side if isinstance(side, int) else sizes[side] for side in tensor.shape)
 
-    return tuple(
-        {t.name: (shape(t, low), shape(t, best), shape(t, high)) for t in spec.inputs}
-        for low, best, high in ranges
-    )
+    def shapes(low: int, best: int, high: int) -> dict[str, Shapes]:
+        # Of four rows, a source's and a target's with guidance, one is edited and two are looked at.
+        least, usual = {ROWS: low, EDITS: 1, MAPS: 1}, {ROWS: best, EDITS: max(1, best // 4), MAPS: max(1, best // 2)}
+        most = dict.fromkeys((ROWS, EDITS, MAPS), high)
+        return {t.name: (shape(t, least), shape(t, usual), shape(t, most)) for t in spec.inputs}
+
+    return tuple(shapes(*one) for one in ranges)

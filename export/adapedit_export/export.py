@@ -15,7 +15,17 @@ import torch
 from torch import nn
 
 from adapedit_engine.bundle import GRAPHS, Bundle, describe_files, new_folder, reading
-from adapedit_engine.manifest import MANIFEST_FILE, ROWS, TOKENIZERS, GraphSpec, Manifest, Parity, VaeSpec
+from adapedit_engine.manifest import (
+    EDITS,
+    MANIFEST_FILE,
+    MAPS,
+    ROWS,
+    TOKENIZERS,
+    GraphSpec,
+    Manifest,
+    Parity,
+    VaeSpec,
+)
 from adapedit_engine.models.text import TextEncoders
 from adapedit_engine.models.unet import ControlledUNet
 from adapedit_engine.runners import open_bundle_runner, why_not
@@ -146,7 +156,8 @@ class _Exporter:
             for seed, name in enumerate(GRAPHS):
                 traceable = self.modules.traceable(name)
                 rows = (self.options.rows or self.options.check_rows) if name == "unet" else SMALL_GRAPHS_ROWS
-                call = random_call(graphs[name], {ROWS: rows}, vocabulary=vocabulary, seed=seed)
+                sizes = {ROWS: rows, EDITS: max(1, rows // 2), MAPS: max(1, rows // 2)}
+                call = random_call(graphs[name], sizes, vocabulary=vocabulary, seed=seed)
                 if self.options.precision is Precision.FLOAT16:
                     call = {n: t.half().float() if t.is_floating_point() else t for n, t in call.items()}
                 results = traceable.module(**call)

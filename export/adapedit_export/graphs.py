@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapedit_engine.manifest import ROWS
-from adapedit_engine.models.controls import SELF_NAMES, Controls
+from adapedit_engine.manifest import EDITS, MAPS, ROWS
+from adapedit_engine.models.controls import EDIT_NAMES, SELF_NAMES, Controls
 from adapedit_engine.models.layers import SIZES
 from adapedit_engine.models.text import POOLED, TextEncoders
 from adapedit_engine.models.unet import OUTPUT_NAMES, ControlledUNet
@@ -45,11 +45,13 @@ class UNetGraph(nn.Module):
         sample: Tensor,
         timestep: Tensor,
         projected_text: Tensor,
+        edited_row: Tensor,
         source_row: Tensor,
         token_map: Tensor,
         own_weight: Tensor,
         spatial_weight: Tensor,
         spatial_map: Tensor,
+        map_row: Tensor,
         self_query_row: Tensor,
         self_key_row: Tensor,
         self_value_row: Tensor,
@@ -62,11 +64,13 @@ class UNetGraph(nn.Module):
             sample,
             timestep,
             controls=Controls(
+                edited_row=edited_row,
                 source_row=source_row,
                 token_map=token_map,
                 own_weight=own_weight,
                 spatial_weight=spatial_weight,
                 spatial_map=spatial_map,
+                map_row=map_row,
                 self_query_row=self_query_row,
                 self_key_row=self_key_row,
                 self_value_row=self_value_row,
@@ -189,9 +193,16 @@ class Modules:
 
     def _unet(self, dtype: torch.dtype) -> Traceable:
         specs, batch = self.controlled.specs, self.rows or 4
+        # Open sides of one size would be traced as one.
+        edits, maps = (self.rows, self.rows) if self.rows else (2, 3)
         map_height, map_width = specs.map_size(self.height, self.width)
         controls = Controls.identity(
-            batch=batch, tokens=self.tokens, pixels=map_height * map_width, layers=len(specs.self_layers)
+            batch=batch,
+            tokens=self.tokens,
+            pixels=map_height * map_width,
+            layers=len(specs.self_layers),
+            edits=edits,
+            maps=maps,
         )
         widths = sum(text_widths(self.controlled))
         inputs = {
@@ -202,7 +213,11 @@ class Modules:
             **{name: tensor.clone() for name, tensor in controls.as_dict().items()},
             **{name: torch.zeros(batch, *sides) for name, sides in specs.conditioning.items()},
         }
-        sides = {name: {1 if name in SELF_NAMES else 0: ROWS} for name in inputs} if self.rows is None else {}
+        sides = {name: {1 if name in SELF_NAMES else 0: ROWS} for name in inputs}
+        sides |= {name: {0: EDITS} for name in EDIT_NAMES} | {"map_row": {0: MAPS}}
         return Traceable(
-            module=UNetGraph(self.controlled), inputs=inputs, open_sides=sides, outputs=OUTPUT_NAMES
+            module=UNetGraph(self.controlled),
+            inputs=inputs,
+            open_sides=sides if self.rows is None else {},
+            outputs=OUTPUT_NAMES,
         )

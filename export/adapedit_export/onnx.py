@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from adapedit_engine.bundle import DTYPES
-from adapedit_engine.manifest import ROWS, GraphSpec, TensorSpec
+from adapedit_engine.manifest import EDITS, MAPS, ROWS, GraphSpec, TensorSpec
 from adapedit_export.graphs import MAX_ROWS, Traceable
 from adapedit_export.options import ExportError
 
@@ -23,9 +23,9 @@ def trace(traceable: Traceable, opset: int) -> Any:
 
     Raises `ExportError` where an input is not used, or a side that shall stay open became a number.
     """
-    rows = torch.export.Dim(ROWS, min=1, max=MAX_ROWS)
+    dims = {side: torch.export.Dim(side, min=1, max=MAX_ROWS) for side in (ROWS, EDITS, MAPS)}
     shapes = {
-        name: dict.fromkeys(traceable.open_sides[name], rows) if name in traceable.open_sides else None
+        name: {at: dims[side] for at, side in traceable.open_sides.get(name, {}).items()} or None
         for name in traceable.inputs
     }
     quiet = logging.getLogger("torch.onnx")
@@ -109,7 +109,7 @@ def _check_inputs(model: Any, traceable: Traceable) -> None:
                     f"{value.name!r} was traced with {value.shape[dim]} {side}, which shall stay open"
                 )
     for value in model.graph.outputs:
-        if traceable.open_sides and str(value.shape[0]) != ROWS:
+        if traceable.open_sides and str(value.shape[0]) not in (ROWS, MAPS):
             raise ExportError(
                 f"output {value.name!r} was traced with {value.shape[0]} rows, which shall stay open"
             )

@@ -82,8 +82,9 @@ def random_call(
     rows, call = sizes["rows"], {}
     for tensor in spec.inputs:
         shape = tuple(side if isinstance(side, int) else sizes[side] for side in tensor.shape)
-        if tensor.name == "source_row":
-            value = torch.arange(rows) // 2 * 2
+        if tensor.name in ("edited_row", "source_row", "map_row"):
+            value = torch.cat([torch.arange(1, rows, 2), torch.arange(0, rows, 2)])[: shape[0]]
+            value = value // 2 * 2 if tensor.name == "source_row" else value
         elif tensor.name == "timestep":
             value = torch.linspace(999, 1, rows)
         elif tensor.name == SIZES:

@@ -97,13 +97,35 @@ def _keep_heads_together(node: Any, graph: Any) -> None:
     sources = [step.inputs[0] for step in whole if step is not None]
     if reshape is None or len(sources) != len(whole) or any(node.inputs[3:]):
         return
+    import onnx_ir as ir
+
+    sources = [_joined(source, node, graph) for source in sources]
     heads, old = node.inputs[0].shape[1], reshape.outputs[0]
     counts = {"q_num_heads": heads, "kv_num_heads": heads}
-    made = _node("Attention", sources, f"{old.name}_whole", old.dtype, old.shape, **counts)
+    shape = ir.Shape([*transpose.outputs[0].shape[:2], None])
+    made = _node("Attention", sources, f"{old.name}_whole", old.dtype, shape, **counts)
     made.attributes.update(node.attributes)
     graph.insert_before(node, made)
-    _replace(old, made.outputs[0], graph)
+    if len(old.shape) == 3:
+        made.outputs[0].shape = old.shape
+        _replace(old, made.outputs[0], graph)
+    else:  # more sides than heads and widths are split off afterwards
+        reshape.replace_input_with(0, made.outputs[0])
     _drop([reshape, transpose, node, *split, *whole], graph)
+
+
+def _joined(source: Any, node: Any, graph: Any) -> Any:
+    """[B, N, ...] as [B, N, H * D]: what was split into more sides than heads and widths is joined before the node."""
+    if len(source.shape) == 3:
+        return source
+    import onnx_ir as ir
+
+    flat = _constant("sides_joined", np.array([0, 0, -1], np.int64), graph)
+    made = _node(
+        "Reshape", [source, flat], f"{source.name}_joined", source.dtype, ir.Shape([*source.shape[:2], None])
+    )
+    graph.insert_before(node, made)
+    return made.outputs[0]
 
 
 def _multiply_apart(node: Any, graph: Any) -> None:

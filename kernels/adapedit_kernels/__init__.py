@@ -11,8 +11,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from adapedit_kernels.attention_maps import attention_maps
     from adapedit_kernels.dispatch import chosen_implementation
-    from adapedit_kernels.edited_attention import edited_attention, edited_attention_with_maps
+    from adapedit_kernels.edited_attention import edited_attention, prepare_values
     from adapedit_kernels.errors import AdapEditError, ImplementationError
     from adapedit_kernels.group_norm import group_norm
     from adapedit_kernels.guided_step import guided_step
@@ -24,11 +25,12 @@ __all__ = [
     "ImplementationError",
     "RelationKnobs",
     "WordRelation",
+    "attention_maps",
     "chosen_implementation",
     "edited_attention",
-    "edited_attention_with_maps",
     "group_norm",
     "guided_step",
+    "prepare_values",
     "spatial_similarity",
     "word_relation",
 ]
@@ -39,7 +41,7 @@ _HOMES = {name: name for name in __all__} | {
     "RelationKnobs": "word_relation",
     "WordRelation": "word_relation",
     "chosen_implementation": "dispatch",
-    "edited_attention_with_maps": "edited_attention",
+    "prepare_values": "edited_attention",
 }
 
 

@@ -22,6 +22,9 @@ _HALF_AND_SINGLE = (torch.float32, torch.float16, torch.bfloat16)
 FLOATING = {"triton": _HALF_AND_SINGLE, "reference": (*_HALF_AND_SINGLE, torch.float64)}
 """Floating dtypes that an implementation takes."""
 
+HEAD_WIDTHS = range(8, 257)
+"""Of attention, for the kernels."""
+
 BOOL, INTEGER = (torch.bool,), (torch.int64,)
 
 Expected = Mapping[str, tuple[Tensor | None, str, Sequence[torch.dtype]]]
@@ -119,7 +122,7 @@ def values_readable(tensor: Tensor) -> bool:
 
 def check_tensors(operation: str, expected: Expected) -> None:
     """Raise unless all tensors given have the axes and dtypes that are wanted and lie on one device."""
-    sizes: dict[str, int] = {"1": 1}
+    sizes: dict[str, int] = {"1": 1, "2": 2}
     first: tuple[str, torch.device] | None = None
     for name, (tensor, axes, dtypes) in expected.items():
         if tensor is None:
@@ -145,6 +148,18 @@ def check_tensors(operation: str, expected: Expected) -> None:
             raise AdapEditError(
                 f"{operation}: {name} is on {tensor.device}, {first[0]} on {first[1]}; move them to one device"
             )
+
+
+def check_heads(operation: str, heads: int, channels: int, chosen: str) -> None:
+    """Raise unless so many heads divide the channels, and are of a width that the kernel takes."""
+    if heads < 1 or channels % heads:
+        raise AdapEditError(f"{operation}: heads is {heads}, wanted a divisor of the {channels} channels")
+    width = channels // heads
+    if chosen == "triton" and width not in HEAD_WIDTHS:
+        raise AdapEditError(
+            f"{operation}: heads are {width} wide, the kernel takes {HEAD_WIDTHS.start} to {HEAD_WIDTHS.stop - 1}; "
+            "name implementation='reference'"
+        )
 
 
 def check_last_stride(operation: str, name: str, tensor: Tensor) -> None:

@@ -26,13 +26,15 @@ from adapedit_engine.bundle import (
     write_tensors,
 )
 
-ROWS, TOKENS, SIDE = "rows", 6, 8
+ROWS, EDITED, MAPS, TOKENS, SIDE = "rows", "edits", "maps", 6, 8
 EDITS = {
-    "source_row": ("int64", [ROWS]),
-    "token_map": ("float32", [ROWS, TOKENS, TOKENS]),
-    "own_weight": ("float32", [ROWS, TOKENS]),
-    "spatial_weight": ("float32", [ROWS, TOKENS]),
-    "spatial_map": ("float32", [ROWS, 16]),
+    "edited_row": ("int64", [EDITED]),
+    "source_row": ("int64", [EDITED]),
+    "token_map": ("float32", [EDITED, TOKENS, TOKENS]),
+    "own_weight": ("float32", [EDITED, TOKENS]),
+    "spatial_weight": ("float32", [EDITED, TOKENS]),
+    "spatial_map": ("float32", [EDITED, 16]),
+    "map_row": ("int64", [MAPS]),
     **dict.fromkeys(("self_query_row", "self_key_row", "self_value_row"), ("int64", [1, ROWS])),
 }
 SAMPLE, HIDDEN = ("float32", [ROWS, 4, SIDE, SIDE]), ("float32", [ROWS, TOKENS, 32])
@@ -44,8 +46,8 @@ TENSORS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"sample": SAMPLE, "timestep": ("float32", [ROWS]), "projected_text": TEXT, **EDITS},
         {
             "noise_pred": SAMPLE,
-            "cross_attention_maps": ("float32", [ROWS, 16, TOKENS]),
-            "visual_features": ("float32", [ROWS, 16, 20]),
+            "cross_attention_maps": ("float32", [MAPS, 16, TOKENS]),
+            "visual_features": ("float32", [MAPS, 16, 20]),
         },
     ),
     "vae_decoder": ({"latents": SAMPLE}, {"pixels": PIXELS}),
@@ -73,7 +75,7 @@ def a_manifest(folder: Path) -> dict[str, Any]:
         for name, (ins, outs) in TENSORS.items()
     }
     return {
-        "format": 3,
+        "format": 4,
         "model": "tiny",
         "precision": "float32",
         "specs": specs,
@@ -148,8 +150,8 @@ def test_a_truncated_file_is_seen_without_sums(folder):
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("format",), 2, "has bundle format 2, this version reads 3: export the model again"),
-        (("format",), 4, "has bundle format 4, this version reads 3: upgrade adapedit"),
+        (("format",), 3, "has bundle format 3, this version reads 4: export the model again"),
+        (("format",), 5, "has bundle format 5, this version reads 4: upgrade adapedit"),
         (("format",), True, "has bundle format True"),
         (("format",), None, "has bundle format None"),
         (("tokens",), "6", "manifest.json: tokens: Input should be a valid integer"),
@@ -176,7 +178,7 @@ def test_a_truncated_file_is_seen_without_sums(folder):
         (
             ("graphs", "unet", "outputs", 2, "shape", 2),
             21,
-            r"visual_features is float32 \('rows', 16, 21\), wanted",
+            r"visual_features is float32 \('maps', 16, 21\), wanted",
         ),
         (
             ("graphs", "unet", "inputs", 2, "shape", 2),
@@ -220,7 +222,7 @@ def test_each_field_that_failed_once_is_refused_when_opened(folder, case):
 
 
 @pytest.mark.parametrize(
-    "text", [b'{"format": 3, "model"', b"\xff\xfe", b"[" * 100_000, b"[]", b"", b'"\\ud800"']
+    "text", [b'{"format": 4, "model"', b"\xff\xfe", b"[" * 100_000, b"[]", b"", b'"\\ud800"']
 )
 def test_a_manifest_that_is_no_json_of_a_bundle(folder, text):
     (folder / "manifest.json").write_bytes(text)

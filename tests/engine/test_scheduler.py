@@ -13,6 +13,8 @@ import torch
 
 from adapedit_engine.cuda_graph import RUN_AHEAD, RunAhead
 from adapedit_engine.memory import GOOD_CALLS, CallRows, CallTable, plan_bytes
+from adapedit_engine.models.controls import EDIT_NAMES
+from adapedit_engine.plan import EditPlan
 from adapedit_engine.plan import EditPlan, PlanError
 from adapedit_engine.runners.base import Capabilities
 from adapedit_engine.runners.pytorch import PyTorchRunner
@@ -473,7 +475,9 @@ def test_calls_are_filled_up_to_the_sizes_that_a_runner_takes():
         capabilities = Capabilities(rows=(4, 8))
 
         def infer(self, inputs, outputs=None, *, self_layers=None):
-            seen.append({tensor.shape[name.startswith("self_")] for name, tensor in inputs.items()})
+            lists = (*EDIT_NAMES, "map_row")
+            of_rows = {name: tensor for name, tensor in inputs.items() if name not in lists}
+            seen.append({tensor.shape[name.startswith("self_")] for name, tensor in of_rows.items()})
             return super().infer(inputs, outputs, self_layers=self_layers)
 
     with Sized(tiny_unet(), map_divisor=1) as opened, Watching() as free:

@@ -152,7 +152,7 @@ def test_tau_of_one_uses_the_sources_maps_at_every_step(unet, runner):
     weaker = {"strength": torch.tensor([1.0, 0.3]), "spatial_map": noise(2, SIDE**2).sigmoid()}
     other = edit_plan(1, 2, word_steps=1.0, cross={**nothing_own, **weaker})
     first, second = denoise([everything], runner), denoise([other], runner)
-    assert torch.equal(first[0].latents, second[0].latents)
+    assert largest(first[0].latents, second[0].latents) < 1e-4
 
     def change(maps: torch.Tensor, cross: bool, name: str) -> torch.Tensor:
         return torch.stack([maps[0], maps[1], maps[2], maps[1]]) if cross else maps
@@ -171,7 +171,7 @@ def test_tau_of_one_uses_the_sources_maps_at_every_step(unet, runner):
 def test_identical_prompts_give_identical_tracks(unet, runner, word_steps):
     edited = edit_plan(1, 1, word_steps=word_steps, self_attention=shared_self(unet))
     (outcome,) = denoise([edited], runner)
-    assert largest(outcome.latents[0], outcome.latents[1]) < 1e-5
+    assert largest(outcome.latents[0], outcome.latents[1]) < 2e-4  # latents grow to 40
 
 
 def test_edits_of_one_source_equal_separate_edits(unet, runner):

@@ -45,11 +45,11 @@ def inputs_at(pipe: AdapEditPipeline, plan: EditPlan, step: int) -> dict[str, Te
 
 def edited_maps(inputs: dict[str, Tensor], query: Tensor, key: Tensor) -> Tensor:
     """Maps [B, P, N] that rows are given by these controls. query [B, P, d], key [B, N, d]."""
-    from adapedit_kernels import edited_attention
+    from adapedit_kernels import edited_attention, prepare_values
 
-    names = ("source_row", "token_map", "own_weight", "spatial_weight", "spatial_map")
     # With the unit matrix for values, attention returns its probabilities.
-    value = torch.eye(key.shape[1]).expand(len(key), 1, -1, -1)
-    return edited_attention(query[:, None], key[:, None], value, **{name: inputs[name] for name in names})[
-        :, 0
-    ]
+    value, spatial_map = torch.eye(key.shape[1]).expand(len(key), -1, -1), inputs.get("spatial_map")
+    names = ("edited_row", "token_map", "own_weight", "spatial_weight")
+    prepared = prepare_values(value, **{n: inputs[n] for n in names}, spatial=spatial_map is not None)
+    rows = {name: inputs[name] for name in ("edited_row", "source_row")}
+    return edited_attention(query, key, value, heads=1, **rows, prepared=prepared, spatial_map=spatial_map)

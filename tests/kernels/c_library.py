@@ -56,11 +56,22 @@ def _fields(kind: type, names: str) -> list[tuple[str, type]]:
 
 class EditedAttention(ctypes.Structure):
     _fields_ = (
-        *_fields(ctypes.c_int32, "dtype batch heads pixels tokens width"),
-        *_fields(ctypes.c_void_p, "query key value out"),
-        *_fields(ctypes.c_int64 * 3, "query_strides key_strides value_strides out_strides"),
-        *_fields(ctypes.c_void_p, "source_row token_map own_weight spatial_weight spatial_map map_sum"),
+        *_fields(ctypes.c_int32, "dtype batch edits heads pixels tokens width"),
+        *_fields(ctypes.c_void_p, "query key prepared out"),
+        *_fields(ctypes.c_int64 * 2, "query_strides key_strides out_strides"),
+        *_fields(ctypes.c_void_p, "edited_row source_row spatial_map"),
+        ("scale", ctypes.c_float),
+    )
+
+
+class AttentionMaps(ctypes.Structure):
+    _fields_ = (
+        *_fields(ctypes.c_int32, "dtype batch maps heads pixels tokens width"),
+        *_fields(ctypes.c_void_p, "query key"),
+        *_fields(ctypes.c_int64 * 2, "query_strides key_strides"),
+        *_fields(ctypes.c_void_p, "map_row map_sum"),
         *_fields(ctypes.c_float, "map_weight scale"),
+        ("workspace", ctypes.c_void_p),
     )
 
 

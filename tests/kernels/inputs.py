@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from adapedit_kernels import RelationKnobs
+from adapedit_kernels import RelationKnobs, prepare_values
+from tests.kernels import loops
 
 LIMITS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3}
 """Largest error that is taken, as the norm of the difference over the norm of what is right."""
@@ -44,27 +46,71 @@ def poisoned(tensor: Tensor, gap: int = 3) -> Tensor:
     return inside
 
 
+class AttentionInputs(NamedTuple):
+    """Query, key and value [B, P, H D], and what is edited: lists of E entries by name."""
+
+    tensors: tuple[Tensor, Tensor, Tensor]
+    edits: dict[str, Tensor]
+    heads: int
+
+    def arguments(self, convert: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> dict[str, Any]:
+        """Of `edited_attention`, by name: every tensor converted, values prepared from what was converted."""
+        value = convert(self.tensors[2])
+        edits = {name: convert(tensor) for name, tensor in self.edits.items()}
+        source_row, spatial_map = edits.pop("source_row"), edits.pop("spatial_map", None)
+        prepared = prepare_values(value, **edits, spatial=spatial_map is not None)
+        rows = {"edited_row": edits["edited_row"], "source_row": source_row}
+        return self.plain(convert) | rows | {"prepared": prepared, "spatial_map": spatial_map}
+
+    def plain(self, convert: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> dict[str, Any]:
+        """The same without edits."""
+        query, key, value = map(convert, self.tensors)
+        return {"query": query, "key": key, "value": value, "heads": self.heads}
+
+    def by_loops(self, scale: float) -> tuple[Tensor, Tensor]:
+        """Output [B, P, H D] and own maps [B, P, N], by plain loops in float64."""
+        split = [to_numpy(t.unflatten(-1, (self.heads, -1)).transpose(1, 2)) for t in self.tensors]
+        edits = {name: to_numpy(tensor) for name, tensor in self.edits.items()}
+        out, maps = loops.edited_attention(*split, **edits, scale=scale)
+        return torch.from_numpy(out).transpose(1, 2).flatten(2), torch.from_numpy(maps)
+
+
+def widen(tensor: Tensor) -> Tensor:
+    """In float64, where it has a floating dtype."""
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
 def attention_inputs(
-    shape: AttentionShape, dtype: torch.dtype, source_row: list[int] | None = None, seed: int = 0
-) -> tuple[tuple[Tensor, Tensor, Tensor], dict[str, Tensor]]:
-    """Query, key and value, and controls by name; rows repeat and permute unless ``source_row`` says otherwise."""
+    shape: AttentionShape,
+    dtype: torch.dtype,
+    source_row: list[int] | None = None,
+    *,
+    edited_row: list[int] | None = None,
+    spatial: bool = True,
+    seed: int = 0,
+) -> AttentionInputs:
+    """All rows in turn take from others that repeat and permute, unless rows say otherwise."""
     torch.manual_seed(seed)
     batch, heads, pixels, tokens, width = shape
-    query = torch.randn(batch, heads, pixels, width).to(dtype)
-    key = (2 * torch.randn(batch, heads, tokens, width)).to(dtype)
-    value = torch.randn(batch, heads, tokens, width).to(dtype)
-    rows = source_row if source_row is not None else [(3 * row + 1) % batch for row in range(batch)]
-    token_map = torch.eye(tokens)[torch.randint(tokens, (batch, tokens))].transpose(1, 2)
-    token_map = (0.8 * token_map + 0.05 * torch.rand(batch, tokens, tokens)).contiguous()
-    own_weight = (torch.rand(batch, tokens) < 0.3).float()
+    edited = list(range(batch)) if edited_row is None else edited_row
+    rows = source_row if source_row is not None else [(3 * row + 1) % batch for row in edited]
+    edits, channels = len(edited), heads * width
+    query = torch.randn(batch, pixels, channels).to(dtype)
+    key = (2 * torch.randn(batch, tokens, channels)).to(dtype)
+    value = torch.randn(batch, tokens, channels).to(dtype)
+    token_map = torch.eye(tokens)[torch.randint(tokens, (edits, tokens))].transpose(1, 2)
+    token_map = (0.8 * token_map + 0.05 * torch.rand(edits, tokens, tokens)).contiguous()
+    own_weight = (torch.rand(edits, tokens) < 0.3).float()
     controls = {
+        "edited_row": torch.tensor(edited),
         "source_row": torch.tensor(rows),
         "token_map": token_map.to(dtype),
         "own_weight": own_weight.to(dtype),
-        "spatial_weight": ((1 - own_weight) * torch.rand(batch, tokens)).to(dtype),
-        "spatial_map": torch.rand(batch, pixels).to(dtype),
+        "spatial_weight": ((1 - own_weight) * torch.rand(edits, tokens)).to(dtype),
     }
-    return (query, key, value), controls
+    if spatial:
+        controls["spatial_map"] = torch.rand(edits, pixels).to(dtype)
+    return AttentionInputs((query, key, value), controls, heads)
 
 
 def relation_inputs(

@@ -25,29 +25,34 @@ def edited_attention(
     query: Array,
     key: Array,
     value: Array,
+    edited_row: Any,
     source_row: Any,
     token_map: Array,
     own_weight: Array,
     spatial_weight: Array,
-    spatial_map: Array,
+    spatial_map: Array | None = None,
+    *,
     scale: float,
 ) -> tuple[Array, Array]:
-    """Output [B, H, P, D] and own maps averaged over heads [B, P, N]."""
+    """Output [B, H, P, D] and own maps averaged over heads [B, P, N]: probabilities are formed and edited."""
     batch, heads, pixels, width = query.shape
     tokens = key.shape[2]
     out = np.zeros((batch, heads, pixels, width))
     maps = np.zeros((batch, pixels, tokens))
+    entries = {int(row): entry for entry, row in enumerate(edited_row)}
     for b in range(batch):
-        source = int(source_row[b])
+        e = entries.get(b)
+        source = b if e is None else int(source_row[e])
         for h in range(heads):
             for p in range(pixels):
                 own = attention_map(query[b, h, p], key[b, h], scale)
                 blended = list(own)
-                if source != b:
+                if e is not None and source != b:
                     other = attention_map(query[source, h, p], key[source, h], scale)
+                    place = 1.0 if spatial_map is None else spatial_map[e, p]
                     for j in range(tokens):
-                        remapped = sum(other[i] * token_map[b, i, j] for i in range(tokens))
-                        weight = own_weight[b, j] + spatial_weight[b, j] * spatial_map[b, p]
+                        remapped = sum(other[i] * token_map[e, i, j] for i in range(tokens))
+                        weight = own_weight[e, j] + spatial_weight[e, j] * place
                         blended[j] = remapped + weight * (own[j] - remapped)
                 for j in range(tokens):
                     maps[b, p, j] += own[j] / heads

@@ -23,7 +23,8 @@ def library(prefix) -> ctypes.CDLL:
     library = ctypes.CDLL(str(c.library_of(prefix)))
     for name in ("version", "error_message", "last_error"):
         getattr(library, f"adapedit_kernels_{name}").restype = ctypes.c_char_p
-    for name in ("targets", "binary_count", "spatial_similarity_workspace", "word_relation_workspace"):
+    sizes = [f"{name}_workspace" for name in ("attention_maps", "spatial_similarity", "word_relation")]
+    for name in ("targets", "binary_count", *sizes):
         getattr(library, f"adapedit_kernels_{name}").restype = ctypes.c_size_t
     return library
 
@@ -110,15 +111,18 @@ def test_every_status_has_a_message(library):
 ADDRESS = 4096  # never read: the checks come first, and where there is no driver they are all there is
 
 
+SHAPE = {"dtype": c.FLOAT16, "batch": 2, "heads": 8, "pixels": 4096, "tokens": 77, "width": 40, "scale": 0.1}
+STRIDES = dict.fromkeys(("query_strides", "key_strides"), (8 * 64, 320))
+
+
 def attention(**changes) -> c.EditedAttention:
-    sizes = {"dtype": c.FLOAT16, "batch": 2, "heads": 8, "pixels": 4096, "tokens": 77, "width": 40}
-    tensors = dict.fromkeys(
-        "query key value out source_row token_map own_weight spatial_weight".split(), ADDRESS
-    )
-    strides = dict.fromkeys(
-        ("query_strides", "key_strides", "value_strides", "out_strides"), (8 * 64, 64, 320)
-    )
-    return c.EditedAttention(**sizes | tensors | strides | {"spatial_map": ADDRESS, "scale": 0.1} | changes)
+    tensors = dict.fromkeys("query key prepared out edited_row source_row spatial_map".split(), ADDRESS)
+    return c.EditedAttention(**SHAPE | tensors | STRIDES | {"edits": 1, "out_strides": (512, 320)} | changes)
+
+
+def maps(**changes) -> c.AttentionMaps:
+    tensors = dict.fromkeys("query key map_row map_sum workspace".split(), ADDRESS)
+    return c.AttentionMaps(**SHAPE | tensors | STRIDES | {"maps": 2, "map_weight": 1.0} | changes)
 
 
 def step(**changes) -> c.GuidedStep:
@@ -154,28 +158,40 @@ def relation(**changes) -> c.WordRelation:
 
 OPERATIONS = {
     "edited_attention": attention,
+    "attention_maps": maps,
     "guided_step": step,
     "spatial_similarity": similarity,
     "word_relation": relation,
 }
-NO_CONTROLS = dict.fromkeys("source_row token_map own_weight spatial_weight spatial_map".split())
 WRONG = {
     "edited_attention": [
         ({"dtype": 0}, c.UNSUPPORTED_DTYPE, "dtype is 0, wanted 1 .float16., 2 .bfloat16. or 3 .float32."),
         ({"width": 48}, c.UNSUPPORTED_SHAPE, "heads are 48 wide, wanted 40, 64, 80 or 160"),
-        ({"tokens": 129}, c.UNSUPPORTED_SHAPE, "129 tokens, wanted 1 to 128"),
-        ({"tokens": 0}, c.UNSUPPORTED_SHAPE, "0 tokens"),
+        ({"tokens": 0}, c.UNSUPPORTED_SHAPE, "0 tokens, wanted 1 to 1048576"),
         ({"batch": 0}, c.INVALID_ARGUMENT, "batch is 0, wanted 1 to 65535"),
+        ({"edits": 0}, c.INVALID_ARGUMENT, "edits is 0, wanted 1 to 65535"),
+        ({"edits": 65535}, c.UNSUPPORTED_SHAPE, "prepared has more than 2.31 values; split the call"),
         ({"query": None}, c.INVALID_ARGUMENT, "query is null"),
         ({"out": None}, c.INVALID_ARGUMENT, "out is null"),
-        ({"token_map": None}, c.INVALID_ARGUMENT, "token_map is null"),
-        ({"value": 4104}, c.UNSUPPORTED_STRIDE, "value starts at 0x1008, wanted a multiple of 16 bytes"),
-        ({"key_strides": (8, 8, 41)}, c.UNSUPPORTED_STRIDE, "stride 2 of key is 41, wanted a multiple of 8"),
-        ({"query_strides": (8, 8, -8)}, c.UNSUPPORTED_STRIDE, "stride 2 of query is -8"),
-        ({"query_strides": (8, 8, 1 << 20)}, c.UNSUPPORTED_STRIDE, "less than 2.31 in all"),
+        ({"source_row": None}, c.INVALID_ARGUMENT, "source_row is null"),
+        ({"spatial_map": None}, c.INVALID_ARGUMENT, "spatial_map is null"),
+        (
+            {"prepared": 4104},
+            c.UNSUPPORTED_STRIDE,
+            "prepared starts at 0x1008, wanted a multiple of 16 bytes",
+        ),
+        ({"key_strides": (8, 41)}, c.UNSUPPORTED_STRIDE, "stride 1 of key is 41, wanted a multiple of 8"),
+        ({"query_strides": (8, -8)}, c.UNSUPPORTED_STRIDE, "stride 1 of query is -8"),
+        ({"query_strides": (8, 1 << 20)}, c.UNSUPPORTED_STRIDE, "less than 2.31 in all"),
         ({"scale": 0.0}, c.INVALID_ARGUMENT, "scale is 0"),
         ({"scale": float("nan")}, c.INVALID_ARGUMENT, "scale is -?nan"),
-        (NO_CONTROLS | {"map_sum": ADDRESS}, c.INVALID_ARGUMENT, "map_sum is given without controls"),
+    ],
+    "attention_maps": [
+        ({"tokens": 129}, c.UNSUPPORTED_SHAPE, "129 tokens, wanted 1 to 128"),
+        ({"maps": 0}, c.INVALID_ARGUMENT, "maps is 0, wanted 1 to 65535"),
+        ({"map_row": 4100}, c.UNSUPPORTED_STRIDE, "map_row starts at 0x1004"),
+        ({"map_sum": None}, c.INVALID_ARGUMENT, "map_sum is null"),
+        ({"workspace": None}, c.INVALID_ARGUMENT, "workspace is null"),
     ],
     "guided_step": [
         ({"dtype": 4}, c.UNSUPPORTED_DTYPE, "dtype is 4"),
@@ -243,6 +259,7 @@ def test_workspaces_are_those_of_the_intermediate_results(library):
     size = library.adapedit_kernels_spatial_similarity_workspace
     assert size(ctypes.byref(similarity())) == 2 * 320 * 4
     assert size(ctypes.byref(similarity(batch=-1))) == 0
+    assert library.adapedit_kernels_attention_maps_workspace(ctypes.byref(maps())) == 2 * 8 * 4096 * 77 * 4
     assert library.adapedit_kernels_word_relation_workspace(ctypes.byref(relation())) == 2 * 77 * 321 * 4
 
 

@@ -44,8 +44,8 @@ def _run(example: tuple[Path, Path], **environment: str) -> subprocess.Completed
 )
 def test_the_binary_fits_the_device(example, capability, binary):
     done = _run(example, FAKE_CAPABILITY=str(capability))
-    # One block of 16 pixels, heads in turn because the maps are averaged, two rows; 4 warps.
-    assert f"launch edited_attention_kernel {binary} grid 1 1 2 threads 128 shared " in done.stdout, done
+    # One block of 16 pixels, one head, one edit; 4 warps.
+    assert f"launch edited_attention_kernel {binary} grid 1 1 1 threads 128 shared " in done.stdout, done
     # The made-up driver computes nothing, which the example's own check must notice.
     assert "largest difference from plain C: " in done.stdout
     assert done.returncode == 1
@@ -61,7 +61,7 @@ def test_a_device_below_every_target_is_refused(example):
 def test_the_drivers_words_are_passed_on(example, function):
     done = _run(example, FAKE_FAILURE=function)
     assert done.returncode == 1
-    assert "the CUDA driver refused a call: edited_attention.float32.w40.edited.maps: " in done.stderr
+    assert "the CUDA driver refused a call: edited_attention.float32.w40: " in done.stderr
     assert "the driver says 218, made up" in done.stderr
 
 

@@ -18,13 +18,13 @@ from tests.kernels.inputs import AttentionShape, attention_inputs
 
 
 def test_a_named_implementation_that_can_not_run_is_an_error() -> None:
-    tensors, _ = attention_inputs(AttentionShape(2, 2, 5, 7, 4), torch.float32)
+    given = attention_inputs(AttentionShape(2, 2, 5, 7, 4), torch.float32).plain()
     with pytest.raises(ImplementationError, match="'triton' needs CUDA tensors, got cpu; move them, name"):
-        edited_attention(*tensors, edited=False, implementation="triton")
+        edited_attention(**given, implementation="triton")
     with pytest.raises(
         AdapEditError, match="implementation is 'cuda', wanted one of 'auto', 'reference', 'triton'"
     ):
-        edited_attention(*tensors, edited=False, implementation="cuda")
+        edited_attention(**given, implementation="cuda")
 
 
 def test_kernels_are_launched_on_the_device_of_their_tensors(monkeypatch: pytest.MonkeyPatch) -> None:

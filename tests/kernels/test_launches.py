@@ -8,6 +8,7 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
+from adapedit_kernels.attention_maps.triton import launch as add_maps
 from adapedit_kernels.edited_attention.triton import launch as attend
 from adapedit_kernels.group_norm.triton import launch as norm
 from adapedit_kernels.guided_step.triton import launch as step
@@ -26,9 +27,14 @@ ROWS = (1, 3, 16, 32)
 
 
 def attention(rows: int) -> None:
-    tensors, controls = attention_inputs(AttentionShape(rows, 2, 9, 19, 16), torch.float16)
-    map_sum = torch.zeros(rows, 9, 19)
-    attend(*tensors, list(controls.values()), map_sum, 1.0, 0.25)
+    given = attention_inputs(AttentionShape(rows, 2, 9, 19, 16), torch.float16).arguments()
+    edits = [given[name] for name in ("edited_row", "source_row", "prepared", "spatial_map")]
+    attend(given["query"], given["key"], torch.empty_like(given["query"]), 2, edits, 0.25)
+
+
+def maps(rows: int) -> None:
+    given = attention_inputs(AttentionShape(rows, 2, 9, 19, 16), torch.float16).plain()
+    add_maps(given["query"], given["key"], 2, torch.arange(rows), torch.zeros(rows, 9, 19), 1.0, 0.25)
 
 
 def guided(rows: int) -> None:
@@ -44,7 +50,7 @@ def normed(rows: int) -> None:
     norm(**norm_inputs(rows, 20, 2, (23, 29), torch.float16), silu=True)
 
 
-@pytest.mark.parametrize("operation", [attention, guided, relation, normed])
+@pytest.mark.parametrize("operation", [attention, maps, guided, relation, normed])
 def test_every_number_of_rows_is_one_compilation(operation) -> None:
     with caught() as launches:
         for rows in ROWS:

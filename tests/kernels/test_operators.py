@@ -13,8 +13,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from adapedit_engine.models.controls import Controls
 from adapedit_engine.models.unet import controlled_attention
 from adapedit_engine.runners.pytorch import why_not_compiled as why_not
-from adapedit_kernels import edited_attention, edited_attention_with_maps, guided_step
-from adapedit_kernels.edited_attention import edited_attention_maps_operator, edited_attention_operator
+from adapedit_kernels import attention_maps, edited_attention, guided_step
+from adapedit_kernels.attention_maps import attention_maps_operator
+from adapedit_kernels.edited_attention import edited_attention_operator
 from adapedit_kernels.guided_step import guided_step_operator
 from adapedit_kernels.spatial_similarity import spatial_similarity_operator
 from adapedit_kernels.word_relation import word_relation_operator
@@ -22,17 +23,25 @@ from tests.engine.tiny import SIDE, TEXT, TOKENS, largest, noise, tiny_unet
 from tests.helpers.graph_unet import GraphUNet
 from tests.kernels.inputs import AttentionShape, attention_inputs, mixed_knobs, relation_inputs, step_inputs
 
-attention_module = importlib.import_module("adapedit_kernels.edited_attention")  # not the function
+MODULES = [  # and not the functions of their names
+    importlib.import_module(f"adapedit_kernels.{name}") for name in ("edited_attention", "attention_maps")
+]
 
 SHAPE = AttentionShape(3, 2, 5, 7, 8)
 
 
-def _attention_arguments(maps: bool, edited: bool) -> tuple[Any, ...]:
-    tensors, controls = attention_inputs(SHAPE, torch.float32)
-    given = list(controls.values()) if edited else []
-    if not maps:
-        return (*tensors, given, 0.4, True)
-    return (*tensors, given, torch.ones(SHAPE.batch, SHAPE.pixels, SHAPE.tokens), 0.5, 0.4, True)
+def _attention_arguments(spatial: bool) -> tuple[Any, ...]:
+    given = attention_inputs(SHAPE, torch.float32, spatial=spatial).arguments()
+    names = ("edited_row", "source_row", "prepared", "spatial_map")
+    edits = [tensor for name in names if (tensor := given[name]) is not None]
+    return given["query"], given["key"], given["value"], given["heads"], edits, 0.4
+
+
+def _maps_arguments(listed: bool) -> tuple[Any, ...]:
+    given = attention_inputs(SHAPE, torch.float32).plain()
+    rows = torch.tensor([2, 0]) if listed else None
+    map_sum = torch.ones(2 if listed else SHAPE.batch, SHAPE.pixels, SHAPE.tokens)
+    return given["query"], given["key"], given["heads"], rows, map_sum, 0.5, 0.4
 
 
 def _step_arguments(noise: bool, blend: bool) -> tuple[Any, ...]:
@@ -46,9 +55,10 @@ def _relation_arguments() -> tuple[Any, ...]:
 
 
 CALLS = {
-    "edited attention": (edited_attention_operator, _attention_arguments(False, True)),
-    "edited attention, no row edited": (edited_attention_operator, _attention_arguments(False, False)),
-    "edited attention with maps": (edited_attention_maps_operator, _attention_arguments(True, True)),
+    "edited attention": (edited_attention_operator, _attention_arguments(True)),
+    "edited attention, S of 1": (edited_attention_operator, _attention_arguments(False)),
+    "maps": (attention_maps_operator, _maps_arguments(True)),
+    "maps of all rows": (attention_maps_operator, _maps_arguments(False)),
     "guided step": (guided_step_operator, _step_arguments(False, False)),
     "guided step with noise and blend": (guided_step_operator, _step_arguments(True, True)),
     "word relation": (word_relation_operator, _relation_arguments()),
@@ -66,27 +76,28 @@ def test_operators_keep_what_they_promise(call: tuple[Any, tuple[Any, ...]]) -> 
     torch.library.opcheck(operator, arguments)
 
 
-@pytest.mark.parametrize("maps", [False, True])
-def test_operators_compute_what_the_public_function_does(maps: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    tensors, controls = attention_inputs(SHAPE, torch.float32)
-    wanted, wanted_maps = edited_attention_with_maps(*tensors, **controls, maps=maps)
-    monkeypatch.setattr(attention_module, "implementation_for", lambda *_: "triton")
-    found, found_maps = edited_attention_with_maps(*tensors, **controls, maps=maps)
-    assert torch.equal(found, wanted)
-    if wanted_maps is None:
-        assert found_maps is None
-    else:
-        torch.testing.assert_close(found_maps, wanted_maps)
+@pytest.mark.usefixtures("operators_in_use")
+def test_operators_compute_what_the_public_function_does() -> None:
+    inputs = attention_inputs(SHAPE, torch.float32)
+    given, queries = inputs.arguments(), inputs.plain()
+    del queries["value"]
+    by_reference = {"implementation": "reference"}
+    assert torch.equal(edited_attention(**given), edited_attention(**given, **by_reference))
+    assert torch.equal(attention_maps(**queries), attention_maps(**queries, **by_reference))
 
 
 def test_auto_takes_the_operators_on_cuda_tensors() -> None:
     """Traced as on a CUDA device, with tensors that have no memory."""
     with FakeTensorMode():
-        query = torch.empty(2, 4, 9, 40, dtype=torch.float16, device="cuda")
-        key = value = torch.empty(2, 4, 77, 40, dtype=torch.float16, device="cuda")
-        maps = torch.zeros(2, 9, 77, device="cuda")
-        out = edited_attention(query, key, value, edited=False, map_sum=maps)
+        query = torch.empty(2, 9, 160, dtype=torch.float16, device="cuda")
+        key = value = torch.empty(2, 77, 160, dtype=torch.float16, device="cuda")
+        rows = torch.empty(1, dtype=torch.int64, device="cuda")
+        prepared = torch.empty(2, 1, 1, 77, 160, dtype=torch.float16, device="cuda")
+        edit = {"edited_row": rows, "source_row": rows, "prepared": prepared}
+        out = edited_attention(query, key, value, heads=4, **edit)
         assert (out.shape, out.dtype, out.device.type) == (query.shape, torch.float16, "cuda")
+        maps = attention_maps(query, key, heads=4, map_row=rows)
+        assert (maps.shape, maps.dtype, maps.device.type) == ((1, 9, 77), torch.float32, "cuda")
         latents = torch.empty(1, 4, 8, 8, device="cuda")
         rows, weights = torch.empty(1, 2, dtype=torch.int64, device="cuda"), torch.empty(1, 2, device="cuda")
         single = torch.empty(1, device="cuda")
@@ -97,7 +108,10 @@ def test_auto_takes_the_operators_on_cuda_tensors() -> None:
 
 @pytest.fixture
 def operators_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention_module, "implementation_for", lambda *_: "triton")
+    for module in MODULES:
+        monkeypatch.setattr(
+            module, "implementation_for", lambda *asked: asked[1] if asked[1] != "auto" else "triton"
+        )
 
 
 def _unet_inputs(batch: int) -> dict[str, Tensor]:
@@ -118,7 +132,7 @@ def _attention_nodes(graph: torch.fx.Graph) -> int:
 
 def _check_one_accumulator(graph: torch.fx.Graph, layers: int) -> None:
     """Zeros are made once, every layer at the map resolution adds its share, and the result is given out as it is."""
-    nodes = [node for node in graph.nodes if "edited_attention_maps" in str(node.target)]
+    nodes = [node for node in graph.nodes if "attention_maps" in str(node.target)]
     totals = {node.args[4] for node in nodes}
     assert len(nodes) == layers and len(totals) == 1
     (total,) = totals

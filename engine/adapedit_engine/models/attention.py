@@ -11,15 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adapedit_engine.models.controls import SELF_NAMES, Controls
-from adapedit_kernels import edited_attention_with_maps
+from adapedit_kernels import attention_maps, edited_attention
 
 
 @dataclass(kw_only=True, eq=False)
 class Capture:
     """What the layers of one call leave behind. Made anew for every call.
 
-    maps:     [B, P, N], the weighted sum over the layers so far.
-    features: [B, P, V].
+    maps:     [M, P, N], the weighted sum over the layers so far.
+    features: [M, P, V].
     """
 
     maps: Tensor | None = None
@@ -30,14 +30,16 @@ class Capture:
 class AttentionCall:
     """The one thing that travels through the UNet to its attention layers.
 
-    spatial_maps: by level (number of halvings of the latent side), [B, pixels of that level].
+    spatial_maps: by level (number of halvings of the latent side), [E, pixels of that level].
     projected:    per cross-attention layer, keys and values [B, N, heads * head_dim]; None: project here.
+    prepared:     per cross-attention layer, what `prepare_values` makes of the values; None: no row is edited.
     self_layers:  by name of `SELF_NAMES`, the layers in which some row takes from another; None: they may in all.
     """
 
     controls: Controls = field(default_factory=Controls)
     spatial_maps: Mapping[int, Tensor] = field(default_factory=dict)
     projected: tuple[tuple[Tensor, Tensor], ...] | None = None
+    prepared: tuple[Tensor, ...] | None = None
     capture: Capture | None = None
     self_layers: Mapping[str, tuple[int, ...]] | None = None
 
@@ -62,8 +64,8 @@ def project_text(attn: Any, encoder_hidden_states: Tensor) -> tuple[Tensor, Tens
 
 
 def _finish(attn: Any, mixed: Tensor) -> Tensor:
-    """[B, H, P, D] -> [B, P, channels]: join the heads, project, and the layer's own scaling."""
-    hidden_states = attn.to_out[1](attn.to_out[0](mixed.transpose(1, 2).flatten(2)))
+    """[B, P, H * D] -> [B, P, channels]: project, and the layer's own scaling."""
+    hidden_states = attn.to_out[1](attn.to_out[0](mixed))
     return hidden_states if attn.rescale_output_factor == 1.0 else hidden_states / attn.rescale_output_factor
 
 
@@ -96,11 +98,12 @@ class SelfAttentionProcessor:
             split_heads(_taken(project(hidden_states), call.rows(name, self.index)), attn.heads)
             for name, project in projections
         )
-        return _finish(attn, F.scaled_dot_product_attention(query, key, value, scale=attn.scale))
+        mixed = F.scaled_dot_product_attention(query, key, value, scale=attn.scale)
+        return _finish(attn, mixed.transpose(1, 2).flatten(2))
 
 
 class CrossAttentionProcessor:
-    """Cross-attention whose maps may be mixed with another row's, and which can report its own maps.
+    """Cross-attention whose maps may be mixed with another row's, and which can report the rows' own maps.
 
     index:            number among the cross-attention layers, in execution order.
     level:            number of halvings of the latent side at this layer.
@@ -127,39 +130,30 @@ class CrossAttentionProcessor:
         else:
             assert encoder_hidden_states is not None
             key, value = project_text(attn, encoder_hidden_states)
-        query = attn.to_q(hidden_states)
-        query, key, value = (split_heads(tensor, attn.heads) for tensor in (query, key, value))
-        capture = call.capture
-        wanted = capture is not None and self.map_weight > 0
-        # One implementation for every call, edited or not, maps wanted or not: fused attention for the plain
-        # ones would round differently, and the source of an edit would no longer be the plain generation.
-        mixed, maps = edited_attention_with_maps(
-            query,
-            key,
-            value,
-            scale=attn.scale,
-            maps=wanted,
-            map_sum=capture.maps if capture is not None and wanted else None,
-            map_weight=self.map_weight,
-            check_values=False,
-            **self._edit(call),
-        )
-        if capture is not None and wanted:
-            capture.maps = maps
+        query, capture = attn.to_q(hidden_states), call.capture
+        same: Any = {"heads": attn.heads, "scale": attn.scale, "check_values": False}
+        mixed = edited_attention(query, key, value, **same, **self._edit(call))
+        if capture is not None and self.map_weight > 0:
+            capture.maps = attention_maps(
+                query,
+                key,
+                **same,
+                map_row=call.controls.map_row,
+                map_sum=capture.maps,
+                map_weight=self.map_weight,
+            )
         if capture is not None and self.reports_features:
-            capture.features = hidden_states
+            capture.features = _taken(hidden_states, call.controls.map_row)
         return _finish(attn, mixed)
 
     def _edit(self, call: AttentionCall) -> dict[str, Any]:
-        controls = call.controls
-        if not controls.edited:
-            return {"edited": False}
+        if call.prepared is None:
+            return {}
         return {
-            "source_row": controls.source_row,
-            "token_map": controls.token_map,
-            "own_weight": controls.own_weight,
-            "spatial_weight": controls.spatial_weight,
-            "spatial_map": call.spatial_maps[self.level],
+            "edited_row": call.controls.edited_row,
+            "source_row": call.controls.source_row,
+            "prepared": call.prepared[self.index],
+            "spatial_map": call.spatial_maps.get(self.level),
         }
 
 

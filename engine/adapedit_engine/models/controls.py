@@ -1,7 +1,8 @@
 """Controls: everything an editing method can ask of one UNet call, as tensors.
 
 Equations (R = M_source A, W = u + v S, M' = R + W (M - R)) are those of Prompt-to-Prompt (Hertz et al., 2022)
-and of AdapEdit's equations 4 and 8, written so that every controller of the family is data.
+and of AdapEdit's equations 4 and 8, written so that every controller of the family is data. What is edited is a list
+of E rows, and the maps that are reported are a list of M.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from torch import Tensor
 
 from adapedit_kernels.errors import AdapEditError
 
-EDIT_NAMES = ("source_row", "token_map", "own_weight", "spatial_weight", "spatial_map")
+EDIT_NAMES = ("edited_row", "source_row", "token_map", "own_weight", "spatial_weight", "spatial_map")
 SELF_NAMES = ("self_query_row", "self_key_row", "self_value_row")
-CONTROL_NAMES = EDIT_NAMES + SELF_NAMES
+CONTROL_NAMES = (*EDIT_NAMES, "map_row", *SELF_NAMES)
 
 
 class ControlError(AdapEditError):
@@ -27,24 +28,28 @@ class ControlError(AdapEditError):
 class Controls:
     """What B rows of one UNet call take from each other. The field names are the graph's input names.
 
-    The five edit tensors come together or not at all: `None` says at graph level that no row of this call is edited,
-    and costs nothing. Each self-attention table may be `None` on its own: then every row uses its own. Whether a field
-    is `None` or says "itself" for a row makes no difference to that row's result, not in one bit.
+    The edit tensors come together or not at all, but for `spatial_map`: `None` says at graph level that no row of this
+    call is edited, and costs nothing. Each self-attention table may be `None` on its own: then every row uses its own.
+    Whether a field is `None` or says "itself" for a row makes no difference to that row's result, not in one bit.
 
-    source_row:     [B] int64, the row whose cross-attention maps are taken; a row's own index: not edited.
-    token_map:      [B, N, N] float, `token_map[b, i, j]` is the weight of source token i in target token j.
-    own_weight:     [B, N] float, 1 where a token keeps its own map because it has no counterpart.
-    spatial_weight: [B, N] float, weight of the row's own map at pixels where `spatial_map` is 1.
-    spatial_map:    [B, P] float in [0, 1] at the map resolution; resized to each layer's.
+    edited_row:     [E] int64, the rows that are edited. One that is named twice has the same edit twice.
+    source_row:     [E] int64, the row whose cross-attention maps are taken; the row itself: not edited.
+    token_map:      [E, N, N] float, `token_map[e, i, j]` is the weight of source token i in target token j.
+    own_weight:     [E, N] float, 1 where a token keeps its own map because it has no counterpart.
+    spatial_weight: [E, N] float, weight of the row's own map at pixels where `spatial_map` is 1.
+    spatial_map:    [E, P] float in [0, 1] at the map resolution; resized to each layer's. None: 1 everywhere.
+    map_row:        [M] int64, the rows whose maps and features are reported; None: all.
     self_query_row, self_key_row, self_value_row: [L, B] int64, the row that self-attention layer l takes its
                     queries, keys and values from; L layers in execution order.
     """
 
+    edited_row: Tensor | None = None
     source_row: Tensor | None = None
     token_map: Tensor | None = None
     own_weight: Tensor | None = None
     spatial_weight: Tensor | None = None
     spatial_map: Tensor | None = None
+    map_row: Tensor | None = None
     self_query_row: Tensor | None = None
     self_key_row: Tensor | None = None
     self_value_row: Tensor | None = None
@@ -52,38 +57,54 @@ class Controls:
     @property
     def edited(self) -> bool:
         """Whether the edit tensors are there (a property of the call, not of the values in them)."""
-        return self.source_row is not None
+        return self.edited_row is not None
 
     @classmethod
     def identity(
-        cls, *, batch: int, tokens: int, pixels: int, layers: int, device: torch.device | str = "cpu"
+        cls,
+        *,
+        batch: int,
+        tokens: int,
+        pixels: int,
+        layers: int,
+        device: torch.device | str = "cpu",
+        edits: int | None = None,
+        maps: int | None = None,
     ) -> Controls:
         """All tensors present, and every row its own: plain generation for a graph with fixed inputs.
 
-        No two fields share a tensor: an export that is shown one tensor for two inputs makes them one input.
+        edits, maps: E and M, by default one a row. No two fields share a tensor: an export that is shown one tensor for
+        two inputs makes them one input.
         """
-        rows = torch.arange(batch, device=device)
+        rows, edits = torch.arange(batch, device=device), batch if edits is None else edits
         return cls(
-            source_row=rows,
-            token_map=torch.eye(tokens, device=device, dtype=torch.float32).repeat(batch, 1, 1),
-            own_weight=torch.zeros(batch, tokens, device=device, dtype=torch.float32),
-            spatial_weight=torch.zeros(batch, tokens, device=device, dtype=torch.float32),
-            spatial_map=torch.ones(batch, pixels, device=device, dtype=torch.float32),
+            edited_row=rows[:edits].clone(),
+            source_row=rows[:edits].clone(),
+            token_map=torch.eye(tokens, device=device, dtype=torch.float32).repeat(edits, 1, 1),
+            own_weight=torch.zeros(edits, tokens, device=device, dtype=torch.float32),
+            spatial_weight=torch.zeros(edits, tokens, device=device, dtype=torch.float32),
+            spatial_map=torch.ones(edits, pixels, device=device, dtype=torch.float32),
+            map_row=rows[: batch if maps is None else maps].clone(),
             **{name: rows.repeat(layers, 1) for name in SELF_NAMES},
         )
 
     def validate(self, *, batch: int, tokens: int, pixels: int, layers: int) -> None:
         """Raise `ControlError` unless every field fits. Row numbers are checked in host memory."""
-        given = [name for name in EDIT_NAMES if getattr(self, name) is not None]
-        if given and len(given) != len(EDIT_NAMES):
-            missing = ", ".join(name for name in EDIT_NAMES if name not in given)
-            raise ControlError(f"controls lack {missing}: give all of {', '.join(EDIT_NAMES)}, or none")
+        needed = EDIT_NAMES[:-1]
+        missing = [name for name in needed if getattr(self, name) is None]
+        if missing and any(getattr(self, name) is not None for name in EDIT_NAMES):
+            raise ControlError(
+                f"controls lack {', '.join(missing)}: give all of {', '.join(needed)}, or none"
+            )
+        edits = 0 if self.edited_row is None else self.edited_row.numel()
         wanted = {
-            "source_row": (batch,),
-            "token_map": (batch, tokens, tokens),
-            "own_weight": (batch, tokens),
-            "spatial_weight": (batch, tokens),
-            "spatial_map": (batch, pixels),
+            "edited_row": (edits,),
+            "source_row": (edits,),
+            "token_map": (edits, tokens, tokens),
+            "own_weight": (edits, tokens),
+            "spatial_weight": (edits, tokens),
+            "spatial_map": (edits, pixels),
+            "map_row": (0 if self.map_row is None else self.map_row.numel(),),
             **dict.fromkeys(SELF_NAMES, (layers, batch)),
         }
         for name, shape in wanted.items():
@@ -91,8 +112,10 @@ class Controls:
             if value is None:
                 continue
             if tuple(value.shape) != shape:
-                raise ControlError(f"{name} has shape {tuple(value.shape)}, wanted {shape} for {batch} rows")
-            is_row = name == "source_row" or name in SELF_NAMES
+                raise ControlError(
+                    f"{name} has shape {tuple(value.shape)}, wanted {shape} for {edits} edits of {batch} rows"
+                )
+            is_row = name.endswith("_row")
             if is_row and value.dtype != torch.int64:
                 raise ControlError(f"{name} is {value.dtype}, wanted torch.int64: row numbers")
             if not is_row and not value.is_floating_point():

@@ -27,15 +27,17 @@ from adapedit_engine.models.layers import (
     trained_side,
 )
 from adapedit_engine.models.norms import fast_norms
+from adapedit_kernels import prepare_values
 
 INPUT_NAMES = ("sample", "timestep", "encoder_hidden_states", *CONTROL_NAMES)
 OUTPUT_NAMES = ("noise_pred", "cross_attention_maps", "visual_features")
 
 
 class UNetOutput(NamedTuple):
-    """noise_pred [B, C, h, w]; cross_attention_maps [B, P, N] float32; visual_features [B, P, V]; None: not asked for.
+    """noise_pred [B, C, h, w]; cross_attention_maps [M, P, N] float32; visual_features [M, P, V]; None: not asked for.
 
-    The maps are each row's own, before any edit, averaged over heads and over the layers at the map resolution.
+    M rows are those of `Controls.map_row`, all where that is None. The maps are each row's own, before any edit,
+    averaged over heads and over the layers at the map resolution.
     """
 
     noise_pred: Tensor
@@ -127,10 +129,13 @@ class ControlledUNet(nn.Module):
             self._validate(sample, timestep, encoder_hidden_states, controls, projected)
             self._check_conditioning(conditioning or {}, len(sample))
         capturing = Capture() if capture else None
+        if projected is None and controls.edited:
+            projected = self.project(encoder_hidden_states)
         call = AttentionCall(
             controls=controls,
             spatial_maps=self._spatial_maps(controls, sample.shape[-2], sample.shape[-1]),
             projected=None if projected is None else tuple(projected),
+            prepared=_prepared(controls, projected),
             capture=capturing,
             self_layers=self_layers,
         )
@@ -154,7 +159,7 @@ class ControlledUNet(nn.Module):
         return tuple(project_text(module, encoder_hidden_states) for module in modules)
 
     def _spatial_maps(self, controls: Controls, height: int, width: int) -> dict[int, Tensor]:
-        """The spatial map at each level that has cross-attention, [B, pixels of that level]."""
+        """The spatial map at each level that has cross-attention, [E, pixels of that level]."""
         if controls.spatial_map is None:
             return {}
         picture = controls.spatial_map.unflatten(1, self.specs.map_size(height, width)).unsqueeze(1)
@@ -204,6 +209,19 @@ class ControlledUNet(nn.Module):
         found = {name: tuple(tensor.shape) for name, tensor in given.items()}
         if found != wanted:
             raise ControlError(f"conditioning has the shapes {found}, wanted {wanted}")
+
+
+def _prepared(
+    controls: Controls, projected: Sequence[tuple[Tensor, Tensor]] | None
+) -> tuple[Tensor, ...] | None:
+    """Prepared values of every layer, as views of one tensor: one product makes them all."""
+    if projected is None or not controls.edited:
+        return None
+    values = [value for _, value in projected]
+    names = ("edited_row", "token_map", "own_weight", "spatial_weight")
+    given: Any = {name: getattr(controls, name) for name in names}
+    prepared = prepare_values(torch.cat(values, -1), **given, spatial=controls.spatial_map is not None)
+    return prepared.split([value.shape[-1] for value in values], -1)
 
 
 def _misfit(name: str, tensor: Tensor, wanted: str) -> ControlError:

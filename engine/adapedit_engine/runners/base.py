@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from adapedit_engine.models.controls import EDIT_NAMES
 from adapedit_engine.models.layers import ModelSpecs
+from adapedit_engine.models.unet import OUTPUT_NAMES
 from adapedit_kernels.errors import AdapEditError
 
 if TYPE_CHECKING:
@@ -111,6 +113,21 @@ class Runner(Protocol):
                      nothing is gathered. None: all gather, as they do in any case where all controls are wanted.
         """
         ...
+
+
+def fill_lists(inputs: Mapping[str, Tensor], rows: int) -> dict[str, Tensor]:
+    """The inputs with as many edits and map rows as rows, for graphs of fixed shapes: the first of each is repeated."""
+    filled = dict(inputs)
+    for name in (*EDIT_NAMES, "map_row"):
+        if name in filled and (missing := rows - len(filled[name])) > 0:
+            first = filled[name][:1].expand(missing, *filled[name].shape[1:])
+            filled[name] = torch.cat([filled[name], first])
+    return filled
+
+
+def cut_lists(outputs: Mapping[str, Tensor], maps: int) -> dict[str, Tensor]:
+    """The outputs of a call whose lists were filled, without what was added: so many rows' maps were asked for."""
+    return {name: value if name == OUTPUT_NAMES[0] else value[:maps] for name, value in outputs.items()}
 
 
 def why_not(name: str, index: int = 0) -> str | None:

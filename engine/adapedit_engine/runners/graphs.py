@@ -14,7 +14,7 @@ from adapedit_engine.bundle import Bundle
 from adapedit_engine.manifest import GraphSpec, TensorSpec
 from adapedit_engine.models.layers import ModelSpecs
 from adapedit_engine.models.text import id_names
-from adapedit_engine.runners.base import Capabilities, RunnerError
+from adapedit_engine.runners.base import Capabilities, RunnerError, cut_lists, fill_lists
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "int64": torch.int64}
 
@@ -128,7 +128,10 @@ class BundleRunner:
         if not self._open:
             raise RunnerError(f"runner {self.name!r} is closed: use it inside `with runner:`")
         cast = {n: t.to(self._dtypes[n]) if n in self._dtypes else t for n, t in inputs.items()}
-        return self._alone("unet", cast, outputs)
+        rows = self.bundle.manifest.rows
+        if rows is None:
+            return self._alone("unet", cast, outputs)
+        return cut_lists(self._alone("unet", fill_lists(cast, rows), outputs), len(cast["map_row"]))
 
     def encode_ids(self, input_ids: Tensor) -> dict[str, Tensor]:
         """Token ids [E, B, N] to "hidden_states" [B, N, D] and what else of a prompt rows bring, one at a time."""

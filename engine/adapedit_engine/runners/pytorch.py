@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from adapedit_engine.models.controls import CONTROL_NAMES, Controls
 from adapedit_engine.models.layers import ModelSpecs
 from adapedit_engine.models.unet import OUTPUT_NAMES, ControlledUNet
-from adapedit_engine.runners.base import Capabilities, RunnerError
+from adapedit_engine.runners.base import Capabilities, RunnerError, cut_lists, fill_lists
 
 CALL_NAMES = ("sample", "timestep")
 MOST_SHAPES = 64
@@ -155,7 +155,8 @@ class CompiledRunner(PyTorchRunner):
     ) -> dict[str, Tensor]:
         """See `Runner.infer`. All outputs are computed, so that there is one graph."""
         wanted = self._check(inputs, outputs)
-        inputs = _alike(inputs)
+        maps = len(inputs["map_row"])
+        inputs = _alike(fill_lists(inputs, len(inputs["sample"])))
         with torch._dynamo.config.patch(recompile_limit=MOST_SHAPES):
             results = self._compiled(
                 inputs["sample"],
@@ -164,8 +165,10 @@ class CompiledRunner(PyTorchRunner):
                 self._projected(inputs),
                 self._conditioning(inputs),
             )
-        named = dict(zip(OUTPUT_NAMES, results, strict=True))
-        return {name: tensor for name in wanted if (tensor := named[name]) is not None}
+        named = {
+            name: tensor for name, tensor in zip(OUTPUT_NAMES, results, strict=True) if tensor is not None
+        }
+        return {name: tensor for name, tensor in cut_lists(named, maps).items() if name in wanted}
 
     def _predict(
         self,

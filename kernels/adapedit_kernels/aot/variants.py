@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from adapedit_kernels.attention_maps.triton import SUM_BLOCK, map_kernel, map_sum_kernel, map_tile
 from adapedit_kernels.edited_attention.triton import choose_tile, edited_attention_kernel
 from adapedit_kernels.guided_step.triton import guided_step_kernel
 from adapedit_kernels.spatial_similarity.triton import mean_kernel, similarity_kernel
@@ -15,13 +16,16 @@ from adapedit_kernels.word_relation.triton import embed_kernel, finish_kernel, r
 
 TARGETS = (80, 86, 89, 90, 100, 120)
 HEAD_WIDTHS = (40, 64, 80, 160)
-TOKENS = 128  # as many as the kernels take: fewer are masked, so that one width serves every text encoder
+TOKENS = 128  # as many as maps and words are made for: fewer are masked, so that one width serves every text encoder
+USUAL_TOKENS = 77  # of Stable Diffusion: blocks of 64 and 16, where others are filled up to 128
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 KERNELS: Mapping[str, Any] = {
     kernel.__name__: kernel
     for kernel in (
         edited_attention_kernel,
+        map_kernel,
+        map_sum_kernel,
         guided_step_kernel,
         mean_kernel,
         similarity_kernel,
@@ -33,10 +37,10 @@ KERNELS: Mapping[str, Any] = {
 
 _TRITON_NAMES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 _ARGUMENTS = {
-    "*i64": "source_row guidance_rows blend_source word_of_token",
+    "*i64": "edited_row source_row map_row guidance_rows blend_source word_of_token",
     "*i1": "key_tokens relative centre released",
     "fp32": "exponent_scale map_scale",
-    "*fp32": "token_map own_weight spatial_weight spatial_map map_sum guidance_weights sample_weight "
+    "*fp32": "spatial_map log_sum_exp partial map_sum guidance_weights sample_weight "
     "output_weight noise_weight blend_mask mean key_embedding lambda_spatial out maps features embedding "
     "lambda_tau threshold temperature relation word_steps word_share default_steps",
 }
@@ -77,7 +81,7 @@ class Variant:
 
 def all_variants() -> tuple[Variant, ...]:
     """Everything that the library carries."""
-    return (*_attention(), *_steps(), *_similarities(), *_relations())
+    return (*_attention(), *_maps(), *_steps(), *_similarities(), *_relations())
 
 
 def few_variants() -> tuple[Variant, ...]:
@@ -86,11 +90,14 @@ def few_variants() -> tuple[Variant, ...]:
     What each change is held to.
     """
     wanted = {
-        ("edited_attention.float16.w40.edited.maps", _FEW_PIXELS),
-        ("edited_attention.float16.w64.edited", _MANY_PIXELS),
-        ("edited_attention.bfloat16.w80.plain", _FEW_PIXELS),
-        ("edited_attention.float16.w160.edited", _FEW_PIXELS),
-        ("edited_attention.float32.w40.edited.maps", _FEW_PIXELS),
+        ("edited_attention.float16.w40.usual", _MANY_PIXELS),
+        ("edited_attention.float16.w64", _MANY_PIXELS),
+        ("edited_attention.bfloat16.w80.usual", _FEW_PIXELS),
+        ("edited_attention.float16.w160.usual", _FEW_PIXELS),
+        ("edited_attention.float32.w40", _FEW_PIXELS),
+        ("attention_maps.float16.w80.usual", 0),
+        ("attention_maps.float32.w40", 0),
+        ("map_sum", 0),
         ("guided_step.float16.noise.blend", 0),
         ("guided_step.float32.noise.blend", 0),
         ("mean.float16", 0),
@@ -107,21 +114,22 @@ def few_variants() -> tuple[Variant, ...]:
 
 
 def _attention() -> Iterator[Variant]:
-    tensors = ("query", "key", "value", "out")
+    tensors = ("query", "key", "values", "out")
     for dtype in DTYPES:
         for width in HEAD_WIDTHS:
-            for edited, maps in ((True, True), (True, False), (False, False)):
-                tiles = {
-                    choose_tile(DTYPES[dtype], width, pixels, TOKENS, maps=maps): pixels
-                    for pixels in (_MANY_PIXELS, _FEW_PIXELS)
-                }
+            for usual in (False, True):
+                tiles = {}
+                for pixels in (_MANY_PIXELS, _FEW_PIXELS):
+                    tile = choose_tile(DTYPES[dtype], width, pixels, USUAL_TOKENS)
+                    tiles[tile if usual else tile._replace(LAST_N=0)] = pixels
                 for tile, pixels in tiles.items():
-                    constants = {"WIDTH": width, "BLOCK_N": TOKENS, "EDITED": edited, "MAPS": maps}
-                    constants |= {"STRIDE_UNIT": _STRIDE_UNIT, **tile._asdict()}
+                    if usual and not tile.LAST_N:  # no shorter block: what takes any number takes this one
+                        continue
+                    constants = {"WIDTH": width, "SPATIAL": True, "LSE": False, "STRIDE_UNIT": _STRIDE_UNIT}
+                    constants |= tile._asdict()
                     num_warps = constants.pop("num_warps")
-                    name = f"edited_attention.{dtype}.w{width}.{'edited' if edited else 'plain'}"
                     yield Variant(
-                        name=name + ".maps" * maps,
+                        name=f"edited_attention.{dtype}.w{width}" + ".usual" * usual,
                         kernel="edited_attention_kernel",
                         dtypes=dict.fromkeys(tensors, dtype),
                         constants=constants,
@@ -130,6 +138,23 @@ def _attention() -> Iterator[Variant]:
                         pixels_from=pixels,
                         num_warps=num_warps,
                     )
+
+
+def _maps() -> Iterator[Variant]:
+    tensors = ("query", "key")
+    for dtype in DTYPES:
+        for width in HEAD_WIDTHS:
+            for name, tokens in (("", TOKENS), (".usual", USUAL_TOKENS)):
+                tile = map_tile(width, tokens)
+                yield Variant(
+                    name=f"attention_maps.{dtype}.w{width}{name}",
+                    kernel="map_kernel",
+                    dtypes=dict.fromkeys(tensors, dtype),
+                    constants={"WIDTH": width, "LISTED": True, "STRIDE_UNIT": _STRIDE_UNIT, **tile},
+                    aligned=tensors,
+                    block=tile["BLOCK_P"],
+                )
+    yield Variant(name="map_sum", kernel="map_sum_kernel", constants={"BLOCK": SUM_BLOCK}, block=SUM_BLOCK)
 
 
 def _steps() -> Iterator[Variant]:

@@ -1,6 +1,6 @@
-"""Edited cross-attention in plain PyTorch: the specification, and the path that runs on the CPU.
+"""Edited cross-attention in plain PyTorch: the specification, and what runs wherever no Triton kernel does.
 
-Differentiable in query, key and value; no operation in place and no branch on values, so that it exports.
+Differentiable in query, key and value; nothing in place and no branch on values, so that it exports.
 """
 
 from __future__ import annotations
@@ -8,65 +8,68 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from adapedit_kernels.dispatch import to_dtype, wide_dtype
 
 
-def blend_maps(
-    own: Tensor,
-    source_row: Tensor,
+def prepare_values(
+    value: Tensor,
+    edited_row: Tensor,
     token_map: Tensor,
     own_weight: Tensor,
     spatial_weight: Tensor,
-    spatial_map: Tensor,
+    *,
+    spatial: bool,
 ) -> Tensor:
-    """Blend each row's cross-attention map with the map of its source row.
-
-    ``R = M[source_row] A``, ``W = u + v S``, ``M^ = R + W (M - R)``, written ``M + (1 - W)(R - M)`` so that
-    a row that is its own source (``W`` set to 1) keeps ``M`` to the last bit.
-
-    Args:
-        own: ``M`` [B, H, P, N], probabilities.
-        source_row: [B] int64.
-        token_map: ``A`` [B, N, N], source token to target token.
-        own_weight: ``u`` [B, N].
-        spatial_weight: ``v`` [B, N].
-        spatial_map: ``S`` [B, P].
-
-    Returns:
-        ``M^`` [B, H, P, N] in the dtype of ``own``.
-    """
-    remapped = own.index_select(0, source_row) @ to_dtype(token_map, own.dtype)[:, None]  # [B, H, P, N]
-    weight = own_weight[:, None, :] + spatial_weight[:, None, :] * spatial_map[:, :, None]  # [B, P, N]
-    itself = source_row == torch.arange(own.shape[0], device=source_row.device)
-    source_share = to_dtype(torch.where(itself[:, None, None], 0.0, 1.0 - weight), own.dtype)
-    return own + source_share[:, None] * (remapped - own)
+    """Values with which two plain attentions are an edited one; see `adapedit_kernels.edited_attention`."""
+    wide = wide_dtype(value)
+    token_map, own, weight = (to_dtype(t, wide) for t in (token_map, own_weight, spatial_weight))
+    # M^ V = M_source A (1 - u - v S) V + M (u + v S) V: linear in both maps, and A, u, v act on tokens alone.
+    taken, kept = token_map * (1 - own).unsqueeze(1), torch.diag_embed(own)
+    taken_less, kept_more = token_map * -weight.unsqueeze(1), torch.diag_embed(weight)
+    if spatial:
+        of_source, of_own = torch.cat([taken, taken_less], 1), torch.cat([kept, kept_more], 1)
+    else:
+        of_source, of_own = taken + taken_less, kept + kept_more
+    mix = torch.stack([of_source, of_own])  # [2, E, W N, N]
+    mixed = mix @ to_dtype(value.index_select(0, edited_row), wide)
+    return to_dtype(mixed, value.dtype).unflatten(2, (2 if spatial else 1, value.shape[1]))
 
 
-def edited_attention_with_maps(
+def edited_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    controls: Sequence[Tensor],
+    heads: int,
+    edits: Sequence[Tensor],
     *,
     scale: float,
-    maps: bool = True,
-) -> tuple[Tensor, Tensor | None]:
-    """Attention whose probabilities are edited, and the rows' own maps averaged over heads.
+) -> Tensor:
+    """Fused attention of all rows, and of the edited ones twice more, in the place of theirs.
 
-    ``controls`` are the five arguments of :func:`blend_maps` after ``own``, none where no row is edited.
-    Shapes as in :func:`adapedit_kernels.edited_attention.edited_attention`. Half precision is computed in float32
-    and rounded once at the end.
-
-    Returns:
-        out [B, H, P, D] in the query's dtype, and ``M`` averaged over heads [B, P, N] (float32, or float64
-        for float64 inputs), or None where ``maps`` is False.
+    edits: edited_row, source_row, prepared values, and the spatial map where there is one; none: no row is edited.
     """
-    wide = wide_dtype(query)
-    logits = (to_dtype(query, wide) * scale) @ to_dtype(key, wide).transpose(-1, -2)
-    own = logits.softmax(dim=-1)  # [B, H, P, N]
-    blended = blend_maps(own, *controls) if controls else own
-    out = to_dtype(blended @ to_dtype(value, wide), query.dtype)
-    # Under autocast the products before it are in half precision, and so is their softmax.
-    return out, (to_dtype(own, wide).mean(dim=1) if maps else None)
+    plain = _attention(query, key, value, heads, scale)
+    if not edits:
+        return plain
+    edited_row, source_row, prepared, *spatial_map = edits
+    rows, widths = torch.cat([source_row, edited_row]), prepared.shape[2]
+    # A head's parts side by side, [2 E, N, H W D]: fused attention takes values wider than its queries and keys.
+    values = prepared.flatten(0, 1).unflatten(-1, (heads, -1)).permute(0, 2, 3, 1, 4).flatten(2)
+    mixed = _attention(query.index_select(0, rows), key.index_select(0, rows), values, heads, scale)
+    of_source, of_own = mixed.unflatten(-1, (heads, widths, -1)).unflatten(0, (2, -1)).split(1)
+    mixed = of_source + of_own  # [1, E, P, H, W, D]
+    if spatial_map:
+        always, by_place = mixed.split(1, -2)
+        mixed = always + to_dtype(spatial_map[0], mixed.dtype).unflatten(1, (-1, 1, 1, 1)) * by_place
+    itself = (edited_row == source_row)[:, None, None]
+    mixed = torch.where(itself, plain.index_select(0, edited_row), mixed.flatten(3).flatten(0, 1))
+    return plain.index_put((edited_row,), mixed)
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, heads: int, scale: float) -> Tensor:
+    """[B, P, H D] from queries [B, P, H D'], keys [B, N, H D'] and values [B, N, H D]."""
+    query, key, value = (tensor.unflatten(-1, (heads, -1)).transpose(1, 2) for tensor in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value, scale=scale).transpose(1, 2).flatten(2)

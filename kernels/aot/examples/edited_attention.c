@@ -12,11 +12,11 @@
 
 enum { BATCH = 2, PIXELS = 16, TOKENS = 5, WIDTH = 40 };
 
-static float query[BATCH][PIXELS][WIDTH], key[BATCH][TOKENS][WIDTH], value[BATCH][TOKENS][WIDTH];
-static float out[BATCH][PIXELS][WIDTH], map_sum[BATCH][PIXELS][TOKENS], wanted[PIXELS][WIDTH];
-static int64_t source_row[BATCH] = {0, 0};
-static float token_map[BATCH][TOKENS][TOKENS], own_weight[BATCH][TOKENS], spatial_weight[BATCH][TOKENS];
-static float spatial_map[BATCH][PIXELS];
+static float query[BATCH][PIXELS][WIDTH], key[BATCH][TOKENS][WIDTH], value[TOKENS][WIDTH];
+static float out[BATCH][PIXELS][WIDTH];
+static int64_t edited_row[1] = {1}, source_row[1] = {0};
+static float own_weight[TOKENS], spatial_weight[TOKENS], spatial_map[1][PIXELS];
+static float prepared[2][1][2][TOKENS][WIDTH];
 
 static void fill(float *to, size_t count)
 {
@@ -34,6 +34,19 @@ static void attention_map(int row, int pixel, double *map)
     for (int token = 0; token < TOKENS; token++) map[token] /= total;
 }
 
+/* The values of two plain attentions that make the edited one; the token map is the identity. */
+static void prepare(void)
+{
+    for (int token = 0; token < TOKENS; token++)
+        for (int d = 0; d < WIDTH; d++) {
+            float own = own_weight[token] * value[token][d], spatial = spatial_weight[token] * value[token][d];
+            prepared[0][0][0][token][d] = value[token][d] - own;
+            prepared[0][0][1][token][d] = -spatial;
+            prepared[1][0][0][token][d] = own;
+            prepared[1][0][1][token][d] = spatial;
+        }
+}
+
 /* What row 1 must give: the token map is the identity, so R is row 0's own map. */
 static double largest_difference(void)
 {
@@ -45,10 +58,9 @@ static double largest_difference(void)
         for (int d = 0; d < WIDTH; d++) {
             double sum = 0.0;
             for (int token = 0; token < TOKENS; token++) {
-                double blended = source[token] + own_weight[1][token] * (own[token] - source[token]);
-                sum += blended * value[1][token][d];
+                double weight = own_weight[token] + (double)spatial_weight[token] * spatial_map[0][pixel];
+                sum += (source[token] + weight * (own[token] - source[token])) * value[token][d];
             }
-            wanted[pixel][d] = (float)sum;
             largest = fmax(largest, fabs(sum - out[1][pixel][d]));
         }
     }
@@ -68,12 +80,13 @@ int main(void)
     }
     fill(&query[0][0][0], sizeof query / sizeof(float));
     fill(&key[0][0][0], sizeof key / sizeof(float));
-    fill(&value[0][0][0], sizeof value / sizeof(float));
-    for (int row = 0; row < BATCH; row++)
-        for (int token = 0; token < TOKENS; token++) {
-            token_map[row][token][token] = 1.0f;
-            own_weight[row][token] = token < TOKENS / 2 ? 0.0f : 1.0f;
-        }
+    fill(&value[0][0], sizeof value / sizeof(float));
+    fill(&spatial_map[0][0], sizeof spatial_map / sizeof(float));
+    for (int token = 0; token < TOKENS; token++) {
+        own_weight[token] = token < TOKENS / 2 ? 0.0f : 1.0f;
+        spatial_weight[token] = 1.0f - own_weight[token];
+    }
+    prepare();
 
     struct {
         void *host;
@@ -81,24 +94,20 @@ int main(void)
         void *device;
     } tensors[] = {
         {query, sizeof query, NULL},           {key, sizeof key, NULL},
-        {value, sizeof value, NULL},           {out, sizeof out, NULL},
-        {source_row, sizeof source_row, NULL}, {token_map, sizeof token_map, NULL},
-        {own_weight, sizeof own_weight, NULL}, {spatial_weight, sizeof spatial_weight, NULL},
-        {spatial_map, sizeof spatial_map, NULL}, {map_sum, sizeof map_sum, NULL},
+        {prepared, sizeof prepared, NULL},     {out, sizeof out, NULL},
+        {edited_row, sizeof edited_row, NULL}, {source_row, sizeof source_row, NULL},
+        {spatial_map, sizeof spatial_map, NULL},
     };
     for (size_t i = 0; i < sizeof tensors / sizeof tensors[0]; i++)
         if (example_cuda_to_device(&tensors[i].device, tensors[i].host, tensors[i].bytes) != 0) return 1;
     adapedit_edited_attention_args args = {
         .dtype = ADAPEDIT_KERNELS_FLOAT32,
-        .batch = BATCH, .heads = 1, .pixels = PIXELS, .tokens = TOKENS, .width = WIDTH,
-        .query = tensors[0].device, .key = tensors[1].device, .value = tensors[2].device, .out = tensors[3].device,
-        .query_strides = {PIXELS * WIDTH, PIXELS * WIDTH, WIDTH},
-        .key_strides = {TOKENS * WIDTH, TOKENS * WIDTH, WIDTH},
-        .value_strides = {TOKENS * WIDTH, TOKENS * WIDTH, WIDTH},
-        .out_strides = {PIXELS * WIDTH, PIXELS * WIDTH, WIDTH},
-        .source_row = tensors[4].device, .token_map = tensors[5].device, .own_weight = tensors[6].device,
-        .spatial_weight = tensors[7].device, .spatial_map = tensors[8].device,
-        .map_sum = tensors[9].device, .map_weight = 1.0f,
+        .batch = BATCH, .edits = 1, .heads = 1, .pixels = PIXELS, .tokens = TOKENS, .width = WIDTH,
+        .query = tensors[0].device, .key = tensors[1].device, .prepared = tensors[2].device, .out = tensors[3].device,
+        .query_strides = {PIXELS * WIDTH, WIDTH},
+        .key_strides = {TOKENS * WIDTH, WIDTH},
+        .out_strides = {PIXELS * WIDTH, WIDTH},
+        .edited_row = tensors[4].device, .source_row = tensors[5].device, .spatial_map = tensors[6].device,
         .scale = 1.0f / sqrtf((float)WIDTH),
     };
     status = adapedit_kernels_edited_attention(handle, &args, NULL);

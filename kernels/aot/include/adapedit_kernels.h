@@ -1,5 +1,6 @@
 /*
- * AdapEdit's kernels for C and C++: edited attention, the word relation, the spatial similarity and the guided step.
+ * AdapEdit's kernels for C and C++: edited attention, attention maps, the word relation, the spatial similarity and the
+ * guided step.
  *
  * The library carries the kernels as binaries and finds the CUDA driver when a handle is loaded, so it can be linked
  * and opened on machines that have none. Pointers are device pointers of the context that was current when the handle
@@ -89,32 +90,55 @@ ADAPEDIT_KERNELS_API adapedit_kernels_status adapedit_kernels_loaded_target(adap
 ADAPEDIT_KERNELS_API const char *adapedit_kernels_last_error(const adapedit_kernels *handle);
 
 /*
- * out = M^ V,  M^ = R + W (M - R),  R = M[source_row] A,  W = u + v S,  M = softmax(scale Q K^T); a row that is its own
- * source uses M. Heads are 40, 64, 80 or 160 wide, tokens 1 to 128. query, key, value and out start at multiples of
- * 16 bytes, channels lie side by side, and the strides given are multiples of 8. The five controls are contiguous and
- * all given, or all NULL: then nothing is edited. map_sum may be NULL; where given, the controls are needed too
- * (source_row = 0, 1, 2 ... edits nothing).
+ * Attention of the edited rows of a call, written in the place of what their rows of `out` hold; the other rows are not
+ * touched, and any fused attention computes them. M^ V with M^ = R + W (M - R), R = M[source] A, W = u + v S and
+ * M = softmax(scale Q K^T) is attention with values prepared once a prompt or a step: of the edited row's V
+ *
+ *     V_a = A diag(1 - u) V    V_b = -A diag(v) V    V_c = diag(u) V    V_d = diag(v) V
+ *     out = M[source] V_a + M V_c + S (M[source] V_b + M V_d)
+ *
+ * Heads lie side by side, 40, 64, 80 or 160 wide each. query, key, prepared and out start at multiples of 16 bytes, and
+ * the strides given are multiples of 8. An entry whose source is the row itself is left alone. All but query, key and
+ * out are contiguous.
  */
 typedef struct adapedit_edited_attention_args {
-    adapedit_kernels_dtype dtype; /* of query, key, value and out */
-    int32_t batch, heads, pixels, tokens, width;
-    const void *query; /* [B, H, P, D] */
-    const void *key;   /* [B, H, N, D] */
-    const void *value; /* [B, H, N, D] */
-    void *out;         /* [B, H, P, D] */
-    int64_t query_strides[3], key_strides[3], value_strides[3], out_strides[3]; /* row, head, pixel or token */
-    const int64_t *source_row;   /* [B] */
-    const float *token_map;      /* A [B, N, N] */
-    const float *own_weight;     /* u [B, N] */
-    const float *spatial_weight; /* v [B, N] */
-    const float *spatial_map;    /* S [B, P] */
-    float *map_sum;              /* [B, P, N], added to: map_weight times the mean over heads of M */
-    float map_weight;
-    float scale; /* usually 1 / sqrt(width) */
+    adapedit_kernels_dtype dtype; /* of query, key, prepared and out */
+    int32_t batch, edits, heads, pixels, tokens, width;
+    const void *query;    /* [B, P, H D] */
+    const void *key;      /* [B, N, H D] */
+    const void *prepared; /* [2, E, 2, N, H D]: (V_a, V_b), (V_c, V_d) */
+    void *out;            /* [B, P, H D] */
+    int64_t query_strides[2], key_strides[2], out_strides[2]; /* row, pixel or token */
+    const int64_t *edited_row; /* [E], each row once */
+    const int64_t *source_row; /* [E] */
+    const float *spatial_map;  /* S [E, P] */
+    float scale;               /* usually 1 / sqrt(width) */
 } adapedit_edited_attention_args;
 
 ADAPEDIT_KERNELS_API adapedit_kernels_status adapedit_kernels_edited_attention(
     adapedit_kernels *handle, const adapedit_edited_attention_args *args, adapedit_kernels_stream stream);
+
+/*
+ * map_sum += map_weight times the mean over heads of softmax(scale Q K^T), for the rows in map_row. Heads and strides as
+ * above, tokens 1 to 128.
+ */
+typedef struct adapedit_attention_maps_args {
+    adapedit_kernels_dtype dtype; /* of query and key */
+    int32_t batch, maps, heads, pixels, tokens, width;
+    const void *query; /* [B, P, H D] */
+    const void *key;   /* [B, N, H D] */
+    int64_t query_strides[2], key_strides[2];
+    const int64_t *map_row; /* [M] */
+    float *map_sum;         /* [M, P, N] */
+    float map_weight;
+    float scale;
+    void *workspace; /* of the size below */
+} adapedit_attention_maps_args;
+
+ADAPEDIT_KERNELS_API size_t adapedit_kernels_attention_maps_workspace(const adapedit_attention_maps_args *args);
+ADAPEDIT_KERNELS_API adapedit_kernels_status adapedit_kernels_attention_maps(adapedit_kernels *handle,
+                                                                             const adapedit_attention_maps_args *args,
+                                                                             adapedit_kernels_stream stream);
 
 /*
  * out_k = a_k x_k + b_k sum_g w_kg eps[row_kg] + c_k n_k; where a mask is given, out_k = out_s + mask (out_k - out_s)

@@ -178,8 +178,8 @@ def test_the_first_step_of_the_single_pass_is_that_of_two_where_nothing_has_been
     first = inputs_at(coarse, plan, 0)
     keys = context.alignment.key_tokens
     free = keys & (plan.cross_attention.own_weight[1] == 0)
-    assert free.any() and (first["spatial_weight"][3, free] > 0).all()
-    assert (first["spatial_weight"][3, ~keys] == 0).all()
+    assert free.any() and (first["spatial_weight"][0, free] > 0).all()
+    assert (first["spatial_weight"][0, ~keys] == 0).all()
     assert (first["self_query_row"][:, 3] == 1).all()
     assert torch.equal(first["self_key_row"], first["self_query_row"])
     later = inputs_at(coarse, plan, 1)  # until FWT says for how long

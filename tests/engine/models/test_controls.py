@@ -18,7 +18,7 @@ def test_identity_fits_and_names_every_field():
     controls.validate(**SIZES)
     assert tuple(controls.as_dict()) == CONTROL_NAMES
     assert controls.edited
-    assert there(controls.source_row).tolist() == [0, 1, 2, 3]
+    assert there(controls.source_row).tolist() == there(controls.edited_row).tolist() == [0, 1, 2, 3]
     assert there(controls.self_query_row).tolist() == [[0, 1, 2, 3]] * 3
 
 
@@ -49,6 +49,12 @@ def test_dict_round_trip_ignores_other_inputs():
         ({"source_row": torch.zeros(4)}, "source_row is torch.float32, wanted torch.int64"),
         ({"own_weight": torch.zeros(4, 6, dtype=torch.bool)}, "own_weight is torch.bool, wanted a floating"),
         ({"source_row": torch.tensor([0, 1, 2, 4])}, r"source_row names a row outside 0..3"),
+        ({"map_row": torch.tensor([-1])}, r"map_row names a row outside 0..3"),
+        (
+            {"edited_row": torch.arange(3)},
+            r"source_row has shape \(4,\), wanted \(3,\) for 3 edits of 4 rows",
+        ),
+        ({"edited_row": None}, "controls lack edited_row: give all of edited_row, source_row"),
         ({"self_key_row": torch.full((3, 4), -1)}, r"self_key_row names a row outside 0..3"),
         ({"self_value_row": torch.zeros(2, 4, dtype=torch.int64)}, r"self_value_row has shape \(2, 4\)"),
     ],

@@ -25,6 +25,7 @@ def call() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def random_controls(pixels: int = SIDE**2, **changes: Any) -> Controls:
     fields: dict[str, Any] = {
+        "edited_row": torch.arange(BATCH),
         "source_row": torch.tensor([0, 0, 2, 0]),
         "token_map": noise(BATCH, TOKENS, TOKENS, seed=3).softmax(1),
         "own_weight": noise(BATCH, TOKENS, seed=4).sigmoid().round(),

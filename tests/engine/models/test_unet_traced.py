@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.export import Dim
 
-from adapedit_engine.models.controls import CONTROL_NAMES, Controls
+from adapedit_engine.models.controls import CONTROL_NAMES, EDIT_NAMES, Controls
 from adapedit_engine.models.unet import INPUT_NAMES, OUTPUT_NAMES, controlled_attention
 from adapedit_engine.plan import SelfEdit
 from adapedit_engine.runners import Capabilities
@@ -29,17 +29,22 @@ SELF_TABLES = ("self_query_row", "self_key_row", "self_value_row")
 
 
 def example(batch: int, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Inputs of a call in which every odd row takes from the row before it."""
-    source = torch.arange(batch) // 2 * 2
-    identity = Controls.identity(batch=batch, tokens=TOKENS, pixels=SIDE**2, layers=LAYERS).as_dict()
+    """Inputs of a call in which every odd row takes from the row before it, and all but the first show their maps."""
+    source, edited = torch.arange(batch) // 2 * 2, torch.arange(1, batch, 2)
+    edits, maps = len(edited), batch - 1
+    identity = Controls.identity(
+        batch=batch, tokens=TOKENS, pixels=SIDE**2, layers=LAYERS, edits=edits, maps=maps
+    ).as_dict()
     return {
         "sample": noise(batch, 4, SIDE, SIDE, seed=seed),
         "timestep": torch.linspace(999, 0, batch),
         "encoder_hidden_states": noise(batch, TOKENS, TEXT, seed=seed + 1),
         **identity,
-        "source_row": source,
-        "spatial_weight": noise(batch, TOKENS, seed=seed + 2).sigmoid(),
-        "spatial_map": noise(batch, SIDE**2, seed=seed + 3).sigmoid(),
+        "edited_row": edited,
+        "source_row": source[edited],
+        "spatial_weight": noise(edits, TOKENS, seed=seed + 2).sigmoid(),
+        "spatial_map": noise(edits, SIDE**2, seed=seed + 3).sigmoid(),
+        "map_row": torch.arange(1, batch),
         "self_query_row": source.expand(LAYERS, batch).contiguous(),
     }
 
@@ -52,7 +57,10 @@ def unet():
 @pytest.fixture(scope="module")
 def graph(unet):
     batch = Dim("batch", min=2, max=32)  # from 64 on diffusers' upsampling takes another path
-    shapes = {name: {1: batch} if name in SELF_TABLES else {0: batch} for name in INPUT_NAMES}
+    lists = dict.fromkeys(EDIT_NAMES, Dim("edits", min=1, max=32)) | {"map_row": Dim("maps", min=1, max=32)}
+    shapes = {
+        name: {1: batch} if name in SELF_TABLES else {0: lists.get(name, batch)} for name in INPUT_NAMES
+    }
     with controlled_attention(unet, map_divisor=1) as controlled:
         return torch.export.export(
             GraphUNet(controlled), args=(), kwargs=example(4), dynamic_shapes=shapes, strict=False

@@ -72,7 +72,7 @@ def test_processors_are_in_place_while_open_and_may_be_opened_twice():
         (
             {"source_rows": torch.zeros(2)},
             None,
-            "there is no input 'source_rows'; known: sample, timestep, source_row",
+            "there is no input 'source_rows'; known: sample, timestep, edited_row",
         ),
         ({}, ["latents"], "there is no output 'latents'; wanted of noise_pred"),
     ],
