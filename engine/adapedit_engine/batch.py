@@ -419,7 +419,7 @@ class Call:
         return inputs
 
     def _watched(self) -> Tensor:
-        """[K]: the conditional row of each track. Tracks that a call is filled up with look at one that is not edited."""
+        """[K]: the conditional row of each track; tracks that a call is filled up with see one that is not edited."""
         tracks = self.tracks
         rows = tracks["guidance_rows"] - self.first_row
         rows = rows.gather(1, tracks["conditional"].unsqueeze(1)).squeeze(1)

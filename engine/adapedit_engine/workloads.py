@@ -58,7 +58,10 @@ def profiles_of(graph: str, spec: GraphSpec, workload: Workload) -> tuple[dict[s
 
     def shapes(low: int, best: int, high: int) -> dict[str, Shapes]:
         # Of four rows, a source's and a target's with guidance, one is edited and two are looked at.
-        least, usual = {ROWS: low, EDITS: 1, MAPS: 1}, {ROWS: best, EDITS: max(1, best // 4), MAPS: max(1, best // 2)}
+        least, usual = (
+            {ROWS: low, EDITS: 1, MAPS: 1},
+            {ROWS: best, EDITS: max(1, best // 4), MAPS: max(1, best // 2)},
+        )
         most = dict.fromkeys((ROWS, EDITS, MAPS), high)
         return {t.name: (shape(t, least), shape(t, usual), shape(t, most)) for t in spec.inputs}
 

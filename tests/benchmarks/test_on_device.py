@@ -86,4 +86,4 @@ def test_a_layer_is_told_with_the_hosts_time_beside_the_devices(device: Device, 
     assert found["times_sdpa"] == pytest.approx(1)
 
 
-NAMES = ("sdpa", "eager", "plain", "edited", "edited with maps")
+NAMES = ("sdpa", "eager", "edited", "maps")

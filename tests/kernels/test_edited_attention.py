@@ -117,7 +117,7 @@ def test_what_does_not_fit_is_refused(changes: dict[str, Any], message: str) -> 
 def _as_triton(shape: AttentionShape, **changes: Any) -> None:
     given = attention_inputs(shape, torch.float32).arguments() | changes
     edits = [given[name] for name in ("edited_row", "source_row", "prepared", "spatial_map")]
-    tensors = [given[name] for name in ("query", "key", "value")]
+    tensors: tuple[Tensor, Tensor, Tensor] = given["query"], given["key"], given["value"]
     check_arguments(*tensors, given["heads"], edits, check_values=True, chosen="triton")
 
 

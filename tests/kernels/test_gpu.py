@@ -11,9 +11,9 @@ from torch import Tensor
 
 from adapedit_kernels import (
     RelationKnobs,
+    attention_maps,
     chosen_implementation,
     edited_attention,
-    edited_attention_with_maps,
     group_norm,
     guided_step,
     spatial_similarity,
@@ -27,6 +27,7 @@ from tests.kernels.inputs import (
     norm_inputs,
     relation_inputs,
     step_inputs,
+    widen,
 )
 
 pytestmark = [
@@ -46,7 +47,8 @@ SHAPES = {
     "SD 2, heads of 64": AttentionShape(4, 5, 4096, 77, 64),
     "the most pixels": AttentionShape(2, 1, 16384, 77, 40),
     "one pixel over a block, the largest odd number of tokens": AttentionShape(3, 2, 65, 127, 64),
-    "all tokens that fit": AttentionShape(2, 2, 1025, 128, 160),
+    "whole blocks of keys": AttentionShape(2, 2, 1025, 128, 160),
+    "the most tokens of maps": AttentionShape(2, 2, 17, 512, 64),
     "strides that 8 does not divide": AttentionShape(3, 2, 9, 19, 20),
     "one pixel, one token": AttentionShape(2, 1, 1, 1, 16),
 }
@@ -72,26 +74,37 @@ def test_auto_takes_the_kernels() -> None:
     assert chosen_implementation("auto", "cuda") == "triton"
 
 
+def _to_cuda(tensor: Tensor) -> Tensor:
+    return tensor.cuda()
+
+
+@DTYPES
+@pytest.mark.parametrize("spatial", [True, False])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_edited_attention(shape: AttentionShape, spatial: bool, dtype: torch.dtype) -> None:
+    inputs = attention_inputs(shape, dtype, spatial=spatial)
+    wanted = edited_attention(**_cuda(inputs.arguments(widen)), implementation="reference")
+    _assert_right(edited_attention(**inputs.arguments(_to_cuda)), wanted, dtype)
+
+
 @DTYPES
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
-def test_edited_attention(shape: AttentionShape, dtype: torch.dtype) -> None:
-    tensors, controls = attention_inputs(shape, dtype)
-    given = _cuda(dict(zip(("query", "key", "value"), tensors, strict=True)) | controls)
-    wanted, wanted_maps = edited_attention_with_maps(**_wide(given), implementation="reference")
-    map_sum = torch.ones(shape.batch, shape.pixels, shape.tokens, device="cuda")
-    with_maps = edited_attention(**given, map_sum=map_sum, map_weight=0.5)
-    assert wanted_maps is not None
-    _assert_right(with_maps, wanted, dtype)
-    _assert_right(edited_attention(**given), wanted, dtype)
-    _assert_right(map_sum - 1, 0.5 * wanted_maps, dtype)
+def test_attention_maps(shape: AttentionShape, dtype: torch.dtype) -> None:
+    given = _cuda(attention_inputs(shape, dtype).plain())
+    del given["value"]
+    rows = torch.tensor([1, 0], device="cuda")
+    wanted = attention_maps(**_wide(given), map_row=rows, implementation="reference")
+    map_sum = torch.ones(2, shape.pixels, shape.tokens, device="cuda")
+    attention_maps(**given, map_row=rows, map_sum=map_sum, map_weight=0.5)
+    _assert_right(map_sum - 1, 0.5 * wanted, dtype)
 
 
 @DTYPES
 def test_rows_that_are_not_edited_do_not_depend_on_the_edit(dtype: torch.dtype) -> None:
-    tensors, controls = attention_inputs(AttentionShape(4, 8, 1024, 77, 80), dtype, [0, 1, 2, 1])
-    given = _cuda(dict(zip(("query", "key", "value"), tensors, strict=True)))
-    plain, edited = edited_attention(**given, edited=False), edited_attention(**given, **_cuda(controls))
-    torch.testing.assert_close(plain[:3], edited[:3], rtol=0, atol=LIMITS[dtype])
+    inputs = attention_inputs(AttentionShape(4, 8, 1024, 77, 80), dtype, [1], edited_row=[3])
+    plain = edited_attention(**inputs.plain(_to_cuda))
+    edited = edited_attention(**inputs.arguments(_to_cuda))
+    assert torch.equal(plain[:3], edited[:3])
     assert error_ratio(edited[3], plain[3]) > 0.1
 
 
@@ -133,15 +146,15 @@ def test_group_norm(channels: int, side: int, dtype: torch.dtype) -> None:
 
 
 def test_a_row_outside_the_batch_is_refused_before_the_launch() -> None:
-    tensors, controls = attention_inputs(AttentionShape(3, 1, 16, 5, 16), torch.float16, [0, 9, -4])
-    given = _cuda(dict(zip(("query", "key", "value"), tensors, strict=True)) | controls)
+    given = attention_inputs(AttentionShape(3, 1, 16, 5, 16), torch.float16).arguments(_to_cuda)
+    given["source_row"] = torch.tensor([0, 9, -4], device="cuda")
     with pytest.raises(ValueError, match="source_row holds rows -4 to 9, wanted 0 to 2"):
         edited_attention(**given)
 
 
 def test_captured_in_a_cuda_graph_and_replayed() -> None:
-    tensors, controls = attention_inputs(AttentionShape(4, 8, 256, 77, 40), torch.float16)
-    given = _cuda(dict(zip(("query", "key", "value"), tensors, strict=True)) | controls)
+    inputs = attention_inputs(AttentionShape(4, 8, 256, 77, 40), torch.float16)
+    given = inputs.arguments(_to_cuda)
     wanted = edited_attention(**given, check_values=False)  # compiled before the capture
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -149,16 +162,15 @@ def test_captured_in_a_cuda_graph_and_replayed() -> None:
     out.zero_()
     graph.replay()
     assert torch.equal(out, wanted)
-    given["source_row"].copy_(torch.arange(4))  # the same graph takes other controls
+    given["source_row"].copy_(given["edited_row"])  # the same graph takes other edits: here none
     graph.replay()
-    torch.testing.assert_close(out, edited_attention(**given, edited=False), rtol=0, atol=2e-3)
+    assert torch.equal(out, edited_attention(**inputs.plain(_to_cuda)))
 
 
 def test_compiled_with_inductor_in_one_graph() -> None:
-    tensors, controls = attention_inputs(AttentionShape(4, 8, 256, 77, 40), torch.float16)
-    given = _cuda(dict(zip(("query", "key", "value"), tensors, strict=True)) | controls)
+    given = attention_inputs(AttentionShape(4, 8, 256, 77, 40), torch.float16).arguments(_to_cuda)
 
-    def double(**arguments: Tensor) -> Tensor:
+    def double(**arguments: Any) -> Tensor:
         return 2 * edited_attention(**arguments, check_values=False)
 
     assert torch.equal(torch.compile(double, fullgraph=True)(**given), double(**given))

@@ -129,7 +129,7 @@ class ControlledUNet(nn.Module):
             self._validate(sample, timestep, encoder_hidden_states, controls, projected)
             self._check_conditioning(conditioning or {}, len(sample))
         capturing = Capture() if capture else None
-        if projected is None and controls.edited:
+        if encoder_hidden_states is not None and controls.edited:
             projected = self.project(encoder_hidden_states)
         call = AttentionCall(
             controls=controls,

@@ -44,7 +44,7 @@ def prepare_values(
     spatial_weight: Tensor,
     spatial: bool = True,
 ) -> Tensor:
-    """Prepared values [2, E, W, N, C]: of the source's map, then of the row's own; W is 2, or 1 where S is 1 everywhere.
+    """Values [2, E, W, N, C], for the source's map and for the row's own; W is 2, or 1 where S is 1 everywhere.
 
     Args:
         value: [B, N, C] floating; values of several layers may lie side by side.

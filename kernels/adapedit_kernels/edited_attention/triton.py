@@ -31,7 +31,7 @@ def load_tile(start, row, row_stride, rows, first, WIDTH: tl.constexpr, BLOCK: t
 def logits_of(
     queries, key, key_stride, token, tokens, WIDTH: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr
 ):
-    """Q K^T [pixels, tokens of the block] float32, -inf beyond the last token. queries: the pieces of Q, scaled or not."""
+    """Q K^T [pixels, tokens of the block] float32, -inf beyond the last token. queries: the pieces of Q."""
     q, q_tail = queries
     k = load_tile(key, token, key_stride, tokens, 0, WIDTH, HEAD)
     logits = tl.dot(q, tl.trans(k), input_precision="ieee")

@@ -62,7 +62,7 @@ def test_sources(source_row: list[int], dtype: torch.dtype) -> None:
 
 def test_controls_of_another_dtype() -> None:
     """Half precision with S in float32: what a processor hands over."""
-    inputs = attention_inputs(AttentionShape(3, 2, 16, 9, 40), torch.float32, [2, 0], edited_row=[0, 1])
+    inputs = attention_inputs(AttentionShape(3, 2, 16, 9, 40), torch.float32, [0, 0], edited_row=[2, 1])
     halves = inputs._replace(tensors=tuple(tensor.half() for tensor in inputs.tensors))  # type: ignore[arg-type]
     out = edited_attention(**halves.arguments(), implementation="triton")
     assert_close(out, edited_attention(**halves.arguments(widen)), torch.float16)
