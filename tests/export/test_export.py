@@ -33,7 +33,7 @@ def test_the_unet_takes_every_control_and_gives_maps_and_features(bundle):
     assert [t.name for t in unet.outputs] == list(OUTPUT_NAMES)
     shapes = {t.name: t.shape for t in unet.inputs + unet.outputs}
     assert shapes["sample"] == ("rows", 4, 8, 8) and shapes["self_key_row"][1] == "rows"
-    assert shapes["cross_attention_maps"] == ("rows", 16, 20)
+    assert shapes["cross_attention_maps"] == ("maps", 16, 20) and shapes["token_map"] == ("edits", 20, 20)
 
 
 def test_the_batch_is_open_in_the_file_itself(bundle):
@@ -41,7 +41,7 @@ def test_the_batch_is_open_in_the_file_itself(bundle):
         graph = graph_of(bundle, name)
         for value in (*graph.input, *graph.output):
             sides = [side.dim_param or side.dim_value for side in value.type.tensor_type.shape.dim]
-            assert "rows" in sides, f"{name}: {value.name} is {sides}"
+            assert {"rows", "edits", "maps"} & set(sides), f"{name}: {value.name} is {sides}"
 
 
 def test_every_input_is_read_by_some_node(bundle):
@@ -57,15 +57,16 @@ def test_the_graph_is_clean(bundle):
     assert all(set(node.output) & used for node in model.graph.node), "a node whose outputs nobody reads"
     assert all(value.name in used for value in model.graph.initializer)
     kinds = [node.op_type for node in model.graph.node]
-    assert "Identity" not in kinds and "Constant" not in kinds and kinds.count("Attention") == 4
+    # Of each of four layers one in self-attention, and in cross-attention one of all rows and one of edited ones.
+    assert "Identity" not in kinds and "Constant" not in kinds and kinds.count("Attention") == 4 * 3
     assert "GroupNormalization" not in kinds and "InstanceNormalization" in kinds
-    # What `forms` makes of it: heads together, gated units without a split; the one that is left splits the prompt.
+    # Heads together, gated units without a split: those left split prompt, values, and edits by source and by S.
     assert all(
         any(a.name == "q_num_heads" for a in n.attribute)
         for n in model.graph.node
         if n.op_type == "Attention"
     )
-    assert kinds.count("Split") == 1
+    assert kinds.count("Split") == 2 + 4 * 2
     # Where a node was traced from is a path of the machine that exported it.
     assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
 

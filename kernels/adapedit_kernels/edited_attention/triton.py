@@ -144,8 +144,8 @@ def edited_attention_kernel(
     result = tl.zeros([BLOCK_P, HEAD], dtype=tl.float32)
     result_tail = tl.zeros([BLOCK_P, TAIL if TAIL > 0 else 1], dtype=tl.float32)
     strides = (key_token_stride, value_token_stride, value_part_stride)
-    for half in tl.static_range(2):
-        taken = source if half == 0 else row
+    for half in tl.range(0, 2, disable_licm=True):
+        taken = tl.where(half == 0, source, row)
         q_start = query + taken * query_batch_stride + head * WIDTH
         k_start = key + taken * key_batch_stride + head * WIDTH
         v_start = values + half * value_half_stride + edit * value_edit_stride + head * WIDTH
@@ -226,7 +226,7 @@ def choose_tile(dtype: torch.dtype, width: int, pixels: int, tokens: int) -> Til
     last = last_block(tokens, block)
     last = 0 if last == block else last
     large = pixels >= 1024 and width <= 96
-    return Tile(64 if large else 16, block, last, head, tail, 2, 4)
+    return Tile(64 if large else 16, block, last, head, tail, 2, 8 if width > 96 else 4)
 
 
 def stride_unit(strides: Sequence[int]) -> int:
