@@ -80,7 +80,7 @@ def _block(
 
 
 # By default Triton compiles anew for a number that is 1, and for one that 16 divides: rows come and go in a server.
-@triton.jit(do_not_specialize=["batch"])
+@triton.jit(do_not_specialize=["batch", "value_half_stride"])
 def edited_attention_kernel(
     query,
     key,
