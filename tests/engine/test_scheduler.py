@@ -14,7 +14,6 @@ import torch
 from adapedit_engine.cuda_graph import RUN_AHEAD, RunAhead
 from adapedit_engine.memory import GOOD_CALLS, CallRows, CallTable, plan_bytes
 from adapedit_engine.models.controls import EDIT_NAMES
-from adapedit_engine.plan import EditPlan
 from adapedit_engine.plan import EditPlan, PlanError
 from adapedit_engine.runners.base import Capabilities
 from adapedit_engine.runners.pytorch import PyTorchRunner
