@@ -39,6 +39,7 @@ from benchmarks import common, shapes
 DEVICE = torch.device("meta")
 NO_LAUNCH = ("empty", "empty_like", "empty_strided", "new_empty")
 KERNELS = {
+    "attention_maps": 2,
     "word_relation": 3,
     "spatial_similarity": 2,
     "group_norm": 2,

@@ -419,12 +419,9 @@ class Call:
         return inputs
 
     def _watched(self) -> Tensor:
-        """[K]: the conditional row of each track; tracks that a call is filled up with see one that is not edited."""
-        tracks = self.tracks
-        rows = tracks["guidance_rows"] - self.first_row
-        rows = rows.gather(1, tracks["conditional"].unsqueeze(1)).squeeze(1)
-        there = torch.arange(len(rows), device=rows.device) < sum(seat.plan.tracks for seat in self.seats)
-        return torch.where(there, rows, rows.index_select(0, self._source()[:1]))
+        """[K]: the conditional row of each track; of those that a call is filled up with row 0, which is not edited."""
+        rows = self.tracks["guidance_rows"] - self.first_row
+        return rows.gather(1, self.tracks["conditional"].unsqueeze(1)).squeeze(1)
 
     def _edit(self, watched: Tensor) -> dict[str, Tensor]:
         """What edited rows take from their sources, an entry a track that is edited, or, captured, a track."""

@@ -312,8 +312,8 @@ class EditPlan:
             raise PlanError(f"source_track is {sources}, wanted {self.tracks} numbers below {self.tracks}")
         if any(sources[source] != source for source in sources):
             raise PlanError(f"source_track is {sources}: a source track can't be edited itself")
-        if self.source_latents is not None and sources[0] != 0:
-            raise PlanError("source_latents are of track 0, which takes maps from another track here")
+        if sources[0] != 0:
+            raise PlanError(f"source_track is {sources}: track 0 can't be edited, put its source first")
         if self.edited and self.cross_attention is None:
             raise PlanError("an edited track needs cross_attention: token_map, own_weight and word_steps")
         for name, part in (("local_blend", self.local_blend), ("adaptive", self.adaptive)):

@@ -34,7 +34,8 @@ def test_no_edit_waits_for_the_device_and_each_pass_joins_by_one_copy(
         assert one.copies == 1
         # Self-attention gathers in the coarse layers alone, and launches around the model are a matter of microseconds.
         assert 0 <= one.model - plain.model <= 2 * 6 + 3
-        assert one.around <= plain.around + 90 and one.own <= plain.own + 5
+        # Edited attention has a launch in each of sixteen layers.
+        assert one.around <= plain.around + 90 and one.own <= plain.own + 16 + 5
 
 
 def test_no_edit_of_the_larger_model_waits(models: dict[str, Shape]) -> None:

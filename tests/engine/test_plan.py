@@ -77,7 +77,7 @@ def test_held_steps_are_the_whole_ones_also_where_products_round():
         ({"conditioning": {"channels": noise(2, 1, 4, 4, 4)}}, "conditioning.channels has shape"),
         ({"source_latents": KNOWN[1:]}, r"source_latents has shape \(4, 4, 8, 8\), wanted \(5, 4, 8, 8\)"),
         ({"unconditional_steps": EMPTY[:, 1:]}, "unconditional_steps has shape"),
-        ({"source_latents": KNOWN, "source_track": (1, 1)}, "takes maps from another track"),
+        ({"source_latents": KNOWN, "source_track": (1, 1)}, "track 0 can't be edited, put its source first"),
         ({"guidance_until": 1.5}, "guidance_until is 1.5"),
         ({"local_blend": blend(grow=5)}, r"local_blend.grow is \[5, 5\], wanted 0 to 4 cells"),
         ({"local_blend": blend(token_weights=torch.ones(1, TOKENS))}, r"token_weights has shape \(1, 6\)"),
