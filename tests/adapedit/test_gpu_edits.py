@@ -122,12 +122,16 @@ def test_a_captured_step_is_the_launched_one(name: str, tiny: AdapEditPipeline, 
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_nothing_waits_for_the_device_inside_a_step(name: str, tiny: AdapEditPipeline) -> None:
+def test_nothing_waits_for_the_device_when_an_edit_joins_and_inside_a_step(
+    name: str, tiny: AdapEditPipeline
+) -> None:
     with tiny.model.runner:
         steps = steps_of(tiny, name)
+        plan = steps.batch.seats[0].plan
         step(steps.batch)  # kernels are compiled once
         torch.cuda.set_sync_debug_mode("error")
         try:
+            steps.batch.join(plan)
             step(steps.batch)
         finally:
             torch.cuda.set_sync_debug_mode("default")
