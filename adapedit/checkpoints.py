@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -26,6 +28,44 @@ MAX_NAME = 200
 HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A checkpoint, and which of its weights. place: None or "builtin", a folder, a hub name, a file of weights.
+
+    variant: the word in the names of weight files ("fp16", "non_ema"); a part that has none of these is read without.
+    revision, local_files_only: of a hub's model. config: of a file, see `read_file`.
+    """
+
+    place: str | Path | None = None
+    variant: str | None = None
+    revision: str | None = None
+    local_files_only: bool = False
+    config: str | Path | None = None
+
+    @classmethod
+    def of(cls, source: Source | str | Path | None) -> Source:
+        """A place alone, or what it is already."""
+        return source if isinstance(source, Source) else cls(place=source)
+
+    @property
+    def name(self) -> str:
+        return "builtin" if self.place is None else str(self.place)
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a file of weights, there or not."""
+        return self.name.endswith((".safetensors", ".ckpt", ".pt", ".pth", ".bin"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folder:
+    """A checkpoint in the diffusers layout that was looked at. variants: of the parts that are read in one."""
+
+    name: str
+    path: Path
+    variants: Mapping[str, str]
+
+
 def expanded(path: str | Path) -> Path:
     """With `~` and `~user` replaced; where there is no such user it stays, as a name that nothing has."""
     if not isinstance(path, (str, os.PathLike)):
@@ -36,17 +76,19 @@ def expanded(path: str | Path) -> Path:
         return Path(path)
 
 
-def is_bundle(source: str | Path | None) -> bool:
+def is_bundle(source: Source | str | Path | None) -> bool:
     """Whether `source` is the folder of a bundle, whole or not."""
-    return source is not None and os.path.isfile(expanded(source) / MANIFEST_FILE)
+    place = Source.of(source).place
+    return place is not None and os.path.isfile(expanded(place) / MANIFEST_FILE)
 
 
-def locate(source: str | Path | None) -> tuple[str, Path]:
-    """Name and folder of the built-in model (None or "builtin"), a folder, or a hub name.
+def locate(source: Source | str | Path | None) -> Folder:
+    """The built-in model (None or "builtin"), a folder, or what a hub has of a name.
 
     Raises `ModelError` for anything else. The layout is looked at, and that safetensors files are whole.
     """
-    name = "builtin" if source is None else str(source)
+    source = Source.of(source)
+    name = source.name
     folder = BUILTIN if name == "builtin" else expanded(name)
     if is_bundle(folder):
         raise ModelError(
@@ -58,33 +100,39 @@ def locate(source: str | Path | None) -> tuple[str, Path]:
                 f"there is no model at {name[:MAX_NAME]!r}; give 'builtin', a folder in the diffusers layout, or a hub "
                 "name (owner/name)"
             )
-        folder = _fetched(name)
-    _check_folder(folder)
-    return name, folder
+        folder = _fetched(source)
+    return Folder(name=name, path=folder, variants=_check_folder(folder, source.variant))
 
 
-def _fetched(name: str) -> Path:
+def _fetched(source: Source) -> Path:
     """The folder of a hub's model, with nothing but what is read of it.
 
     Asks once whether the hub can be reached: its own client tries for minutes, file after file.
     """
     from huggingface_hub import constants, snapshot_download
 
-    url, reached = urlsplit(constants.ENDPOINT), not constants.HF_HUB_OFFLINE
+    name, url = source.name, urlsplit(constants.ENDPOINT)
+    reached = not (constants.HF_HUB_OFFLINE or source.local_files_only)
     if reached and not getproxies():
         try:
             port = url.port or (443 if url.scheme == "https" else 80)
             socket.create_connection((url.hostname or "", port), timeout=5).close()
         except OSError:
             reached = False
-    wanted = ["*.json", "*.txt", *(f"{part}/*.safetensors" for part in STABLE_DIFFUSION_XL.with_weights)]
+    fetch = partial(snapshot_download, name, revision=source.revision, local_files_only=not reached)
+    parts, own = STABLE_DIFFUSION_XL.with_weights, [] if source.variant is None else [f".{source.variant}"]
     try:
-        return Path(
-            snapshot_download(
-                name, allow_patterns=wanted, ignore_patterns="*.*.safetensors", local_files_only=not reached
-            )
-        )
+        for word in own:
+            folder = Path(fetch(allow_patterns=[f"{part}/*{word}*.safetensors" for part in parts]))
+            parts = tuple(part for part in parts if not any((folder / part).glob("*.safetensors")))
+        wanted = ["*.json", "*.txt", *(f"{part}/*.safetensors" for part in parts)]
+        return Path(fetch(allow_patterns=wanted, ignore_patterns="*.*.safetensors"))
     except Exception as error:
+        if source.local_files_only:
+            raise ModelError(
+                f"there is no folder {name!r}, and nothing of that name was fetched before; "
+                "leave local_files_only out to fetch it"
+            ) from error
         if not reached:
             raise ModelError(
                 f"there is no folder {name!r}, and the hub at {constants.ENDPOINT} can't be reached to fetch it; "
@@ -94,7 +142,8 @@ def _fetched(name: str) -> Path:
         raise ModelError(f"model {name!r} can't be fetched ({reason}); give a folder instead") from error
 
 
-def _check_folder(folder: Path) -> None:
+def _check_folder(folder: Path, variant: str | None) -> dict[str, str]:
+    """The parts that have the variant. Raises `ModelError` unless all is there, of a family that is supported."""
     index = read_index(folder)
     for prefix, other in OTHERS.items():
         if index.class_name.startswith(prefix):
@@ -110,31 +159,42 @@ def _check_folder(folder: Path) -> None:
             f"{folder} is no {family.name} checkpoint in the diffusers layout ({what}); "
             f"save one with {family.pipeline}Pipeline.save_pretrained"
         )
-    for part in family.with_weights:
-        _check_weights(folder / part)
+    found = {part: _check_weights(folder / part, variant) for part in family.with_weights}
+    if variant is not None and not any(found.values()):
+        raise ModelError(
+            f"{folder} has no weights of variant {variant!r}; leave variant out, and give torch_dtype for a precision"
+        )
+    return {part: variant for part, has_it in found.items() if has_it and variant is not None}
 
 
-def _check_weights(folder: Path) -> None:
-    """Raise `ModelError` unless `folder` has safetensors files under the names that are read, each of them whole."""
+def _check_weights(folder: Path, variant: str | None) -> bool:
+    """Whether a part has the variant. Raises unless safetensors files are there, as they are read, and all whole."""
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise ModelError(
             f"{folder} has no .safetensors file and pickled weights are never read; "
             "save the model with safe_serialization=True"
         )
-    named = [path for path in weights if path.name.count(".") == 1]
+    own = [path for path in weights if variant is not None and f".{variant}" in path.name]
+    named = own or [path for path in weights if path.name.count(".") == 1]
     if not named:
+        other = weights[0].name.split(".")[1].split("-")[0]
         raise ModelError(
-            f"{folder} has {weights[0].name} alone, a variant; save the model without one, or rename the file to "
-            f"{weights[0].name.split('.')[0]}.safetensors"
+            f"{folder} has {weights[0].name} alone, a variant; give variant={other!r} (--variant {other})"
         )
     for path in named:
-        try:
-            # Compares the header with the length of the file, too.
-            with safe_open(path, "pt") as file:
-                file.keys()
-        except (SafetensorError, OSError) as error:
-            raise ModelError(f"{path} is corrupt or cut short ({error}); copy it again") from error
+        read_shapes(path)
+    return bool(own)
+
+
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of what a safetensors file holds, by name; no weight is read. Raises `ModelError` unless it is whole."""
+    try:
+        # Compares the header with the length of the file, too.
+        with safe_open(path, "pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} is corrupt or cut short ({error}); copy it again") from error
 
 
 def read_part(folder: Path, part: str, kind: Any, **options: Any) -> Any:

@@ -162,6 +162,12 @@ class IndexConfig(Config):
     force_zeros_for_empty_prompt: bool = True
 
     @property
+    def checks_safety(self) -> bool:
+        """Whether the checkpoint has a safety checker, whose library and class are named."""
+        named = (self.model_extra or {}).get("safety_checker")
+        return isinstance(named, list) and any(isinstance(name, str) for name in named)
+
+    @property
     def family(self) -> Family:
         return family_of(self.class_name)
 

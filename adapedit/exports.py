@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from adapedit.checkpoints import locate
+from adapedit.checkpoints import Source, locate
 from adapedit.configs import ModelError
 from adapedit.loading import load_model
 from adapedit.model import checkpoint_of
@@ -27,7 +27,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adapedit" / "bundles"
 
 
-def cached_bundle(source: str | Path | None, dtype: torch.dtype | None = None) -> Path:
+def cached_bundle(source: Source | str | Path | None, dtype: torch.dtype | None = None) -> Path:
     """The bundle of a checkpoint, exported unless it is there; the first time is said at the level of warnings.
 
     source: as `load_model` takes it. dtype: float32 (None) or float16. A checkpoint that was changed is exported again.
@@ -37,9 +37,10 @@ def cached_bundle(source: str | Path | None, dtype: torch.dtype | None = None) -
     if precision is None:
         known = ", ".join(str(name) for name in PRECISIONS)
         raise ModelError(f"dtype is {dtype}, and a bundle is made in {known}; leave --dtype out")
-    name, folder = locate(source)
+    found = locate(source)
+    name, folder = found.name, found.path
     facts = [
-        f"{FORMAT} {precision.value}",
+        f"{FORMAT} {precision.value} {sorted(found.variants.items())}",
         *(f"{part} {version(part)}" for part in ("adapedit", "torch", "onnx")),
     ]
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):

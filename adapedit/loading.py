@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from adapedit.checkpoints import expanded, is_bundle, locate, read_part
+from adapedit.checkpoints import Folder, Source, expanded, is_bundle, locate, read_part
 from adapedit.configs import (
     SCHEDULER_FILE,
     TOKENIZER_FILE,
@@ -23,6 +24,7 @@ from adapedit.configs import (
     read_index,
     read_words_configs,
 )
+from adapedit.families import OTHERS, SUPPORTED, family_of
 from adapedit.model import BundleModel, EditModel
 from adapedit.prompts.tokens import settled
 from adapedit.result import folder_path
@@ -52,7 +54,10 @@ class Vocabulary:
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """A checkpoint's own objects. tokenizers, text_encoders: one of each other, in order. wide_vae: see `EditModel`."""
+    """A checkpoint's own objects. tokenizers, text_encoders: one of each other, in order.
+
+    wide_vae: see `EditModel`. checks_safety: whether diffusers would look at its pictures, which is not done here.
+    """
 
     tokenizers: tuple[Any, ...]
     text_encoders: tuple[Any, ...]
@@ -60,6 +65,7 @@ class Parts:
     vae: Any
     scheduler: Any
     wide_vae: bool
+    checks_safety: bool
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:
@@ -68,7 +74,7 @@ class Parts:
 
 
 def load_any(
-    source: str | Path | None = None,
+    source: Source | str | Path | None = None,
     *,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
@@ -80,12 +86,13 @@ def load_any(
     A checkpoint behind a runner of bundles is exported once into the user's cache, see `adapedit.exports`; TensorRT's
     own runners want a bundle with plans. A runner that was named is never replaced by another one.
     """
+    source = Source.of(source)
     if is_bundle(source):
         if dtype not in (None, torch.float32):
             raise ModelError(
-                f"{source} is a bundle, whose dtype was chosen when it was made; leave --dtype out"
+                f"{source.name} is a bundle, whose dtype was chosen when it was made; leave --dtype out"
             )
-        model: EditModel = load_bundle(str(source), runner or "onnxruntime", device=device)
+        model: EditModel = load_bundle(source.name, runner or "onnxruntime", device=device)
         return model if scheduler is None else model.with_scheduler(scheduler)
     if runner is None or runner in CHECKPOINT_RUNNERS:
         return load_model(source, device=device, dtype=dtype, scheduler=scheduler, runner=runner or "pytorch")
@@ -93,7 +100,7 @@ def load_any(
         known = ", ".join((*CHECKPOINT_RUNNERS, *BUNDLE_RUNNERS))
         raise RunnerError(f"there is no runner {runner!r}; use one of: {known}")
     if BUNDLE_RUNNERS[runner] == "tensorrt":
-        commands = f"adapedit export {source or 'builtin'} --out BUNDLE, then adapedit build BUNDLE"
+        commands = f"adapedit export {source.name} --out BUNDLE, then adapedit build BUNDLE"
         raise RunnerError(f"runner {runner!r} wants a bundle with plans; make one: {commands}")
     device_of(runner, device)
     from adapedit.exports import cached_bundle
@@ -103,7 +110,7 @@ def load_any(
 
 
 def load_model(
-    source: str | Path | None = None,
+    source: Source | str | Path | None = None,
     *,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
@@ -118,16 +125,16 @@ def load_model(
     dtype = torch.float32 if dtype is None else dtype
     if not isinstance(dtype, torch.dtype):
         raise ModelError(f"dtype is {dtype!r}, wanted one of PyTorch, for example torch.float16")
-    name, folder = locate(source)
-    configs = read_configs(folder)
-    facts = ModelFacts.read(folder, **configs.index.usual_facts)
+    folder = locate(source)
+    configs = read_configs(folder.path)
+    facts = ModelFacts.read(folder.path, **configs.index.usual_facts)
     on = usable_device(device)
     parts = _read_parts(folder, configs, dtype, scheduler)
     for module in parts.modules:
         module.requires_grad_(False)
         # Convolutions want channels last, and would turn what comes to them, or their weights, at every call.
         module.to(on, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    return assemble(name, parts, facts, runner)
+    return assemble(folder.name, parts, facts, runner)
 
 
 def assemble(name: str, parts: Parts, facts: ModelFacts, runner: str = "pytorch") -> EditModel:
@@ -146,14 +153,15 @@ def assemble(name: str, parts: Parts, facts: ModelFacts, runner: str = "pytorch"
         vae_factor=2 ** (len(parts.vae.config.block_out_channels) - 1),
         max_tokens=parts.text_encoders[0].config.max_position_embeddings,
         wide_vae=parts.wide_vae,
+        safety_checker_off=parts.checks_safety,
     )
 
 
-def _read_parts(folder: Path, configs: Configs, dtype: torch.dtype, scheduler: Any) -> Parts:
+def _read_parts(source: Folder, configs: Configs, dtype: torch.dtype, scheduler: Any) -> Parts:
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-    family = configs.index.family
+    family, folder = configs.index.family, source.path
     tokenizers = tuple(settled(read_part(folder, part, CLIPTokenizer)) for part in family.tokenizers)
     for tokenizer, text in zip(tokenizers, configs.texts, strict=True):
         refuse_unknown_tokens(tokenizer, text.vocab_size, folder)
@@ -166,16 +174,22 @@ def _read_parts(folder: Path, configs: Configs, dtype: torch.dtype, scheduler: A
     for part, text in zip(family.text_encoders, configs.texts, strict=True):
         pooled = len(configs.texts) > 1 and part == family.text_encoders[-1]
         kind: Any = CLIPTextModelWithProjection if pooled else CLIPTextModel
-        encoders.append(read_part(folder, part, kind, config=CLIPTextConfig(**text.fields), dtype=dtype))
+        options = {"config": CLIPTextConfig(**text.fields), "dtype": dtype}
+        encoders.append(read_part(folder, part, kind, variant=source.variants.get(part), **options))
     wide = family.wide_vae and configs.vae.force_upcast
-    vae_dtype = torch.float32 if wide and dtype == torch.float16 else dtype
+    dtypes = {"unet": dtype, "vae": torch.float32 if wide and dtype == torch.float16 else dtype}
+    unet, vae = (
+        read_part(folder, part, own, torch_dtype=dtypes[part], variant=source.variants.get(part))
+        for part, own in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL))
+    )
     return Parts(
         tokenizers=tokenizers,
         text_encoders=tuple(encoders),
-        unet=read_part(folder, "unet", UNet2DConditionModel, torch_dtype=dtype),
-        vae=read_part(folder, "vae", AutoencoderKL, torch_dtype=vae_dtype),
+        unet=unet,
+        vae=vae,
         scheduler=scheduler,
         wide_vae=wide,
+        checks_safety=configs.index.checks_safety,
     )
 
 
@@ -186,6 +200,46 @@ def refuse_unknown_tokens(tokenizer: Any, known: int, folder: Path) -> None:
             f"the tokenizer of {folder} has {len(tokenizer)} tokens, its text encoder knows {known}; "
             "copy both from one checkpoint"
         )
+
+
+def load_pipe(pipe: Any, scheduler: Any = None) -> EditModel:
+    """A model over the modules of a diffusers pipeline, which share them and stay as they are.
+
+    scheduler: None: its own. Raises `ModelError` for what is no pipeline of a supported family, or is moved about.
+    """
+    kind = type(pipe).__name__
+    family = family_of(kind)
+    others = [prefix for prefix in OTHERS if kind.startswith(prefix)]
+    if not kind.startswith(family.pipeline) or others or not hasattr(pipe, "components"):
+        raise ModelError(f"got a {kind}, wanted a diffusers pipeline of {SUPPORTED}")
+    parts = pipe.components
+    absent = [part for part in family.components if parts.get(part) is None]
+    if absent:
+        raise ModelError(f"this {kind} has no {', '.join(absent)}; load it whole")
+    if any(hasattr(part, "_hf_hook") for part in parts.values()):
+        raise ModelError(
+            f"the modules of this {kind} are offloaded; give one that lies on one device, by pipe.to"
+        )
+    vae = parts["vae"]
+    wide = family.wide_vae and bool(vae.config.force_upcast)
+    if wide and vae.dtype == torch.float16:
+        vae = copy.deepcopy(vae).float()
+    chosen = follow_pipelines(parts["scheduler"] if scheduler is None else scheduler)
+    Schedule.from_scheduler(chosen, 10)
+    facts: dict[str, Any] = {"guidance_scale": family.guidance_scale}
+    if pipe.config.get("force_zeros_for_empty_prompt"):
+        facts["zero_unconditional"] = True
+    shared = Parts(
+        # Copies: an alignment settles how they pad and cut, and another pipeline sets that at each call.
+        tokenizers=tuple(settled(copy.deepcopy(parts[part])) for part in family.tokenizers),
+        text_encoders=tuple(parts[part] for part in family.text_encoders),
+        unet=parts["unet"],
+        vae=vae,
+        scheduler=chosen,
+        wide_vae=wide,
+        checks_safety=parts.get("safety_checker") is not None,
+    )
+    return assemble(pipe.config.get("_name_or_path") or kind, shared, ModelFacts(**facts))
 
 
 def load_bundle(
@@ -231,17 +285,19 @@ def load_bundle(
     )
 
 
-def load_vocabulary(source: str | Path | None = None) -> Vocabulary:
+def load_vocabulary(source: Source | str | Path | None = None) -> Vocabulary:
     """The tokenizer of a bundle or of a checkpoint alone, which is enough to align prompts. Raises as loading does."""
     from transformers import CLIPTokenizer
 
     usual: dict[str, Any] = {}
     if is_bundle(source):
-        name, bundle = str(source), Bundle.open(expanded(str(source)), verify=False)
+        name = Source.of(source).name
+        bundle = Bundle.open(expanded(name), verify=False)
         folder, tokens = bundle.folder, bundle.manifest.tokens
         read_config(folder / "tokenizer" / TOKENIZER_FILE, TokenizerConfig)
     else:
-        name, folder = locate(source)
+        found = locate(source)
+        name, folder = found.name, found.path
         index = read_index(folder)
         usual = index.usual_facts
         tokens = read_words_configs(folder, index.family)[0].max_position_embeddings

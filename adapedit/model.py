@@ -45,6 +45,7 @@ class EditModel:
     tokenizers: one of each text encoder; prompts are aligned by the first, and the others cut words alike.
     latent_size: side of the latents that it was trained for. latent_scale: latents over what the VAE's encoder gives.
     vae_factor: pixels to one latent cell, per side. wide_vae: the VAE overflows in float16, and is kept in float32.
+    safety_checker_off: whether the checkpoint has one, which is never run here.
     max_tokens: N, the text encoder's own limit (77 for SD).
     """
 
@@ -60,6 +61,7 @@ class EditModel:
     vae_factor: int
     max_tokens: int
     wide_vae: bool = False
+    safety_checker_off: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -104,6 +106,7 @@ class EditModel:
             "device": str(self.device),
             "dtype": str(self.runner.dtype).removeprefix("torch."),
             "scheduler": type(self.scheduler).__name__,
+            **({"safety_checker": "off"} if self.safety_checker_off else {}),
             **_versions(),
         }
 

@@ -14,10 +14,12 @@ from PIL import Image
 from torch import Tensor
 
 from adapedit.calls import Draw, EditWarning, make_call
+from adapedit.checkpoints import Source
 from adapedit.configs import ModelError
 from adapedit.edit import Edit, finish, passes, prepare
+from adapedit.habits import Habits
 from adapedit.images import Fit, ImageInput
-from adapedit.loading import load_any, load_bundle
+from adapedit.loading import load_any, load_bundle, load_pipe
 from adapedit.methods import METHODS, make_settings
 from adapedit.model import EditModel
 from adapedit.request import (
@@ -41,15 +43,15 @@ if TYPE_CHECKING:
 
 MAX_ROWS = 32
 LOADING = {
-    **dict.fromkeys(("variant", "revision", "subfolder"), "a folder that holds what is wanted"),
+    "subfolder": "a folder that holds what is wanted",
     "dtype": "torch_dtype",
     "device_map": "device",
     **dict.fromkeys(
-        ("local_files_only", "token", "cache_dir", "force_download"), "HF_HUB_OFFLINE, HF_TOKEN, HF_HOME"
+        ("token", "cache_dir", "force_download"), "HF_TOKEN, HF_HOME, or a folder that you fetched"
     ),
-    **dict.fromkeys(("safety_checker", "feature_extractor", "use_safetensors"), "none: leave it out"),
+    **dict.fromkeys(("feature_extractor", "use_safetensors"), "none: leave it out"),
     **dict.fromkeys(
-        ("unet", "vae", "text_encoder", "tokenizer"), "the folder of a pipeline saved with that part"
+        ("unet", "vae", "text_encoder", "tokenizer"), "from_pipe with a pipeline that has that part"
     ),
 }
 """Names of diffusers' `from_pretrained`, and what to use instead."""
@@ -66,7 +68,7 @@ class _Watched:
     step_end: StepEnd | None = None
 
 
-class AdapEditPipeline:
+class AdapEditPipeline(Habits):
     """Edits pictures from two prompts.
 
     >>> pipe = AdapEditPipeline.from_pretrained()
@@ -78,7 +80,7 @@ class AdapEditPipeline:
         if not isinstance(model, EditModel):
             raise AdapEditError(
                 f"got a {type(model).__name__}, wanted a model that was loaded here; "
-                "use AdapEditPipeline.from_pretrained(folder), or save_pretrained a pipeline that you hold first"
+                "use AdapEditPipeline.from_pretrained(folder), or from_pipe(pipeline)"
             )
         self.model = model
         self._interrupt = False
@@ -91,24 +93,43 @@ class AdapEditPipeline:
         *,
         device: str | torch.device | None = None,
         torch_dtype: torch.dtype = torch.float32,
+        variant: str | None = None,
+        revision: str | None = None,
+        local_files_only: bool = False,
         scheduler: Any = None,
+        safety_checker: Any = ...,
         runner: str | None = None,
         **others: Any,
     ) -> AdapEditPipeline:
-        """Load the built-in model (None), or a diffusers folder or hub name of Stable Diffusion 1.x or 2.x.
+        """Load the built-in model (None), or a diffusers folder or hub name of Stable Diffusion 1.x, 2.x or XL.
 
+        variant: the word in the names of weight files, such as "fp16" or "non_ema"; parts that have none are read
+        without. revision, local_files_only: of a hub's model, as in diffusers.
         device: None: CUDA where there is a device of it, else the CPU. scheduler: a diffusers scheduler in place of
         DDIM; see `Schedule.from_scheduler` for those that work. runner: "pytorch" (None), "pytorch-compiled", or one
-        of bundles, for which the model is exported once into the user's cache.
+        of bundles, for which the model is exported once into the user's cache. safety_checker: none is run; a warning
+        says so of a checkpoint that has one, unless None is given.
         Raises `ModelError` in one line for anything that is no such model, and for options of diffusers' that are not
         supported.
         """
         refuse_names(others, LOADING)
         if others:
             raise ModelError(
-                f"no option {min(others)!r}; the options: device, torch_dtype, scheduler, runner"
+                f"no option {min(others)!r}; the options: device, torch_dtype, variant, revision, local_files_only, "
+                "scheduler, runner"
             )
-        return cls(load_any(model, device=device, dtype=torch_dtype, scheduler=scheduler, runner=runner))
+        source = Source(place=model, variant=variant, revision=revision, local_files_only=local_files_only)
+        loaded = load_any(source, device=device, dtype=torch_dtype, scheduler=scheduler, runner=runner)
+        return cls(_unchecked(loaded, safety_checker))
+
+    @classmethod
+    def from_pipe(cls, pipe: Any, *, scheduler: Any = None, safety_checker: Any = ...) -> AdapEditPipeline:
+        """A pipeline over the modules of a `StableDiffusionPipeline` or `StableDiffusionXLPipeline`, left as it is.
+
+        The modules are shared where they lie; the other pipeline must not run while this one does. scheduler: None: its
+        own. safety_checker: see `from_pretrained`. Raises `ModelError` for other pipelines, and for offloaded ones.
+        """
+        return cls(_unchecked(load_pipe(pipe, scheduler), safety_checker))
 
     @classmethod
     def from_bundle(
@@ -376,6 +397,23 @@ class AdapEditPipeline:
         """Edits as they finish, from requests that are taken as there is room. See `EditServer.stream`."""
         with self.serve(**options) as server:
             yield from server.stream(requests, ahead=ahead, callback=callback)
+
+
+def _unchecked(model: EditModel, safety_checker: Any) -> EditModel:
+    """The model, whose safety checker is not run: said, unless it was said to be none by who asked for the model."""
+    if safety_checker not in (None, ...):
+        kind = type(safety_checker).__name__
+        raise ModelError(
+            f"safety_checker is a {kind}, and none is run here; give None, and check the results"
+        )
+    if model.safety_checker_off and safety_checker is ...:
+        warnings.warn(
+            f"the safety checker of {model.name} is not run here: pictures are given as they are made; "
+            "safety_checker=None says that this is known",
+            EditWarning,
+            stacklevel=3,
+        )
+    return model
 
 
 def _done(totals: dict[Ticket, int]) -> int:

@@ -156,10 +156,9 @@ class _Search:
             adam = torch.optim.Adam([empty], lr=self._settings.learning_rate * (1 - share))
             for _ in range(self._settings.inner_steps):
                 loss = (self._next(step, x, empty, text) - goal).square().mean()
-                adam.zero_grad()
-                (loss * scale).backward()
-                if scale != 1 and empty.grad is not None:
-                    empty.grad /= scale
+                # Of `empty` alone: modules that another pipeline trains get no gradients here.
+                (gradient,) = torch.autograd.grad(loss * scale, empty)
+                empty.grad = gradient / scale
                 adam.step()
                 if float(loss.detach()) < self._settings.early_stop + step * RISE:
                     break

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, StableDiffusionPipeline
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -22,6 +23,7 @@ from adapedit.checkpoints import locate
 from adapedit.cli.main import USER_ERROR, run
 from adapedit.configs import ModelError, ModelFacts, read_configs
 from adapedit.loading import load_model, load_vocabulary
+from adapedit.pipeline import EditWarning
 from tests.helpers.diffusers import by_diffusers
 from tests.helpers.edits import SOURCE, TARGET, grey_levels
 from tests.helpers.tiny_model import STABLE_DIFFUSION_2, save_tiny_model
@@ -295,11 +297,6 @@ def test_other_families_are_refused_by_name(copy, family):
     refused(copy, f"is a checkpoint of .*{family}.*not supported yet")
 
 
-def test_a_variant_alone_is_said(copy):
-    (copy / WEIGHTS).rename(copy / WEIGHTS.replace(".safetensors", ".fp16.safetensors"))
-    refused(copy, "diffusion_pytorch_model.fp16.safetensors alone, a variant")
-
-
 @pytest.mark.parametrize("device", ["nonsense", "cuda:99"])
 def test_devices_that_are_not_there(tiny_folder, device):
     refused(tiny_folder, f"device '{device}' can't be used here .*use 'cpu'", device=device)
@@ -345,3 +342,75 @@ def test_an_old_scheduler_is_read_as_diffusers_pipelines_read_it(tmp_path):
     for one in (None, DDIMScheduler(steps_offset=0, clip_sample=True)):
         config = load_model(folder, scheduler=one).scheduler.config
         assert (config.steps_offset, config.clip_sample) == (1, False)
+
+
+def moved(folder: Path, part: str, variant: str) -> None:
+    (path,) = (folder / part).glob("*.safetensors")
+    path.rename(path.with_name(path.name.replace(".safetensors", f".{variant}.safetensors")))
+
+
+def test_a_variant_is_read_where_a_part_has_it(copy, tmp_path):
+    """The UNet's non-EMA weights beside its others; what has no variant is read without."""
+    usual = load_model(copy).components["unet"].conv_out.weight
+    weights = load_file(copy / WEIGHTS)
+    weights["conv_out.weight"] = weights["conv_out.weight"] * 2
+    save_file(weights, copy / WEIGHTS.replace(".safetensors", ".non_ema.safetensors"), {"format": "pt"})
+    pipe = AdapEditPipeline.from_pretrained(copy, variant="non_ema")
+    assert torch.equal(pipe.components["unet"].conv_out.weight, 2 * usual)
+    assert torch.equal(load_model(copy).components["unet"].conv_out.weight, usual)
+    theirs = StableDiffusionPipeline.from_pretrained(copy, variant="non_ema", safety_checker=None)
+    assert torch.equal(theirs.unet.conv_out.weight, 2 * usual)
+    refused(copy, "has no weights of variant 'fp16'; leave variant out", variant="fp16")
+
+
+def test_a_variant_alone_is_read_when_it_is_named(copy):
+    for part in ("unet", "vae", "text_encoder"):
+        moved(copy, part, "fp16")
+    refused(copy, r"text_encoder has model.fp16.safetensors alone, a variant; give variant='fp16'")
+    assert AdapEditPipeline.from_pretrained(copy, variant="fp16").model.name == str(copy)
+
+
+def test_of_a_hub_a_revision_and_a_variant_are_asked_for(tiny_folder, monkeypatch, copy):
+    asked: list[dict[str, Any]] = []
+    moved(copy, "unet", "fp16")
+
+    def fetched(name: str, **options: Any) -> str:
+        asked.append(options)
+        return str(copy)
+
+    monkeypatch.setattr("socket.create_connection", lambda *args, **kwargs: socket.socket())
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetched)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    pipe = AdapEditPipeline.from_pretrained("some-owner/some-model", variant="fp16", revision="main")
+    assert pipe.model.name == "some-owner/some-model" and all(one["revision"] == "main" for one in asked)
+    assert "unet/*.fp16*.safetensors" in asked[0]["allow_patterns"]
+
+    def nothing(name: str, **options: Any) -> str:
+        assert options["local_files_only"]
+        raise OSError("not in the cache")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", nothing)
+    refused("some-owner/other", "nothing of that name was fetched before", local_files_only=True)
+
+
+@pytest.mark.parametrize("steps", [3, 10])
+def test_zero_terminal_snr_and_v_prediction_are_those_of_diffusers(tmp_path, steps):
+    noise = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+    pipe = AdapEditPipeline.from_pretrained(save_tiny_model(tmp_path / "zero", **noise))
+    config = pipe.scheduler.config
+    assert (config.prediction_type, config.rescale_betas_zero_snr) == ("v_prediction", True)
+    result = pipe(SOURCE, TARGET, num_inference_steps=steps)
+    assert grey_levels(result.source_image, by_diffusers(pipe, SOURCE, steps)) <= 1
+    assert grey_levels(result.target_image, result.source_image) > 1
+
+
+def test_a_checkpoints_safety_checker_is_said_to_be_off(copy):
+    index = json.loads((copy / "model_index.json").read_text())
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    (copy / "model_index.json").write_text(json.dumps(index))
+    with pytest.warns(EditWarning, match="safety checker .* is not run here"):
+        pipe = AdapEditPipeline.from_pretrained(copy)
+    assert pipe.model.made_with["safety_checker"] == "off"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        AdapEditPipeline.from_pretrained(copy, safety_checker=None)
