@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from adapedit.configs import INDEX_FILE, ModelError, read_index
-from adapedit.families import OTHERS, STABLE_DIFFUSION_XL, SUPPORTED
+from adapedit.families import OTHERS, STABLE_DIFFUSION_XL, SUPPORTED, Family
 from adapedit_engine.manifest import MANIFEST_FILE
 
 BUILTIN = Path(__file__).parent / "builtin"
@@ -33,7 +33,7 @@ class Source:
     """A checkpoint, and which of its weights. place: None or "builtin", a folder, a hub name, a file of weights.
 
     variant: the word in the names of weight files ("fp16", "non_ema"); a part that has none of these is read without.
-    revision, local_files_only: of a hub's model. config: of a file, see `read_file`.
+    revision, local_files_only: of a hub's model. config, tokenizer: of a file, see `single_files`.
     """
 
     place: str | Path | None = None
@@ -41,6 +41,7 @@ class Source:
     revision: str | None = None
     local_files_only: bool = False
     config: str | Path | None = None
+    tokenizer: Any = None
 
     @classmethod
     def of(cls, source: Source | str | Path | None) -> Source:
@@ -54,7 +55,8 @@ class Source:
     @property
     def is_file(self) -> bool:
         """Whether it is a file of weights, there or not."""
-        return self.name.endswith((".safetensors", ".ckpt", ".pt", ".pth", ".bin"))
+        ends = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+        return self.name.endswith(ends) and not expanded(self.name).is_dir()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,8 +144,8 @@ def _fetched(source: Source) -> Path:
         raise ModelError(f"model {name!r} can't be fetched ({reason}); give a folder instead") from error
 
 
-def _check_folder(folder: Path, variant: str | None) -> dict[str, str]:
-    """The parts that have the variant. Raises `ModelError` unless all is there, of a family that is supported."""
+def check_parts(folder: Path) -> Family:
+    """The family of a folder. Raises `ModelError` unless all of its parts are there, and it is supported."""
     index = read_index(folder)
     for prefix, other in OTHERS.items():
         if index.class_name.startswith(prefix):
@@ -159,6 +161,12 @@ def _check_folder(folder: Path, variant: str | None) -> dict[str, str]:
             f"{folder} is no {family.name} checkpoint in the diffusers layout ({what}); "
             f"save one with {family.pipeline}Pipeline.save_pretrained"
         )
+    return family
+
+
+def _check_folder(folder: Path, variant: str | None) -> dict[str, str]:
+    """The parts that have the variant. Raises `ModelError` unless all is there, whole."""
+    family = check_parts(folder)
     found = {part: _check_weights(folder / part, variant) for part in family.with_weights}
     if variant is not None and not any(found.values()):
         raise ModelError(
@@ -180,7 +188,7 @@ def _check_weights(folder: Path, variant: str | None) -> bool:
     if not named:
         other = weights[0].name.split(".")[1].split("-")[0]
         raise ModelError(
-            f"{folder} has {weights[0].name} alone, a variant; give variant={other!r} (--variant {other})"
+            f"{folder} has {weights[0].name} alone, a variant; give variant={other!r} (--weights-variant {other})"
         )
     for path in named:
         read_shapes(path)
@@ -203,7 +211,7 @@ def read_part(folder: Path, part: str, kind: Any, **options: Any) -> Any:
     if modular:
         options |= {"use_safetensors": True, "output_loading_info": True}
     try:
-        with torch.device("cpu"), _quiet_libraries():
+        with torch.device("cpu"), quiet_libraries():
             read = kind.from_pretrained(folder, subfolder=part, **options)
     except Exception as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
@@ -225,11 +233,11 @@ def read_part(folder: Path, part: str, kind: Any, **options: Any) -> Any:
             f"the {part} of model {str(folder)!r} has {len(spare)} weights that it has no place for, {spare[0]} among "
             "them; if these are a LoRA's, merge it (fuse_lora) before saving"
         )
-    _check_numbers(module, part, folder)
+    check_numbers(module, part, folder)
     return module
 
 
-def _check_numbers(module: nn.Module, part: str, folder: Path) -> None:
+def check_numbers(module: nn.Module, part: str, folder: Path) -> None:
     for name, weight in module.named_parameters():
         # A sum costs one pass and no memory, and no infinity or NaN is lost in it.
         if not bool(weight.detach().sum(dtype=torch.float32).isfinite()):
@@ -240,7 +248,7 @@ def _check_numbers(module: nn.Module, part: str, folder: Path) -> None:
 
 
 @contextmanager
-def _quiet_libraries() -> Iterator[None]:
+def quiet_libraries() -> Iterator[None]:
     """Without their progress bars and their reports of missing weights, which are errors here."""
     import diffusers.utils.logging as of_diffusers
     import transformers.utils.logging as of_transformers

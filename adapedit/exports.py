@@ -37,6 +37,11 @@ def cached_bundle(source: Source | str | Path | None, dtype: torch.dtype | None 
     if precision is None:
         known = ", ".join(str(name) for name in PRECISIONS)
         raise ModelError(f"dtype is {dtype}, and a bundle is made in {known}; leave --dtype out")
+    source = Source.of(source)
+    if source.is_file:
+        raise ModelError(
+            f"{source.name} is a single file, of which no bundle is kept; make one: adapedit export {source.name}"
+        )
     found = locate(source)
     name, folder = found.name, found.path
     facts = [

@@ -28,6 +28,7 @@ from adapedit.families import OTHERS, SUPPORTED, family_of
 from adapedit.model import BundleModel, EditModel
 from adapedit.prompts.tokens import settled
 from adapedit.result import folder_path
+from adapedit.single_files import check_file, config_of, convert
 from adapedit_engine.bundle import Bundle
 from adapedit_engine.models.layers import trained_side
 from adapedit_engine.models.text import TextEncoders
@@ -117,7 +118,7 @@ def load_model(
     scheduler: Any = None,
     runner: str = "pytorch",
 ) -> EditModel:
-    """Load the built-in model (None or "builtin"), a diffusers folder, or a hub name that the user gives.
+    """Load the built-in model (None or "builtin"), a diffusers folder, a single file, or a hub name that is given.
 
     Weights are read from safetensors files only; configurations and files are checked before anything is built. Raises
     `ModelError` with the mend in one line.
@@ -125,16 +126,20 @@ def load_model(
     dtype = torch.float32 if dtype is None else dtype
     if not isinstance(dtype, torch.dtype):
         raise ModelError(f"dtype is {dtype!r}, wanted one of PyTorch, for example torch.float16")
-    folder = locate(source)
-    configs = read_configs(folder.path)
-    facts = ModelFacts.read(folder.path, **configs.index.usual_facts)
-    on = usable_device(device)
-    parts = _read_parts(folder, configs, dtype, scheduler)
+    source, on = Source.of(source), usable_device(device)
+    if source.is_file:
+        name = source.name
+        parts, facts = _shared_parts(convert(source, dtype), scheduler)
+    else:
+        folder = locate(source)
+        name, configs = folder.name, read_configs(folder.path)
+        facts = ModelFacts.read(folder.path, **configs.index.usual_facts)
+        parts = _read_parts(folder, configs, dtype, scheduler)
     for module in parts.modules:
         module.requires_grad_(False)
         # Convolutions want channels last, and would turn what comes to them, or their weights, at every call.
         module.to(on, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    return assemble(folder.name, parts, facts, runner)
+    return assemble(name, parts, facts, runner)
 
 
 def assemble(name: str, parts: Parts, facts: ModelFacts, runner: str = "pytorch") -> EditModel:
@@ -220,6 +225,13 @@ def load_pipe(pipe: Any, scheduler: Any = None) -> EditModel:
         raise ModelError(
             f"the modules of this {kind} are offloaded; give one that lies on one device, by pipe.to"
         )
+    shared, facts = _shared_parts(pipe, scheduler)
+    return assemble(pipe.config.get("_name_or_path") or kind, shared, facts)
+
+
+def _shared_parts(pipe: Any, scheduler: Any) -> tuple[Parts, ModelFacts]:
+    """A diffusers pipeline's own modules, and what the method has to know of them."""
+    parts, family = pipe.components, family_of(type(pipe).__name__)
     vae = parts["vae"]
     wide = family.wide_vae and bool(vae.config.force_upcast)
     if wide and vae.dtype == torch.float16:
@@ -239,7 +251,7 @@ def load_pipe(pipe: Any, scheduler: Any = None) -> EditModel:
         wide_vae=wide,
         checks_safety=parts.get("safety_checker") is not None,
     )
-    return assemble(pipe.config.get("_name_or_path") or kind, shared, ModelFacts(**facts))
+    return shared, ModelFacts(**facts)
 
 
 def load_bundle(
@@ -287,20 +299,26 @@ def load_bundle(
 
 def load_vocabulary(source: Source | str | Path | None = None) -> Vocabulary:
     """The tokenizer of a bundle or of a checkpoint alone, which is enough to align prompts. Raises as loading does."""
+    source = Source.of(source)
+    if is_bundle(source):
+        bundle = Bundle.open(expanded(source.name), verify=False)
+        read_config(bundle.folder / "tokenizer" / TOKENIZER_FILE, TokenizerConfig)
+        return _vocabulary(source.name, bundle.folder, bundle.manifest.tokens, {})
+    if source.is_file:
+        with config_of(source, check_file(expanded(source.name))) as folder:
+            return _vocabulary_of(source.name, folder)
+    return _vocabulary_of(source.name, locate(source).path)
+
+
+def _vocabulary_of(name: str, folder: Path) -> Vocabulary:
+    index = read_index(folder)
+    tokens = read_words_configs(folder, index.family)[0].max_position_embeddings
+    return _vocabulary(name, folder, tokens, index.usual_facts)
+
+
+def _vocabulary(name: str, folder: Path, tokens: int, usual: dict[str, Any]) -> Vocabulary:
     from transformers import CLIPTokenizer
 
-    usual: dict[str, Any] = {}
-    if is_bundle(source):
-        name = Source.of(source).name
-        bundle = Bundle.open(expanded(name), verify=False)
-        folder, tokens = bundle.folder, bundle.manifest.tokens
-        read_config(folder / "tokenizer" / TOKENIZER_FILE, TokenizerConfig)
-    else:
-        found = locate(source)
-        name, folder = found.name, found.path
-        index = read_index(folder)
-        usual = index.usual_facts
-        tokens = read_words_configs(folder, index.family)[0].max_position_embeddings
     return Vocabulary(
         name=name,
         tokenizer=settled(read_part(folder, "tokenizer", CLIPTokenizer)),

@@ -19,7 +19,7 @@ from adapedit.configs import ModelError
 from adapedit.edit import Edit, finish, passes, prepare
 from adapedit.habits import Habits
 from adapedit.images import Fit, ImageInput
-from adapedit.loading import load_any, load_bundle, load_pipe
+from adapedit.loading import load_any, load_bundle, load_model, load_pipe
 from adapedit.methods import METHODS, make_settings
 from adapedit.model import EditModel
 from adapedit.request import (
@@ -121,6 +121,28 @@ class AdapEditPipeline(Habits):
         source = Source(place=model, variant=variant, revision=revision, local_files_only=local_files_only)
         loaded = load_any(source, device=device, dtype=torch_dtype, scheduler=scheduler, runner=runner)
         return cls(_unchecked(loaded, safety_checker))
+
+    @classmethod
+    def from_single_file(
+        cls,
+        file: str | Path,
+        *,
+        config: str | Path | None = None,
+        tokenizer: Any = None,
+        device: str | torch.device | None = None,
+        torch_dtype: torch.dtype = torch.float32,
+        scheduler: Any = None,
+    ) -> AdapEditPipeline:
+        """Load a single .safetensors file of Stable Diffusion 1.x, 2.x or XL, by diffusers' own conversion.
+
+        config: a folder in the diffusers layout, whose configurations and tokenizers are taken, and no weights. Without
+        it the published architecture is taken (of 2.x that of 768 pixels), and `tokenizer` is the folder of a CLIP
+        tokenizer, or one. Nothing is fetched. Raises `ModelError` in one line for pickles and for other files.
+        """
+        source = Source(place=file, config=config, tokenizer=tokenizer)
+        if not source.is_file:
+            raise ModelError(f"{source.name} is no file of weights (.safetensors); use from_pretrained")
+        return cls(load_model(source, device=device, dtype=torch_dtype, scheduler=scheduler))
 
     @classmethod
     def from_pipe(cls, pipe: Any, *, scheduler: Any = None, safety_checker: Any = ...) -> AdapEditPipeline:

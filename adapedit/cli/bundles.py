@@ -16,7 +16,10 @@ BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder m
 
 
 def export(
-    model: Annotated[str, typer.Argument(help="builtin, a folder in the diffusers layout, or a hub name.")],
+    model: Annotated[
+        str,
+        typer.Argument(help="builtin, a folder in the diffusers layout, a .safetensors file, or a hub name."),
+    ],
     out: Annotated[Path, o.option("Folder of the bundle; it appears whole or not at all.")],
     precision: Annotated[
         Literal["float32", "float16", "mixed"],
@@ -32,6 +35,13 @@ def export(
         int, o.option("Steps of the edit that the graphs are checked along.", panel=EXPORT, min=0)
     ] = 10,
     overwrite: Annotated[bool, o.option("Replace a bundle that is there.", "--overwrite")] = False,
+    weights_variant: Annotated[
+        o.Text, o.option("The word in the names of weight files.", panel=EXPORT)
+    ] = None,
+    config: Annotated[
+        Path | None,
+        o.option("Of a single file: a folder with its configurations and tokenizers.", panel=EXPORT),
+    ] = None,
     json: o.Json = False,
 ) -> None:
     """Turn a checkpoint into a bundle that ONNX Runtime and TensorRT run, and check it against PyTorch."""
@@ -45,6 +55,7 @@ def export(
         opset=opset,
         check_steps=check_steps,
     )
+    from adapedit.checkpoints import Source
     from adapedit.cli import show
     from adapedit.loading import load_model
     from adapedit.model import checkpoint_of
@@ -54,7 +65,8 @@ def export(
     with show.status("loading the model") as say:
         from adapedit_export.export import export_bundle
 
-        loaded = load_model(model, device="cpu")
+        source = Source(place=model, variant=weights_variant, config=config)
+        loaded = load_model(source, device="cpu")
         bundle = export_bundle(checkpoint_of(loaded), out, chosen, overwrite=overwrite, progress=say)
     show.print_bundle(bundle, json)
 

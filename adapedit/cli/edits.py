@@ -153,7 +153,7 @@ def words(
     from adapedit.cli import show
 
     if no_run:
-        alignment, reports, more = show.align_only(request, runtime.model), None, {}
+        alignment, reports, more = show.align_only(request, runtime), None, {}
     else:
         result = show.run_edits([request], runtime)[0]
         alignment, reports, more = result.alignment, result.words, result.to_dict()

@@ -170,9 +170,10 @@ class Picture:
 class Runtime:
     """The model, and what it runs on. dtype: of weights and activations; latents are float32 throughout."""
 
-    model: Annotated[str, _model("builtin, a folder in the diffusers layout, a bundle, or a hub name.")] = (
-        "builtin"
-    )
+    model: Annotated[
+        str,
+        _model("builtin, a folder in the diffusers layout, a .safetensors file, a bundle, or a hub name."),
+    ] = "builtin"
     runner: Annotated[
         Text,
         _model(
@@ -185,6 +186,15 @@ class Runtime:
     dtype: Annotated[
         Literal["float32", "float16", "bfloat16"] | None,
         _model("Of a checkpoint's weights; by default float32."),
+    ] = None
+    weights_variant: Annotated[
+        Text, _model("The word in the names of weight files, such as fp16 or non_ema.")
+    ] = None
+    config: Annotated[
+        Path | None, _model("Of a single file: a folder with its configurations and tokenizers.")
+    ] = None
+    tokenizer: Annotated[
+        Path | None, _model("Of a single file without --config: the folder of a CLIP tokenizer.")
     ] = None
 
 

@@ -70,6 +70,14 @@ def bar() -> Iterator[Callable[[str, int, int], None]]:
         )
 
 
+def source_of(runtime: Runtime) -> Any:
+    """The `Source` of --model, --weights-variant, --config and --tokenizer."""
+    from adapedit.checkpoints import Source
+
+    config, tokenizer = runtime.config, runtime.tokenizer
+    return Source(place=runtime.model, variant=runtime.weights_variant, config=config, tokenizer=tokenizer)
+
+
 def load_pipeline(runtime: Runtime) -> Any:
     """The pipeline of the options --model, --runner, --device and --dtype."""
     import torch
@@ -79,7 +87,10 @@ def load_pipeline(runtime: Runtime) -> Any:
 
     device = None if runtime.device == "auto" else runtime.device
     dtype = None if runtime.dtype is None else getattr(torch, runtime.dtype)
-    return AdapEditPipeline(load_any(runtime.model, runner=runtime.runner, device=device, dtype=dtype))
+    model = load_any(source_of(runtime), runner=runtime.runner, device=device, dtype=dtype)
+    if model.safety_checker_off:
+        print(f"adapedit: warning: the safety checker of {model.name} is not run", file=sys.stderr)
+    return AdapEditPipeline(model)
 
 
 def run_edits(
@@ -137,12 +148,12 @@ def _tell(results: Sequence[EditResult], labels: Sequence[str] | None) -> None:
             print(f"adapedit: warning: {which}{message}", file=sys.stderr)
 
 
-def align_only(request: EditRequest, model: str) -> Alignment:
+def align_only(request: EditRequest, runtime: Runtime) -> Alignment:
     """The alignment of the request's prompts by the model's tokenizer; nothing else of the model is read."""
     from adapedit.edit import refuse_unknown_words
     from adapedit.loading import load_vocabulary
 
-    vocabulary = load_vocabulary(model)
+    vocabulary = load_vocabulary(source_of(runtime))
     refuse_unknown_words(request, vocabulary)
     return align(
         request.source_prompt, request.target_prompt, vocabulary.tokenizer, max_length=vocabulary.max_tokens

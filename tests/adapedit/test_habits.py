@@ -19,9 +19,9 @@ from diffusers import (
 )
 
 from adapedit import AdapEditError, AdapEditPipeline
+from adapedit.calls import EditWarning
 from adapedit.configs import ModelError
 from adapedit.inversion import make_inversion_settings
-from adapedit.pipeline import EditWarning
 from tests.helpers.edits import SOURCE, TARGET, grey_levels, request
 from tests.helpers.methods import plan_of, run
 from tests.helpers.pictures import picture

@@ -19,11 +19,11 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
 from adapedit import AdapEditError, AdapEditPipeline
+from adapedit.calls import EditWarning
 from adapedit.checkpoints import locate
 from adapedit.cli.main import USER_ERROR, run
 from adapedit.configs import ModelError, ModelFacts, read_configs
 from adapedit.loading import load_model, load_vocabulary
-from adapedit.pipeline import EditWarning
 from tests.helpers.diffusers import by_diffusers
 from tests.helpers.edits import SOURCE, TARGET, grey_levels
 from tests.helpers.tiny_model import STABLE_DIFFUSION_2, save_tiny_model

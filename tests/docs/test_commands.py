@@ -18,6 +18,8 @@ from adapedit.cli import bundles, edits, service
 from adapedit.cli.main import run
 from benchmarks import gpu, http, kernels, latency, serving
 from benchmarks.quality.__main__ import app as quality
+from tests.helpers.single_file import save_single_file
+from tests.helpers.tiny_model import save_tiny_xl
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -73,14 +75,28 @@ def reason(command: str) -> str | None:
     return next((why for start, why in NOT_RUN.items() if f"{command} ".startswith(f"{start} ")), None)
 
 
+@pytest.fixture(scope="session")
+def checkpoints(tiny_folder, tmp_path_factory) -> dict[str, Path]:
+    """What pages call checkpoints, by the names that they have there."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    components = AdapEditPipeline.from_pretrained(tiny_folder).components
+    return {
+        "stable-diffusion": tiny_folder,
+        "stable-diffusion-v1-4": tiny_folder,
+        "dreamshaper.safetensors": save_single_file(components, folder / "one.safetensors"),
+        "sdxl-turbo": save_tiny_xl(folder / "xl"),
+    }
+
+
 @pytest.fixture
-def tiny_world(tiny_folder, tmp_path, monkeypatch) -> None:
+def tiny_world(tiny_folder, checkpoints, tmp_path, monkeypatch) -> None:
     """The tiny model in place of any, few steps where none are named, and a folder to write in."""
     monkeypatch.setattr("adapedit.checkpoints.BUILTIN", tiny_folder)
     monkeypatch.setitem(AdapEditPipeline.__call__.__kwdefaults__, "num_inference_steps", 2)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "stable-diffusion-v1-4").symlink_to(tiny_folder)
+    for name, place in checkpoints.items():
+        (tmp_path / name).symlink_to(place)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -68,12 +68,27 @@ def save_tiny_model(
 
 
 def save_tiny_xl(
-    folder: Path, *, unet: dict[str, Any] | None = None, facts: dict[str, Any] | None = None, **scheduler: Any
+    folder: Path,
+    *,
+    unet: dict[str, Any] | None = None,
+    facts: dict[str, Any] | None = None,
+    layers: int = 2,
+    **scheduler: Any,
 ) -> Path:
-    """The same in the layout of SDXL: two text encoders, of which the second's tokenizer pads with "!"."""
+    """The same in the layout of SDXL: two text encoders, of which the second's tokenizer pads with "!".
+
+    layers: of the second text encoder.
+    """
     torch.manual_seed(0)
     one, two = small_clip_tokenizer(max_length=TOKENS), small_clip_tokenizer(TOKENS, "!")
-    wider = _text_config(two, hidden_size=40, num_attention_heads=2, hidden_act="gelu", projection_dim=24)
+    wider = _text_config(
+        two,
+        hidden_size=40,
+        num_attention_heads=2,
+        num_hidden_layers=layers,
+        hidden_act="gelu",
+        projection_dim=24,
+    )
     parts = {"tokenizer": one, "tokenizer_2": two, "text_encoder": CLIPTextModel(_text_config(one))}
     parts["text_encoder_2"] = CLIPTextModelWithProjection(wider)
     parts["vae"] = _vae(XL_SIDE)
