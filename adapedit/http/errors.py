@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from adapedit.http.schema import EditBody
+from adapedit.result import OutputError
 from adapedit_engine.scheduler import AdmissionError, DeadlineError
 from adapedit_kernels.errors import AdapEditError
 
@@ -56,6 +57,8 @@ class ApiError(Exception):
             return cls(504, str(error), code="deadline_exceeded", param="deadline")
         if isinstance(error, AdmissionError):
             return cls(422, str(error), code="too_large")
+        if isinstance(error, OutputError):
+            return cls(507, "the server can't write its results; free space on its disk", code="disk_full")
         if isinstance(error, AdapEditError):
             return cls(400, str(error), code="invalid_value", param=field_of(str(error)))
         return cls(500, INTERNAL)

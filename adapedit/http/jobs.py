@@ -88,7 +88,9 @@ class Jobs:
         self.draining = True
         lanes = self._all_lanes()
         for lane in lanes:
-            lane.leave()
+            for job in lane.leave():
+                if job.row.on_disconnect == "cancel":  # whoever waits for it will be gone by then
+                    self._fail(job, self._ending())
         until = time.monotonic() + seconds
         for lane in lanes:
             lane.join(until - time.monotonic())
@@ -177,9 +179,7 @@ class Jobs:
         digest = _digest(wired, files)
         with self._accepting:
             if self.draining:
-                raise ApiError.later(
-                    503, "the server is about to end; try another, or again later", 10, "draining"
-                )
+                raise self._ending()
             known = self.store.known(owner, key, digest)
             if known is not None:
                 return known, False
@@ -190,6 +190,9 @@ class Jobs:
             lane.put(job)
         log.info("accepted", extra={"edit": row.id, "model": row.model, "method": row.method})
         return row, True
+
+    def _ending(self) -> ApiError:
+        return ApiError.later(503, "the server is about to end; try another, or again later", 10, "draining")
 
     def _refuse_full(self, lane: Lane) -> None:
         if lane.waiting >= self.settings.max_pending:

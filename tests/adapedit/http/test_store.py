@@ -10,6 +10,7 @@ import pytest
 from adapedit import AdapEditError
 from adapedit.http.errors import ApiError
 from adapedit.http.store import Store
+from adapedit.result import OutputError
 from tests.helpers.service import serving, settings_for
 
 
@@ -118,3 +119,31 @@ def test_a_server_goes_on_with_what_an_earlier_one_had_accepted(tiny_folder: Pat
         )
         # It was written before the server ended, and is not made again.
         assert ended[written]["status"] == "completed" and ended[written]["words"] == done["words"]
+
+
+def test_a_disk_that_is_full_is_the_servers_fault(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def full(result, folder):
+        raise OutputError(f"can't write to {folder} (No space left on device)")
+
+    monkeypatch.setattr("adapedit.http.archive.save", full)
+    with serving(settings_for(tiny_folder, tmp_path)) as running:
+        found = running.ended(running.edit().json()["id"])
+        assert found["error"]["code"] == "disk_full" and str(tmp_path) not in found["error"]["message"]
+        assert running.client.get(f"/v1/edits/{found['id']}/content").status_code == 507
+
+
+def test_whoever_would_not_wait_is_told_when_the_server_drains(tiny_folder: Path, tmp_path: Path):
+    with serving(settings_for(tiny_folder, tmp_path, max_rows=4)) as running:
+        ids = {
+            what: [
+                running.edit(num_inference_steps=20, seed=seed, on_disconnect=what).json()["id"]
+                for seed in range(4)
+            ]
+            for what in ("keep", "cancel")
+        }
+        running.jobs.drain(20)
+        states = {what: [running.client.get(f"/v1/edits/{id}").json() for id in ids[what]] for what in ids}
+        assert {edit["status"] for edit in states["keep"]} == {"completed", "queued"}
+        assert {edit["error"]["code"] for edit in states["cancel"]} == {"draining"}
