@@ -11,16 +11,17 @@ from typing import Any
 LOOK = 1.0
 """Seconds after which somebody who listens is looked for."""
 KEEPALIVE = 15.0
+MAX_PREVIEWS = 4
 
 Event = tuple[str, dict[str, Any]]
 
 
 class Mailbox:
-    """Events of one edit for one listener. Of each kind the last is kept: who reads slowly loses steps, not memory."""
+    """Events of one edit for one listener. Who reads slowly misses steps and older previews, and takes no memory."""
 
     def __init__(self) -> None:
         self._loop, self._waiting = asyncio.get_running_loop(), asyncio.Event()
-        self._events: dict[str, dict[str, Any]] = {}
+        self._events: dict[str, Event] = {}
 
     def put(self, name: str, data: dict[str, Any]) -> None:
         """From any thread."""
@@ -28,8 +29,12 @@ class Mailbox:
             self._loop.call_soon_threadsafe(self._put, name, data)
 
     def _put(self, name: str, data: dict[str, Any]) -> None:
-        self._events.pop(name, None)
-        self._events[name] = data
+        key = f"{name} {data['step']}" if name == "preview" else name
+        self._events.pop(key, None)
+        self._events[key] = name, data
+        previews = [key for key, event in self._events.items() if event[0] == "preview"]
+        for old in previews[:-MAX_PREVIEWS]:
+            del self._events[old]
         self._waiting.set()
 
     async def take(self, seconds: float) -> list[Event]:
@@ -37,7 +42,7 @@ class Mailbox:
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._waiting.wait(), seconds)
         self._waiting.clear()
-        found, self._events = list(self._events.items()), {}
+        found, self._events = list(self._events.values()), {}
         return found
 
 

@@ -135,6 +135,8 @@ class Jobs:
 
     def _sweep(self) -> None:
         while not self._closing.wait(SWEEP):
+            with self._lock:  # with what has ended its model goes
+                self._leaving = [lane for lane in self._leaving if lane.alive]
             try:
                 if gone := self.store.remove_expired(self.settings.keep):
                     log.info("edits expired", extra={"count": gone})
@@ -149,8 +151,9 @@ class Jobs:
         if name not in self.lanes:
             raise _no_model(name, self.lanes)
         lane = self.lanes[name]
-        if lane.state != "ready":
-            raise ApiError.later(503, f"model {name} is {lane.state}; wait a little", 1, code="not_ready")
+        if lane.shown_state != "ready":
+            message = f"model {name} is {lane.shown_state}; wait a little"
+            raise ApiError.later(503, message, 1, code="not_ready")
         return lane
 
     def accept(
@@ -271,8 +274,8 @@ class Jobs:
         """Tell a mailbox what happens to an edit, beginning with how it stands."""
         with self._lock:
             job = self._live.get(row.id)
-            if job is not None:
-                job.boxes.add(box)
+        if job is not None:
+            job.listen(box)
         found = self.store.find(row.id)
         if found is None:
             box.put("cancelled", {"id": row.id})

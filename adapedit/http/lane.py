@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import threading
 import time
 from collections import deque
@@ -10,10 +12,12 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
+from PIL import Image
+
 from adapedit.edit import complete, refuse_unknown_words
 from adapedit.http.calibration import calibrate
 from adapedit.http.errors import where
-from adapedit.http.events import Mailbox
+from adapedit.http.events import MAX_PREVIEWS, Mailbox
 from adapedit.http.settings import ModelSource, Settings
 from adapedit.http.store import Row
 from adapedit.loading import Vocabulary, load_any, load_vocabulary
@@ -46,7 +50,9 @@ class Job:
     dropped: bool = False
     future: Future[EditResult] | None = None
     boxes: set[Mailbox] = field(default_factory=set)
+    previews: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=MAX_PREVIEWS))
     trace: Any = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def order(self) -> tuple[int, int]:
@@ -61,6 +67,25 @@ class Job:
             self.step = step
             for box in tuple(self.boxes):
                 box.put("step", {"id": self.row.id, "step": step, "steps": steps})
+
+    def show(self, step: int, picture: Image.Image) -> None:
+        """A preview is there."""
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG")
+        data = {"id": self.row.id, "step": step, "image": base64.b64encode(buffer.getvalue()).decode()}
+        with self.lock:
+            self.previews.append(data)
+            boxes = tuple(self.boxes)
+        for box in boxes:
+            box.put("preview", data)
+
+    def listen(self, box: Mailbox) -> None:
+        """Tell a mailbox from now on; the newest previews at once."""
+        with self.lock:
+            self.boxes.add(box)
+            previews = tuple(self.previews)
+        for data in previews:
+            box.put("preview", data)
 
     def seconds(self, decode: float) -> dict[str, float]:
         """Of a completed edit, by what they were spent on."""
@@ -177,6 +202,16 @@ class Lane:
         """Edits before one that waits."""
         with self._wake:
             return self._waiting.index(job) if job in self._waiting else None
+
+    @property
+    def alive(self) -> bool:
+        """Whether its thread runs."""
+        return self._thread.is_alive()
+
+    @property
+    def shown_state(self) -> str:
+        """Its state for strangers: "failed" in place of what is wrong, which may name folders."""
+        return self.state if self.state in ("loading", "ready", "ended") else "failed"
 
     @property
     def waiting(self) -> int:
@@ -309,7 +344,8 @@ class Lane:
             deadline = None if job.row.deadline is None else job.row.deadline - time.time()
             if deadline is not None and deadline < 0:
                 raise DeadlineError.by(-deadline)
-            future = server.submit(request, deadline=deadline, progress=job.tell)
+            preview = None if request.preview_every is None else job.show
+            future = server.submit(request, deadline=deadline, progress=job.tell, preview=preview)
         except Exception as error:
             if not server.running:
                 raise  # the edit is the next process's

@@ -138,17 +138,14 @@ def _edits(body: ImageBody, methods: list[str], kind: str) -> list[dict[str, Any
     if body.size not in (None, "auto"):
         fields["width"], fields["height"] = map(int, str(body.size).split("x"))
     if body.stream and body.partial_images:
-        fields["preview_every"] = _preview_every(body, fields)
+        steps = fields.get("num_inference_steps", EditBody.model_fields["num_inference_steps"].default)
+        if isinstance(steps, int):
+            fields["preview_every"] = max(1, -(-steps // (body.partial_images + 1)))
     fields |= {"target_prompt": body.prompt, "model": body.model}
     first = fields.get("seed", 0)
     if body.n in (None, 1) or not isinstance(first, int):
         return [fields]
     return [{**fields, "seed": first + place} for place in range(body.n or 1)]
-
-
-def _preview_every(body: ImageBody, fields: Mapping[str, Any]) -> int:
-    steps = fields.get("num_inference_steps", EditBody.model_fields["num_inference_steps"].default)
-    return max(1, -(-steps // ((body.partial_images or 0) + 1))) if isinstance(steps, int) else 1
 
 
 async def _accept(

@@ -87,15 +87,12 @@ def get_metrics(owner: Owner, service: Parts) -> Response:
 
 def _health(service: Any) -> Health:
     jobs = service.jobs
-    states = {name: lane.state for name, lane in jobs.lanes.items()}
+    states = {name: lane.shown_state for name, lane in jobs.lanes.items()}
     others = set(states.values()) - {"ready"}
     status: Any = "draining" if jobs.draining else "ok"
     if others and not jobs.draining:
         status = "loading" if others == {"loading"} else "failed"
-    known = ("loading", "ready", "ended")
-    return Health(
-        status=status, models={name: state if state in known else "failed" for name, state in states.items()}
-    )
+    return Health(status=status, models=states)
 
 
 def _shown(lane: Lane) -> ServedModel:
@@ -104,7 +101,7 @@ def _shown(lane: Lane) -> ServedModel:
     return ServedModel(
         id=lane.name,
         created=lane.since,
-        state=lane.state if lane.state in ("loading", "ready", "ended") else "failed",
+        state=lane.shown_state,
         runner=None if model is None else model.runner.name,
         side=None if model is None else model.side,
         methods=[] if model is None else lane.methods,

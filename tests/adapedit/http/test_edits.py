@@ -118,6 +118,14 @@ def test_events_tell_steps_and_the_end(service: Running):
     assert [name for name, _ in again] == ["completed"]
 
 
+def test_previews_are_small_pictures(service: Running):
+    id = service.edit(num_inference_steps=40, preview_every=10, seed=13).json()["id"]
+    told = events(service.client.get(f"/v1/edits/{id}/events").text)
+    shown = {data["step"]: data["image"] for name, data in told if name == "preview"}
+    assert set(shown) <= {10, 20, 30, 40} and len(shown) >= 2
+    assert Image.open(io.BytesIO(base64.b64decode(shown[max(shown)]))).format == "PNG"
+
+
 @pytest.mark.parametrize(("what", "ends"), [("cancel", "cancelled"), ("keep", "completed")])
 def test_a_listener_that_goes_away_ends_what_asked_for_that(service: Running, what: str, ends: str):
     id = service.edit(num_inference_steps=100, on_disconnect=what, seed=12).json()["id"]
@@ -140,6 +148,8 @@ def test_the_same_key_and_body_make_one_edit(service: Running):
 
 
 def test_edits_are_listed_by_page_and_filter(service: Running):
+    for earlier in service.client.get("/v1/edits", params={"method": "masactrl"}).json()["data"]:
+        service.client.delete(f"/v1/edits/{earlier['id']}")
     made = [service.done(method="masactrl", seed=seed)["id"] for seed in range(3)]
     like: dict[str, Any] = {"method": "masactrl", "order": "asc", "limit": 2}
     page = service.client.get("/v1/edits", params=like).json()

@@ -84,6 +84,31 @@ def test_a_stream_ends_with_the_picture(client: openai.OpenAI):
     assert [event.type for event in events] == ["image_edit.completed"]
 
 
+def test_a_stream_shows_partial_images(client: openai.OpenAI):
+    more = {"num_inference_steps": 40, "source_prompt": "a red dog", "method": {"name": "masactrl"}}
+    events = list(
+        client.images.edit(image=png(), prompt="a blue dog", stream=True, partial_images=3, extra_body=more)
+    )
+    kinds = [event.type.rpartition(".")[2] for event in events]
+    assert kinds == ["partial_image"] * 3 + ["completed"]
+    assert [event.partial_image_index for event in events[:3]] == [0, 1, 2]
+    shown = [np.asarray(picture(event.b64_json).convert("RGB"), np.int16) for event in events]
+    apart = [int(np.abs(one - shown[-1]).mean()) for one in shown[:3]]
+    assert shown[0].shape == shown[-1].shape and apart[2] <= apart[0]
+
+
+def test_a_mask_keeps_what_is_black(client: openai.OpenAI):
+    mask = Image.new("L", (24, 24), 0)
+    mask.paste(255, (0, 0, 12, 24))
+    buffer = io.BytesIO()
+    mask.save(buffer, "PNG")
+    more = {"source_prompt": "a red dog", **FAST}
+    found = client.images.edit(image=png(), mask=buffer.getvalue(), prompt="a blue dog", extra_body=more)
+    made = np.asarray(picture(found.data[0].b64_json))
+    assert made.shape == (24, 24, 3) and (made[:, 12:] == (200, 80, 60)).all()
+    assert not (made[:, :12] == (200, 80, 60)).all()
+
+
 def test_models_are_listed(client: openai.OpenAI):
     assert [model.id for model in client.models.list()] == ["tiny"]
     assert client.models.retrieve("tiny").owned_by == "adapedit"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,8 @@ def test_metrics_count_what_happened(service: Running):
     assert value(service, 'adapedit_running{model="tiny"}') == 0
 
 
-def test_models_are_loaded_anew_beside_what_runs(tiny_folder: Path, tmp_path: Path):
+def test_models_are_loaded_anew_beside_what_runs(tiny_folder: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("adapedit.http.jobs.SWEEP", 0.05)
     settings = settings_for(tiny_folder, tmp_path, max_rows=8)
     (source,) = settings.models
     with serving(settings) as running:
@@ -68,6 +70,10 @@ def test_models_are_loaded_anew_beside_what_runs(tiny_folder: Path, tmp_path: Pa
         assert running.done(model="more")["model"] == "more"
         running.jobs.reload([source])
         assert running.edit(model="more").status_code == 404
+        until = time.monotonic() + 20
+        while running.jobs._leaving:  # nobody holds what has ended
+            assert time.monotonic() < until
+            time.sleep(0.02)
 
 
 def test_a_model_that_breaks_is_said(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
