@@ -16,7 +16,7 @@ from adapedit.http import archive
 from adapedit.http.errors import ApiError, where
 from adapedit.http.events import Mailbox
 from adapedit.http.lane import Job, Lane, Load, load_source
-from adapedit.http.limits import check, check_picture
+from adapedit.http.limits import check, check_picture, confine
 from adapedit.http.schema import DELIVERY, EDIT_ID, ENDED, Edit, EditBody
 from adapedit.http.settings import ModelSource, Settings
 from adapedit.http.store import Row, Store
@@ -296,7 +296,7 @@ class Jobs:
 
     def request_of(self, row: Row) -> EditRequest:
         """The request of an edit, with the pictures that came with it."""
-        return EditRequest.from_wire(row.fields, self.store.files(row.id))
+        return confine(EditRequest.from_wire(row.fields, self.store.files(row.id)))
 
     # -- the lanes' side
 

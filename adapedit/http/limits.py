@@ -30,6 +30,8 @@ OPEN = ("/health", "/health/ready")
 """Paths for which no key is wanted: probes have none."""
 MAX_CALLERS = 10_000
 LINGER = 1.0
+MAX_INNER = 10
+"""Steps of an optimisation for each step that an edit may have."""
 MAX_FIELDS = 64 * 1024
 """Characters of a request without its pictures."""
 
@@ -136,10 +138,23 @@ def check(request: EditRequest, settings: Settings, side: int) -> None:
             f"num_inference_steps is {request.num_inference_steps}, at most {settings.max_steps} are run here"
         )
         raise ApiError(422, message, code="too_many_steps", param="num_inference_steps")
+    passes = request.num_inference_steps * getattr(request.inversion, "inner_steps", 1)
+    if passes > MAX_INNER * settings.max_steps:
+        most = MAX_INNER * settings.max_steps
+        message = f"inversion takes {passes} steps of optimisation, at most {most} are run here"
+        raise ApiError(422, f"{message}; lower inner_steps", code="too_many_steps", param="inversion")
     pixels = (request.height or side) * (request.width or side)
     if pixels > settings.max_pixels and (request.height or request.width):
         message = f"{request.width or side} x {request.height or side} are {pixels} pixels, at most "
         raise ApiError(422, f"{message}{settings.max_pixels} are made here", code="too_large", param="height")
+
+
+def confine(request: EditRequest) -> EditRequest:
+    """The same, leaving nothing outside of the service's own folder: no inversion goes into the user's cache."""
+    inversion = request.inversion
+    if inversion is None or "cache" not in type(inversion).model_fields:
+        return request
+    return request.model_copy(update={"inversion": inversion.model_copy(update={"cache": "off"})})
 
 
 def check_picture(name: str, content: bytes, settings: Settings) -> None:

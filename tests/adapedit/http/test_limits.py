@@ -204,3 +204,16 @@ def test_pages_of_others_in_a_browser_of_this_machine_are_refused(
 ):
     response = service.edit(headers=headers)
     assert response.status_code == status, response.text
+
+
+def test_inversions_are_bounded_and_leave_nothing_outside(tiny_folder: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    url = "data:image/png;base64," + base64.b64encode(png()).decode()
+    with serving(settings_for(tiny_folder, tmp_path / "data", max_steps=20)) as running:
+        long = running.edit(image=url, inversion={"name": "null-text", "inner_steps": 1000})
+        assert long.status_code == 422 and long.json()["error"]["param"] == "inversion"
+        where = running.edit(image=url, inversion={"name": "null-text", "cache": str(tmp_path / "other")})
+        assert where.status_code == 400 and not (tmp_path / "other").exists()
+        found = running.done(image=url, inversion={"name": "null-text", "inner_steps": 2})
+        assert found["request"]["inversion"] == {"name": "null-text", "inner_steps": 2}
+    assert not (tmp_path / "cache").exists()
