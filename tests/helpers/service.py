@@ -29,12 +29,12 @@ class Running:
 
     def __init__(self, server: Server, url: str) -> None:
         self.server, self.jobs, self.url = server, server.jobs, url
-        self.client = httpx.Client(base_url=url, timeout=30)
+        self.client = httpx.Client(base_url=url, timeout=120)
 
     def edit(self, headers: dict[str, str] | None = None, **fields: Any) -> httpx.Response:
         return self.client.post("/v1/edits", json={**FIELDS, **fields}, headers=headers)
 
-    def ended(self, id: str, seconds: float = 30) -> dict[str, Any]:
+    def ended(self, id: str, seconds: float = 120) -> dict[str, Any]:
         """The edit, once it has ended."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:

@@ -128,7 +128,7 @@ def test_previews_are_small_pictures(service: Running):
 
 @pytest.mark.parametrize(("what", "ends"), [("cancel", "cancelled"), ("keep", "completed")])
 def test_a_listener_that_goes_away_ends_what_asked_for_that(service: Running, what: str, ends: str):
-    id = service.edit(num_inference_steps=100, on_disconnect=what, seed=12).json()["id"]
+    id = service.edit(num_inference_steps=50, on_disconnect=what, seed=12).json()["id"]
     with service.client.stream("GET", f"/v1/edits/{id}/events") as response:
         next(response.iter_lines())
     assert service.ended(id)["status"] == ends
