@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from adapedit.architectures import NOISE, TOKENS
 from adapedit.checkpoints import BUILTIN
 from adapedit.configs import ModelFacts
 from adapedit.edit import passes, prepare
@@ -136,19 +137,19 @@ def shape_of(unet: Any, side: int) -> Shape:
     from diffusers import DDIMScheduler
     from transformers import CLIPTokenizer
 
-    tokenizer = CLIPTokenizer.from_pretrained(BUILTIN / "tokenizer", model_max_length=shapes.TOKENS)
+    tokenizer = CLIPTokenizer.from_pretrained(BUILTIN / "tokenizer", model_max_length=TOKENS)
     return Shape(
         name="shape",
         tokenizers=(tokenizer,),
         text=None,
         runner=PyTorchRunner(unet.to(memory_format=torch.channels_last).eval().requires_grad_(False)),
         vae=None,
-        scheduler=DDIMScheduler(**shapes.NOISE),
+        scheduler=DDIMScheduler(**NOISE),
         facts=ModelFacts(),
         latent_size=side,
         latent_scale=1.0,
         vae_factor=8,
-        max_tokens=shapes.TOKENS,
+        max_tokens=TOKENS,
     )
 
 

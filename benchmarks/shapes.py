@@ -6,29 +6,21 @@
 from __future__ import annotations
 
 import atexit
-import json
 import shutil
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from adapedit.architectures import ARCHITECTURES, TOKENS, write_architecture
 from adapedit.checkpoints import BUILTIN
 
 STABLE_DIFFUSION = "sd-v1-shape"
-TOKENS, VOCABULARY = 77, 49408
-NOISE: dict[str, Any] = {
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "clip_sample": False,
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-}
 
 
 def folder_of(model: str) -> str:
@@ -66,14 +58,8 @@ def save_part(make: Callable[[], Any], folder: Path) -> int:
 
 
 def unet(in_channels: int = 4) -> UNet2DConditionModel:
-    """The UNet with its own initial weights; in_channels: 8 for InstructPix2Pix."""
-    return UNet2DConditionModel(
-        sample_size=64,
-        in_channels=in_channels,
-        block_out_channels=(320, 640, 1280, 1280),
-        cross_attention_dim=768,
-        attention_head_dim=8,
-    )
+    """The UNet of SD v1.4 with its own initial weights; in_channels: 8 for InstructPix2Pix."""
+    return UNet2DConditionModel.from_config({**ARCHITECTURES["v1"]["unet"], "in_channels": in_channels})
 
 
 def wide_unet() -> UNet2DConditionModel:
@@ -91,35 +77,22 @@ def wide_unet() -> UNet2DConditionModel:
     )
 
 
-def save_stable_diffusion(folder: Path) -> dict[str, int]:
-    """The five parts with the dimensions of CompVis/stable-diffusion-v1-4. Returns parameters by part."""
-    tokenizer = CLIPTokenizer.from_pretrained(BUILTIN / "tokenizer", model_max_length=TOKENS)
-    tokenizer.save_pretrained(folder / "tokenizer")
-    DDIMScheduler(**NOISE).save_pretrained(folder / "scheduler")
-    text = CLIPTextConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=768,
-        intermediate_size=3072,
-        projection_dim=768,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        max_position_embeddings=TOKENS,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    counts = {"text_encoder": save_part(lambda: CLIPTextModel(text), folder / "text_encoder")}
-    counts["unet"] = save_part(unet, folder / "unet")
-    counts["vae"] = save_part(
-        lambda: AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            block_out_channels=(128, 256, 512, 512),
-            layers_per_block=2,
-            sample_size=512,
-            scaling_factor=0.18215,
-        ),
-        folder / "vae",
-    )
-    (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
-    return counts
+def save_stable_diffusion(folder: Path, kind: str = "v1") -> dict[str, int]:
+    """A whole checkpoint of a published architecture, by its name in `ARCHITECTURES`. Returns parameters by part."""
+    write_architecture(kind, folder)
+    parts, made = ARCHITECTURES[kind], {}
+    for part, padding in (("tokenizer", "<|endoftext|>"), ("tokenizer_2", "!"))[
+        : 1 + ("text_encoder_2" in parts)
+    ]:
+        tokenizer = CLIPTokenizer.from_pretrained(
+            BUILTIN / "tokenizer", model_max_length=TOKENS, pad_token=padding
+        )
+        tokenizer.save_pretrained(folder / part)
+    for part in ("text_encoder", "text_encoder_2"):
+        if part in parts:
+            encoder: Any = CLIPTextModelWithProjection if part == "text_encoder_2" else CLIPTextModel
+            ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+            made[part] = partial(encoder, CLIPTextConfig(**{**parts[part], **ends}))
+    made["unet"] = partial(UNet2DConditionModel.from_config, parts["unet"])
+    made["vae"] = partial(AutoencoderKL.from_config, parts["vae"])
+    return {part: save_part(make, folder / part) for part, make in made.items()}

@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, EulerDiscreteScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from benchmarks.shapes import NOISE
+from adapedit.architectures import NOISE
 from tests.helpers.tokenizers import small_clip_tokenizer
 
 TOKENS, TEXT = 20, 32
