@@ -238,7 +238,11 @@ def read_configs(folder: Path) -> Configs:
     for name, wanted, said in (
         ("addition_embed_type", ("text_time" if several else None,), f"that of {index.family.name}"),
         ("out_channels", (latent,), f"the VAE's {latent} latent channels"),
-        ("in_channels", (latent, 2 * latent), f"{latent}, or {2 * latent} for InstructPix2Pix"),
+        (
+            "in_channels",
+            (latent, 2 * latent, 2 * latent + 1),
+            f"{latent}, {2 * latent} for InstructPix2Pix, or {2 * latent + 1} for inpainting",
+        ),
         ("cross_attention_dim", (words,), f"the text encoder's {words}"),
         (
             "projection_class_embeddings_input_dim",

@@ -263,6 +263,13 @@ def make_context(request: EditRequest, model: EditModel, caches: Caches, draw: D
     A real picture that has to be inverted stands for the first latents until that is done.
     """
     image, mask = _opened(request, model)
+    specs = model.runner.specs
+    inpaints = specs.in_channels == 2 * specs.out_channels + 1
+    if inpaints and (image is None or mask is None):
+        raise AdapEditError(
+            f"model {model.name!r} inpaints: its UNet takes {specs.in_channels} channels, a picture's and a mask's "
+            "among them; give image and mask"
+        )
     refuse_unknown_words(request, model)
     alignment = align(
         request.source_prompt, request.target_prompt, model.tokenizer, max_length=model.max_tokens
@@ -355,6 +362,21 @@ def _instruction(request: EditRequest, model: EditModel, caches: Caches) -> Enco
     )
 
 
+def _inpainting(context: Context, pixels: Tensor, model: EditModel) -> Context:
+    """With what every row of an inpainting model sees besides: the mask, and the picture without what may change."""
+    assert context.mask is not None
+    cells = torch.from_numpy(context.mask.cells)[None, None]
+    hidden = torch.nn.functional.interpolate(cells, pixels.shape[-2:], mode="nearest") > 0
+    channels = torch.cat([cells, model.encode(torch.where(hidden, 0.5, pixels))], dim=1)[0]
+    names = ("source", "target", "source_negative", "target_negative")
+    told = {
+        name: replace(one, conditioning={**one.conditioning, "channels": channels})
+        for name in names
+        for one in (getattr(context, name),)
+    }
+    return replace(context, **told)
+
+
 def _opened(request: EditRequest, model: EditModel) -> tuple[OpenedImage | None, OpenedMask | None]:
     """The picture and the mask of a completed request, which have to fit together."""
     assert request.height is not None and request.width is not None
@@ -379,6 +401,8 @@ def _of_picture(context: Context, image: OpenedImage, inversion: Any, model: Edi
             "leave height and width out"
         )
     found = replace(context, image=image, image_latents=latents)
+    if model.runner.specs.in_channels > 2 * len(latents[0]):
+        found = _inpainting(found, pixels, model)
     if inversion is None:
         return replace(found, source_latents=found.noised(latents))
     inversion.check(found, model)

@@ -55,6 +55,10 @@ class NullText(Inversion, name="null-text"):
             raise InversionError(
                 "inversion 'null-text' needs gradients, which a bundle does not have; use 'direct', or the checkpoint"
             )
+        if "channels" in context.source.conditioning:
+            raise InversionError(
+                "inversion 'null-text' does not know an inpainting model's channels; use 'direct'"
+            )
         if not context.source_negative.equal(context.target_negative):
             raise InversionError(
                 "inversion 'null-text' searches one negative prompt for both pictures; give both the same by "

@@ -186,8 +186,8 @@ def changed(folder: Path, part: str, **values: object) -> None:
         ),
         (
             "unet",
-            {"in_channels": 9},
-            "in_channels: wanted 4, or 8 for InstructPix2Pix, got 9",
+            {"in_channels": 7},
+            "in_channels: wanted 4, 8 for InstructPix2Pix, or 9 for inpainting, got 7",
         ),
         (
             "vae",

