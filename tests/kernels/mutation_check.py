@@ -51,7 +51,7 @@ MUTATIONS = [
         "edited_attention",
         "edited_attention_kernel",
         ("sign", "else powers * place_weight[:, None]", "else -powers * place_weight[:, None]", 0),
-        ("index", "taken = source if half == 0 else row", "taken = row", 0),
+        ("index", "taken = tl.where(half == 0, source, row)", "taken = row", 0),
         ("mask", "mask=row[:, None] < rows, other=0.0", "mask=row[:, None] >= 0, other=0.0", 0),
         ("sign of the rescaling", "tl.exp2(peak - higher)", "tl.exp2(higher - peak)", 0),
         ("rescaling of the second piece", "acc_tail *= rescale[:, None]", "acc_tail *= 1.0", 0),
