@@ -25,6 +25,16 @@ def export(
         Literal["float32", "float16", "mixed"],
         o.option("mixed: products in float16, the rest in float32.", panel=EXPORT),
     ] = "float32",
+    quantize: Annotated[
+        Literal["int8", "fp8"] | None,
+        o.option("The UNet's products in eight bits: int8 for CPUs, fp8 for GPUs.", panel=EXPORT),
+    ] = None,
+    calibrate: Annotated[
+        Path | None,
+        o.option(
+            "A text file with a prompt a line, like those that will be edited.", panel=EXPORT, metavar="FILE"
+        ),
+    ] = None,
     rows: Annotated[
         int | None, o.option("Fix the rows of a call; by default any number.", panel=EXPORT, min=1)
     ] = None,
@@ -45,10 +55,13 @@ def export(
     json: o.Json = False,
 ) -> None:
     """Turn a checkpoint into a bundle that ONNX Runtime and TensorRT run, and check it against PyTorch."""
-    from adapedit_export.options import ExportOptions, Precision
+    from adapedit_export.options import ExportError, ExportOptions, Precision
 
+    if quantize is not None and precision != "float32":
+        raise ExportError(f"--quantize {quantize} is for --precision float32, got {precision}; leave one out")
     chosen = ExportOptions(
-        precision=Precision(precision),
+        precision=Precision(quantize or precision),
+        prompts=() if calibrate is None else _lines(calibrate),
         rows=rows,
         height=height,
         width=width,
@@ -71,13 +84,29 @@ def export(
     show.print_bundle(bundle, json)
 
 
-def inspect(folder: BundleFolder, json: o.Json = False) -> None:
+def inspect(
+    folder: BundleFolder,
+    layers: Annotated[
+        o.Text, o.option("The layers of this graph alone, by Polygraphy.", metavar="GRAPH")
+    ] = None,
+    json: o.Json = False,
+) -> None:
     """What a bundle holds: graphs, tensors, plans, versions and how near it is to PyTorch. Files are verified."""
     _refuse_missing(folder)
     from adapedit.cli import show
     from adapedit_engine.bundle import Bundle
 
-    show.print_bundle(Bundle.open(folder), json)
+    bundle = Bundle.open(folder)
+    if layers is None:
+        show.print_bundle(bundle, json)
+        return
+    from adapedit_export.onnx import describe_layers
+
+    found = describe_layers(bundle.graph_path(layers))
+    if json:
+        show.print_json({"graph": layers, "layers": found.splitlines()})
+    else:
+        print(found)
 
 
 def build(
@@ -90,6 +119,9 @@ def build(
         o.Text, o.option("Of the GPUs to build for; by default that of the one here.", panel=PLAN)
     ] = None,
     refit: Annotated[bool, o.option("Leave the weights exchangeable.", "--refit", panel=PLAN)] = False,
+    lean: Annotated[
+        bool, o.option("For the lean runtime, of this version or a later one.", "--lean", panel=PLAN)
+    ] = False,
     refit_from: Annotated[
         Path | None,
         o.option("Take the plans of this bundle, built with --refit, with this one's weights.", panel=PLAN),
@@ -112,7 +144,9 @@ def build(
     if refit_from is not None:
         show.print_plans(bundle, refit_plans(Bundle.open(refit_from), bundle, tensorrt), json)
         return
-    options = BuildOptions(workload=workload_of(workload), compute_capability=compute_capability, refit=refit)
+    options = BuildOptions(
+        workload=workload_of(workload), compute_capability=compute_capability, refit=refit, lean=lean
+    )
     with show.bar() as progress:
         records = build_plans(bundle, tensorrt, options, progress=progress)
     show.print_plans(bundle, records, json)
@@ -148,9 +182,14 @@ def check(
 COMMANDS: dict[Callable[..., None], tuple[str, ...]] = {
     export: (
         "adapedit export builtin --out bundle",
+        "adapedit export builtin --out eight-bits --quantize int8 --calibrate prompts.txt",
         "adapedit export ./stable-diffusion-v1-4 --out sd-half --precision float16 --check-steps 0",
     ),
-    inspect: ("adapedit inspect bundle", "adapedit inspect bundle --json"),
+    inspect: (
+        "adapedit inspect bundle",
+        "adapedit inspect bundle --layers unet",
+        "adapedit inspect bundle --json",
+    ),
     build: (
         "adapedit build bundle --compute-capability 8.9",
         "adapedit build bundle --workload throughput --refit",
@@ -159,6 +198,19 @@ COMMANDS: dict[Callable[..., None], tuple[str, ...]] = {
     check: ("adapedit check bundle", "adapedit check bundle --runner onnxruntime-cuda"),
 }
 """Commands with the examples at the end of their help."""
+
+
+def _lines(file: Path) -> tuple[str, ...]:
+    """The lines of a text file that are not empty."""
+    from adapedit_kernels.errors import AdapEditError
+
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise AdapEditError(
+            f"{file} can't be read ({error}); give a text file with a prompt a line"
+        ) from error
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
 def _refuse_missing(folder: Path) -> None:

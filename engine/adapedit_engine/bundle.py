@@ -201,22 +201,29 @@ def is_stale(bundle: Bundle, record: PlanRecord) -> bool:
 
 
 def find_plan(
-    bundle: Bundle, graph: str, *, family: str, version: str, compute_capability: str
+    bundle: Bundle, graph: str, *, family: str, version: str, compute_capability: str, lean: bool = False
 ) -> PlanRecord:
-    """The plan of a graph for this library and GPU. Raises `BundleError` that says what there is instead."""
+    """The plan of a graph for this library and GPU. lean: for the lean runtime, from any version.
+
+    Raises `BundleError` that says what there is instead.
+    """
     records = [record for record in read_records(bundle) if record.key.graph == graph]
     for record in records:
-        key, wanted = record.key, (family, version, compute_capability)
-        if (key.family, key.version, key.compute_capability) == wanted and not is_stale(bundle, record):
+        key, fits = record.key, record.key.lean if lean else record.key.version == version
+        if (key.family, key.compute_capability) != (family, compute_capability):
+            continue
+        if fits and not is_stale(bundle, record):
             return record
     there = "; ".join(
         f"{record.key.family} {record.key.version} for {record.key.compute_capability}"
+        + (" (lean)" if record.key.lean else "")
         + (" (stale: the graph has changed)" if is_stale(bundle, record) else "")
         for record in records
     )
     raise BundleError(
         f"{bundle.folder} has no plan of {graph} for {family} {version} and compute capability "
         f"{compute_capability} (there: {there or 'none'}); build it: adapedit build {bundle.folder}"
+        + (" --lean" if lean else "")
     )
 
 

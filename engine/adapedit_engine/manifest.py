@@ -165,7 +165,7 @@ class Manifest:
 
     format: Literal[4] = FORMAT
     model: Name
-    precision: Literal["float32", "float16", "mixed"]
+    precision: Literal["float32", "float16", "mixed", "int8", "fp8"]
     specs: Annotated[ModelSpecs, AfterValidator(_bounded)]
     tokens: Annotated[int, Field(ge=2, le=4096)]
     vocabulary: Annotated[int, Field(ge=1, le=1 << 20)]
@@ -287,6 +287,7 @@ class PlanKey:
     workload:           name of the set of profiles.
     profiles:           per profile, input name -> smallest, best and largest shape.
     refit:              whether its weights can be exchanged.
+    lean:               whether the lean runtime takes it, of its version or a later one.
     """
 
     graph: Literal[GRAPHS]  # type: ignore[valid-type]
@@ -297,6 +298,7 @@ class PlanKey:
     workload: Name
     profiles: Annotated[tuple[dict[Name, Shapes], ...], Field(min_length=1, max_length=16)]
     refit: bool = False
+    lean: bool = False
 
     @property
     def name(self) -> str:

@@ -28,6 +28,7 @@ from adapedit_engine.manifest import (
 )
 from adapedit_engine.models.text import TextEncoders
 from adapedit_engine.models.unet import ControlledUNet
+from adapedit_engine.plan import EditPlan
 from adapedit_engine.runners import open_bundle_runner, why_not
 from adapedit_engine.runners.pytorch import PyTorchRunner
 from adapedit_engine.schedule import Schedule
@@ -36,6 +37,7 @@ from adapedit_export.graphs import Modules, VaeDecoder
 from adapedit_export.onnx import save, trace
 from adapedit_export.options import ExportError, ExportOptions, Precision
 from adapedit_export.parity import Finding, Progress, Reference, check_runner, random_call, random_plan, shown
+from adapedit_export.quantisation import STEPS, plans_of, quantise, record
 from adapedit_export.rewrite import rewrite
 
 FACTS_FILE = "adapedit.json"
@@ -98,6 +100,12 @@ def export_bundle(
         reference = exporter.reference(graphs)
         reference.save(folder)
         manifest = exporter.manifest(graphs, folder)
+        if options.precision.quantised:
+            say(f"calibrating {options.precision.value} on {len(options.prompts)} prompts")
+            calls = record(Bundle(folder=folder, manifest=manifest), exporter.calibration())
+            say(f"writing {options.precision.value}")
+            graphs["unet"] = quantise(folder, graphs["unet"], calls, options.precision)
+            manifest = exporter.manifest(graphs, folder)
         if options.check:
             runner = open_bundle_runner(Bundle(folder=folder, manifest=manifest))
             findings = check_runner(runner, reference, progress=say)
@@ -140,7 +148,7 @@ class _Exporter:
 
     def write(self, name: str, folder: Path) -> GraphSpec:
         """Trace a graph and save it in the chosen precision."""
-        precision = self.options.precision
+        precision = self.options.precision.base
         modules = self.modules.half(name) if precision is Precision.FLOAT16 else self.modules
         with modules.controlled.attached():
             model = trace(modules.traceable(name, precision.traced), self.options.opset)
@@ -180,6 +188,30 @@ class _Exporter:
         decoder = VaeDecoder(self.checkpoint.vae)
         pictures = torch.cat([decoder(one[None]) for one in found.latents])
         return Reference(calls=calls, edit=plan, outcome=shown(found, pictures))
+
+    @torch.inference_mode()
+    def calibration(self) -> list[EditPlan]:
+        """Plans that the UNet is calibrated along: the prompts' own pictures."""
+        text, modules = self.checkpoint.text, self.modules
+        ids = [
+            tokenizer(
+                ["", *self.options.prompts],
+                padding="max_length",
+                truncation=True,
+                max_length=self.checkpoint.max_tokens,
+                return_tensors="pt",
+            ).input_ids
+            for tokenizer in self.checkpoint.tokenizers
+        ]
+        height, width = modules.height, modules.width
+        return plans_of(
+            modules.controlled.specs,
+            dict(zip(text.outputs, text(*ids), strict=True)),
+            Schedule.from_scheduler(self.checkpoint.scheduler, STEPS),
+            (height * modules.vae_factor, width * modules.vae_factor),
+            (modules.controlled.specs.out_channels, height, width),
+            self.checkpoint.guidance_scale,
+        )
 
     def manifest(self, graphs: dict[str, GraphSpec], folder: Path) -> Manifest:
         parts, modules = self.checkpoint, self.modules

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,16 @@ def save(model: Any, folder: Path, name: str) -> GraphSpec:
         opset=model.opset_imports[""],
         nodes=len(model.graph),
     )
+
+
+def describe_layers(path: Path) -> str:
+    """The layers of an ONNX file, with their inputs and outputs, as Polygraphy writes them."""
+    if find_spec("polygraphy") is None:
+        raise ExportError("layers are shown by the package polygraphy; pip install polygraphy")
+    import onnx
+    from polygraphy.backend.onnx import util
+
+    return str(util.str_from_onnx(onnx.load(path, load_external_data=False), show_layers=True))
 
 
 def _spec(value: Any) -> TensorSpec:

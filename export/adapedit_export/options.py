@@ -26,11 +26,23 @@ class Precision(Enum):
     float16: everything but what the PyTorch modules themselves widen (edited attention, statistics of norms).
     mixed:   weights and products of convolutions and matrices in float16, all between them in float32; the
              VAE, which overflows in float16 for some checkpoints, stays in float32.
+    int8, fp8: convolutions and matrices of the UNet in eight bits, the rest in float32.
     """
 
     FLOAT32 = "float32"
     FLOAT16 = "float16"
     MIXED = "mixed"
+    INT8 = "int8"
+    FP8 = "fp8"
+
+    @property
+    def quantised(self) -> bool:
+        return self in (Precision.INT8, Precision.FP8)
+
+    @property
+    def base(self) -> Precision:
+        """In which the graphs are written before any is quantised."""
+        return Precision.FLOAT32 if self.quantised else self
 
     @property
     def traced(self) -> torch.dtype:
@@ -45,7 +57,7 @@ class Precision(Enum):
     @property
     def ratio_limit(self) -> float:
         """Norm of the error over norm of the value, per output of one call on random inputs."""
-        return 1e-4 if self is Precision.FLOAT32 else 2e-2
+        return 1e-4 if self is Precision.FLOAT32 else 0.2 if self.quantised else 2e-2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +69,7 @@ class ExportOptions:
     opset:         of the graphs; below 23 self-attention is spelled out and not fused.
     check_steps:   steps of the edit that the graphs are checked along; 0: random inputs only.
     check_rows:    rows of the UNet in the check on random inputs.
+    prompts:       that int8 and fp8 are calibrated on; for these alone.
     check:         run what was written, and hold it to PyTorch; False leaves that to `adapedit check`, in a process
                    that does not hold the checkpoint too.
     """
@@ -68,6 +81,7 @@ class ExportOptions:
     opset: int = OPSET
     check_steps: int = 10
     check_rows: int = 4
+    prompts: tuple[str, ...] = ()
     check: bool = True
 
     def __post_init__(self) -> None:
@@ -77,3 +91,8 @@ class ExportOptions:
             raise ExportError(f"rows is {self.rows}, wanted 4 to 63: an edit takes four")
         if self.check_steps < 0 or self.check_rows < 1:
             raise ExportError("check_steps must be at least 0, check_rows at least 1")
+        if self.precision.quantised != bool(self.prompts):
+            raise ExportError(
+                f"there are {len(self.prompts)} prompts to calibrate on for {self.precision.value}; int8 and fp8 want "
+                "some (--quantize int8 --calibrate FILE), and nothing else does"
+            )

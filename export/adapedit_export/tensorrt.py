@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +39,15 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
-    """compute_capability: "8.0", "8.9", ...; None: that of the GPU here. refit: leave the weights exchangeable."""
+    """compute_capability: "8.0", "8.9", ...; None: that of the GPU here. refit: leave the weights exchangeable.
+
+    lean: for the lean runtime, of this or a later version; without refit.
+    """
 
     workload: Workload
     compute_capability: str | None = None
     refit: bool = False
+    lean: bool = False
     graphs: Sequence[str] = GRAPHS
 
 
@@ -52,7 +58,16 @@ def build_plans(
 
     Raises `ExportError` in one line with TensorRT's reason; plans that were finished before stay.
     """
+    if bundle.manifest.precision == "int8":
+        raise ExportError(
+            f"{bundle.folder} is in int8 as CPUs multiply it, and TensorRT wants other scales; "
+            "export with --quantize fp8"
+        )
     capability = target_capability(tensorrt, options.compute_capability)
+    if options.lean and (options.refit or tensorrt.builds_without_gpu):
+        raise ExportError(
+            "--lean is for the full TensorRT and without --refit: the lean runtime exchanges no weights"
+        )
     if options.refit and not torch.cuda.is_available():
         # TensorRT for RTX compiles kernels for exchangeable weights while it builds, and asks the driver to.
         raise ExportError(
@@ -69,6 +84,7 @@ def build_plans(
             workload=options.workload.name,
             profiles=profiles_of(graph, bundle.graph(graph), options.workload),
             refit=options.refit,
+            lean=options.lean,
         )
         record = _existing(bundle, key)
         if record is None:
@@ -84,38 +100,84 @@ def serialise(
 ) -> tuple[Any, int, int]:
     """The plan's bytes, the network's layers, and the activation memory in bytes of the largest profile.
 
+    Strongly typed: precision is what the file says. Attention may be spelled out where no fused kernel is there for it.
     Raises `ExportError` where TensorRT does not take the graph, `BundleError` where it sees another than the manifest.
     """
     messages = Messages(tensorrt)
-    builder = tensorrt.module.Builder(messages.logger)
-    if builder is None:
-        raise ExportError(f"{tensorrt.flavour} can't start: {messages.first()}")
-    network, parser = _parse(tensorrt, builder, path, messages)
+    with _polygraphy(tensorrt, messages) as backend:
+        try:
+            parsed = backend.SetDecomposableAttentions(
+                backend.NetworkFromOnnxPath(str(path), strongly_typed=True)
+            )()
+        except Exception as error:
+            raise ExportError(
+                f"{tensorrt.flavour} {tensorrt.version} does not take {path.name}: {messages.first()}"
+            ) from error
+        _, network, _ = parsed
+        _check_network(network, bundle, key)
+        timing = str(bundle.folder / PLANS_FOLDER / "timing.cache")
+        config: dict[str, Any] = {
+            "profiles": [_profile(backend, shapes) for shapes in key.profiles],
+            "refittable": key.refit,
+            "version_compatible": key.lean,
+            "progress_monitor": progress and _monitor(tensorrt.module, key.graph, progress),
+        }
+        if tensorrt.builds_without_gpu:
+            from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
+
+            capability = tuple(map(int, key.compute_capability.split(".")))
+            chosen, timing = CreateConfigRTX(compute_capabilities=[capability], **config), ""
+        else:  # which measures kernels as it builds, and remembers
+            chosen = backend.CreateConfig(load_timing_cache=timing, **config)
+        try:
+            plan = backend.EngineBytesFromNetwork(parsed, chosen, save_timing_cache=timing or None)()
+        except Exception as error:
+            raise ExportError(
+                f"{tensorrt.flavour} {tensorrt.version} built no plan of {key.graph}: {messages.first()}"
+            ) from error
+    return plan, network.num_layers, messages.activation_bytes
+
+
+@contextmanager
+def _polygraphy(tensorrt: TensorRT, messages: Messages) -> Iterator[Any]:
+    """Polygraphy's loaders over a flavour, which tell `messages` what the library says, and print nothing.
+
+    A process has one flavour: Polygraphy decides for TensorRT or TensorRT for RTX when it is imported.
+    """
+    if find_spec("polygraphy") is None:
+        raise ExportError("building plans needs the package polygraphy; pip install polygraphy")
+    from polygraphy import config
+
+    if "polygraphy.backend.trt" not in sys.modules:
+        config.USE_TENSORRT_RTX = tensorrt.builds_without_gpu
+        sys.modules.setdefault(tensorrt.flavour.replace("-", "_"), tensorrt.module)
+    elif tensorrt.builds_without_gpu != config.USE_TENSORRT_RTX:
+        raise ExportError(
+            "this process has built plans with the other TensorRT; build these in a process of their own"
+        )
+    from polygraphy.backend import trt as backend
+    from polygraphy.backend.trt import util
+    from polygraphy.logger import G_LOGGER
+
+    util.TRT_LOGGER = messages.logger
+    with G_LOGGER.verbosity(G_LOGGER.CRITICAL + 1):
+        yield backend
+
+
+def _check_network(network: Any, bundle: Bundle, key: PlanKey) -> None:
     found = {
         "inputs": [network.get_input(i) for i in range(network.num_inputs)],
         "outputs": [network.get_output(i) for i in range(network.num_outputs)],
     }
     seen = {kind: {t.name: (t.dtype.name, tuple(t.shape)) for t in own} for kind, own in found.items()}
     check_graph(f"{key.graph}: what TensorRT sees", bundle.graph(key.graph), seen)
-    config = builder.create_builder_config()
-    _add_profiles(builder, config, network, key)
-    if tensorrt.builds_without_gpu:
-        config.num_compute_capabilities = 1
-        name = f"SM{key.compute_capability.replace('.', '')}"
-        config.set_compute_capability(getattr(tensorrt.module.ComputeCapability, name), 0)
-    if key.refit:
-        config.set_flag(tensorrt.module.BuilderFlag.REFIT)
-    monitor = _monitor(tensorrt.module, key.graph, progress) if progress is not None else None
-    if monitor is not None:
-        config.progress_monitor = monitor
-    with _timing_cache(tensorrt, config, bundle.folder / PLANS_FOLDER):
-        plan = builder.build_serialized_network(network, config)
-    del parser
-    if plan is None:
-        raise ExportError(
-            f"{tensorrt.flavour} {tensorrt.version} built no plan of {key.graph}: {messages.first()}"
-        )
-    return plan, network.num_layers, messages.activation_bytes
+
+
+def _profile(backend: Any, shapes: dict[str, Shapes]) -> Any:
+    profile = backend.Profile()
+    for name, (low, best, high) in shapes.items():
+        profile.add(name, min=low, opt=best, max=high)
+    return profile
 
 
 def refit_plans(source: Bundle, bundle: Bundle, tensorrt: TensorRT) -> list[PlanRecord]:
@@ -180,6 +242,11 @@ def target_capability(tensorrt: TensorRT, wanted: str | None) -> str:
         raise ExportError(
             f"compute capability {chosen} is none that {tensorrt.flavour} {tensorrt.version} names: "
             f"{', '.join(known)}"
+            + (
+                "; an H100 or H200 takes the full TensorRT, or runner onnxruntime-cuda"
+                if chosen == "9.0"
+                else ""
+            )
         )
     return str(chosen)
 
@@ -189,70 +256,6 @@ def capabilities(tensorrt: TensorRT) -> list[str]:
     names = dir(tensorrt.module.ComputeCapability)
     numbers = sorted(int(name.removeprefix("SM")) for name in names if name.startswith("SM"))
     return [f"{number // 10}.{number % 10}" for number in numbers]
-
-
-def _parse(tensorrt: TensorRT, builder: Any, path: Path, messages: Messages) -> tuple[Any, Any]:
-    """A strongly typed network: precision is what the file says. The parser holds weights and has to outlive it.
-
-    Raises `ExportError` with the node and the operator that TensorRT does not take.
-    """
-    trt = tensorrt.module
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, messages.logger)
-    if not parser.parse_from_file(str(path)):
-        reason = "no reason was given"
-        if parser.num_errors:
-            error = parser.get_error(0)
-            where = f"node {error.node_name()} ({error.node_operator()}): " if error.node_operator() else ""
-            reason = where + " ".join(error.desc().split())[:300]
-        raise ExportError(f"{tensorrt.flavour} {tensorrt.version} does not take {path.name}: {reason}")
-    # Fused kernels are for half precision and for some widths of heads; elsewhere attention may be spelled out.
-    for i in range(network.num_layers):
-        layer = network.get_layer(i)
-        if layer.type == trt.LayerType.ATTENTION_INPUT:
-            layer.__class__ = trt.IAttentionInputLayer
-            layer.attention.decomposable = True
-    return network, parser
-
-
-def _add_profiles(builder: Any, config: Any, network: Any, key: PlanKey) -> None:
-    """Set the shapes of every profile. Raises `ExportError` for shapes that the graph does not take."""
-    for index, shapes in enumerate(key.profiles):
-        where = f"{key.graph}: profile {index}"
-        profile = builder.create_optimization_profile()
-        for i in range(network.num_inputs):
-            tensor = network.get_input(i)
-            if tensor.name not in shapes:
-                raise ExportError(f"{where} says nothing of input {tensor.name!r}")
-            _check_shapes(where, tensor.name, tuple(tensor.shape), shapes[tensor.name])
-            profile.set_shape(tensor.name, *shapes[tensor.name])
-        config.add_optimization_profile(profile)
-
-
-def _check_shapes(where: str, name: str, fixed: tuple[int, ...], shapes: Shapes) -> None:
-    for shape in shapes:
-        if len(shape) != len(fixed) or any(f not in (-1, s) for f, s in zip(fixed, shape, strict=True)):
-            raise ExportError(f"{where} gives {name!r} the shape {shape}, the graph has {fixed}")
-    low, best, high = shapes
-    if any(not a <= b <= c for a, b, c in zip(low, best, high, strict=True)):
-        raise ExportError(
-            f"{where} of {name!r} goes from {low} by {best} to {high}; "
-            "wanted smallest, best and largest in this order"
-        )
-
-
-@contextmanager
-def _timing_cache(tensorrt: TensorRT, config: Any, folder: Path) -> Iterator[None]:
-    """Full TensorRT measures kernels as it builds, and remembers; RTX chooses without measuring."""
-    if tensorrt.builds_without_gpu:
-        yield
-        return
-    path = folder / "timing.cache"
-    cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
-    config.set_timing_cache(cache, ignore_mismatch=False)
-    yield
-    folder.mkdir(exist_ok=True)
-    path.write_bytes(bytes(config.get_timing_cache().serialize()))
 
 
 def _monitor(trt: Any, graph: str, progress: Progress) -> Any:

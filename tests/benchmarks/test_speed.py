@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from adapedit_engine.batch import Batch
-from benchmarks import common, gpu, latency, serving, steps
+from benchmarks import common, gpu, latency, runners, serving, steps
 from benchmarks.baselines.edits import OtherWays
 
 
@@ -35,6 +35,19 @@ def test_latency(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPa
     for name in ("pytorch", "onnxruntime"):
         ratio = loops[f"{name}, edit"]["median_s"] / loops[f"{name}, plain"]["median_s"]
         assert found["ratios"][f"{name}: the edit's loop over the plain one"] == round(ratio, 3)
+
+
+@pytest.mark.slow
+def test_runners(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = run(runners, tmp_path / "results", tiny_folder, monkeypatch)["calls"]
+    assert found.keys() == {"pytorch", "diffusers, no edit", *runners.WAYS}
+    assert found["onnxruntime"]["loss"] < 1e-3 < found["onnxruntime int8"]["loss"] < 0.3
+    assert found["openvino"]["most_grey_levels"] <= 1
+    monkeypatch.setattr(runners, "CLOSE", 1e-3)
+    with pytest.raises(
+        SystemExit, match="parity: openvino bfloat16 is .* from PyTorch, wanted 0.001 at most"
+    ):
+        run(runners, tmp_path / "more", tiny_folder, monkeypatch)
 
 
 def test_serving(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from typer.main import get_command
 from adapedit import AdapEditPipeline
 from adapedit.cli import bundles, edits, service
 from adapedit.cli.main import run
-from benchmarks import gpu, http, kernels, latency, serving
+from benchmarks import gpu, http, kernels, latency, runners, serving
 from benchmarks.quality.__main__ import app as quality
 from tests.helpers.single_file import save_single_file
 from tests.helpers.tiny_model import save_tiny_xl
@@ -33,6 +33,7 @@ NOT_RUN = {
     "pip": "changes the environment",
     "pre-commit": "changes the clone",
     "python -m benchmarks.latency": "takes minutes; its options have to be there",
+    "python -m benchmarks.runners": "takes minutes",
     "python -m benchmarks.serving": "takes minutes",
     "python -m benchmarks.kernels": "needs a GPU",
     "python -m benchmarks.gpu": "needs a GPU",
@@ -40,6 +41,7 @@ NOT_RUN = {
     "python -m tests.kernels.mutation_check": "takes minutes",
     "adapedit serve --model": "runs until a signal",
     'adapedit edit "a red dog" "a blue dog" --server': "wants a server: it is run by test_api",
+    "polygraphy": "takes onnx-graphsurgeon, and a minute",
     "adapedit build": "takes TensorRT, and a minute",
     "adapedit export builtin --out half": "takes as long as the export beside it, which is run",
 }
@@ -160,7 +162,7 @@ def help_of(module: str, first: list[str], monkeypatch, capsys) -> str | None:
         return " ".join(option for parameter in command.params for option in parameter.opts)
     scripts = {
         f"benchmarks.{script.__name__.rpartition('.')[2]}": script
-        for script in (gpu, http, kernels, latency, serving)
+        for script in (gpu, http, kernels, latency, runners, serving)
     }
     if module in scripts:
         monkeypatch.setattr("sys.argv", [module, "--help"])

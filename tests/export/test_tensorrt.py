@@ -180,18 +180,25 @@ def test_a_network_that_is_not_the_manifests_is_refused(copied, tensorrt):
         serialise(tensorrt, copied.graph_path("vae_decoder"), copied, key_of(copied, "text_encoder"))
 
 
-@pytest.mark.parametrize(
-    ("shapes", "message"),
-    [
-        (((1, 20, 31), (1, 20, 31), (4, 20, 31)), r"gives 'encoder_hidden_states' the shape \(1, 20, 31\)"),
-        (((4, 20, 32), (1, 20, 32), (4, 20, 32)), "wanted smallest, best and largest in this order"),
-        (((1, 20), (1, 20), (1, 20)), r"the shape \(1, 20\), the graph has \(-1, 20, 32\)"),
-    ],
-)
-def test_wrong_profiles_are_refused(copied, tensorrt, shapes, message):
-    key = key_of(copied, "text_projection", profiles=({"encoder_hidden_states": shapes},))
-    with pytest.raises(ExportError, match=message):
-        serialise(tensorrt, copied.graph_path("text_projection"), copied, key)
+def test_a_plan_for_the_lean_runtime_is_found_from_any_version(copied, tensorrt, monkeypatch):
+    with pytest.raises(ExportError, match="--lean is for the full TensorRT and without --refit"):
+        build_plans(copied, tensorrt, options(lean=True))
+    monkeypatch.setattr("adapedit_export.tensorrt.serialise", lambda *_, **__: (b"plan", 1, 0))
+    monkeypatch.setattr("adapedit_export.tensorrt.target_capability", lambda *_: CAPABILITY)
+    full = TensorRT(flavour="tensorrt", module=None, version="10.0")
+    (record,) = build_plans(copied, full, options(lean=True, graphs=SMALL[:1]))
+    wanted = {"family": "tensorrt", "version": "11.0", "compute_capability": CAPABILITY}
+    assert find_plan(copied, SMALL[0], **wanted, lean=True) == record
+    with pytest.raises(BundleError, match=r"there: tensorrt 10.0 for 8.9 \(lean\)"):
+        find_plan(copied, SMALL[0], **wanted)
+    (plain,) = build_plans(copied, full, options(graphs=SMALL[:1]))
+    assert plain.key.name != record.key.name
+
+
+def test_polygraphy_is_asked_for_before_any_work(copied, tensorrt, monkeypatch):
+    monkeypatch.setattr("adapedit_export.tensorrt.find_spec", lambda name: None)
+    with pytest.raises(ExportError, match="needs the package polygraphy; pip install polygraphy"):
+        build_plans(copied, tensorrt, options(graphs=SMALL[:1]))
 
 
 def test_workloads_take_every_number_of_rows_up_to_their_last(bundle):
@@ -220,6 +227,10 @@ def test_names_that_are_unknown(tensorrt):
         ExportError, match=r"compute capability 3.5 is none that tensorrt-rtx .* names: 7.5, 8.0"
     ):
         target_capability(tensorrt, "3.5")
+    with pytest.raises(
+        ExportError, match=r"9\.0 is none that .*; an H100 or H200 takes the full TensorRT, or runner"
+    ):
+        target_capability(tensorrt, "9.0")
     assert {"8.0", "8.9", "12.0"} <= set(capabilities(tensorrt))
     with pytest.raises(RunnerError, match="there is no TensorRT 'trt'; use one of: tensorrt, tensorrt-rtx"):
         load("trt")
@@ -255,3 +266,11 @@ def test_a_record_that_was_changed_is_refused(copied, tensorrt):
     path.write_text("{")
     with pytest.raises(BundleError, match="json: Invalid JSON.*; remove it and build again"):
         read_records(copied)
+
+
+def test_layers_are_shown(bundle, capsys):
+    assert run(["inspect", str(bundle.folder), "--layers", "text_projection"]) == 0
+    said = capsys.readouterr().out
+    assert "[Op: MatMul]" in said and "projected_text" in said
+    assert run(["inspect", str(bundle.folder), "--layers", "unet2"]) == 2
+    assert "has no graph 'unet2'; it has: text_encoder" in capsys.readouterr().err

@@ -49,7 +49,7 @@ def slow(bundle):
         return SlowSession(bundle.graph(graph))
 
     runner = open_bundle_runner(bundle)
-    runner._opener = load
+    runner.load = load
     return runner, loaded
 
 

@@ -52,7 +52,7 @@ class BundleRunner:
     ) -> None:
         """opener: loads one graph of the bundle, by its name."""
         self.bundle, self.name, self.capabilities = bundle, name, capabilities
-        self._opener, self._device = opener, torch.device(device)
+        self.load, self._device = opener, torch.device(device)
         self._sessions: dict[str, Session] = {}
         # A session writes into buffers of its own: one thread at a time, until it has what it wants out of them.
         self._locks = {graph: threading.Lock() for graph in bundle.manifest.graphs}
@@ -175,7 +175,7 @@ class BundleRunner:
     def _session(self, graph: str) -> Session:
         # With the graph's lock held: no graph is loaded twice.
         if graph not in self._sessions:
-            self._sessions[graph] = self._opener(graph)
+            self._sessions[graph] = self.load(graph)
         return self._sessions[graph]
 
 

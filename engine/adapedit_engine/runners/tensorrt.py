@@ -45,7 +45,7 @@ class Flavour:
 
 
 FLAVOURS = {
-    "tensorrt": Flavour(modules=("tensorrt",), builds=True, install="pip install tensorrt"),
+    "tensorrt": Flavour(modules=("tensorrt",), builds=True, install="pip install 'adapedit[tensorrt]'"),
     "tensorrt-rtx": Flavour(
         modules=("tensorrt_rtx", RTX_BINDINGS), builds=True, install="pip install 'adapedit[tensorrt-rtx]'"
     ),
@@ -184,7 +184,8 @@ def open_bundle(bundle: Bundle, runner: str, device: torch.device) -> BundleRunn
     Raises `BundleError` where there is none of the UNet.
     """
     tensorrt, gpu = load(runner), capability_of(device.index)
-    library = {"family": tensorrt.family, "version": tensorrt.version}
+    lean = runner == "tensorrt-lean"
+    library: dict[str, Any] = {"family": tensorrt.family, "version": tensorrt.version, "lean": lean}
 
     def find(graph: str) -> PlanRecord:
         return find_plan(bundle, graph, **library, compute_capability=gpu)
