@@ -32,7 +32,9 @@ class Process:
         self._ready = threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        assert self._ready.wait(300)
+        if not self._ready.wait(300):
+            self.popen.kill()
+            raise AssertionError(f"it is not ready: {self.lines}")
         port = next(line["port"] for line in self.lines if "port" in line)
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30)
 

@@ -107,7 +107,7 @@ class Soak:
         for thread in threads:
             thread.start()
         for _ in range(self.kills):
-            time.sleep(0.3 + random.random())
+            time.sleep(0.3 + len(self.asked) / 200 * random.random())
             server.end(signal.SIGKILL)
             self.lines += server.lines
             server.client.close()
