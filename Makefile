@@ -27,7 +27,7 @@ CLIP := out/clip_anytorch-2.6.0-py3-none-any.whl
 .PHONY: demo test test-slow test-service lint format bench gpu pictures train clean $(VENV)
 
 demo: $(INSTALLED)
-	$(BIN)/adapedit edit "a red dog standing on the grass" "a red dog sitting on the grass" --seed 3 --out $(OUT)
+	$(BIN)/adapedit edit "a red dog standing on the grass" "a red dog sitting on the grass" --seed 0 --out $(OUT)
 	@echo "The pictures are in $(OUT): source.png, target.png and the attention maps in maps.png"
 
 test: $(INSTALLED) $(CLIP)
@@ -59,7 +59,7 @@ gpu: $(INSTALLED)
 
 # Those of the README and docs, in docs/pictures.
 pictures: $(INSTALLED)
-	$(BIN)/adapedit edit "a red dog standing on the grass" "a red dog sitting on the grass" --seed 3 --out out/pictures
+	$(BIN)/adapedit edit "a red dog standing on the grass" "a red dog sitting on the grass" --seed 0 --out out/pictures
 	cp out/pictures/maps.png docs/pictures/edit.png
 
 train: $(INSTALLED)

@@ -76,7 +76,7 @@ def _app() -> Callable[..., object]:
     import typer
 
     from adapedit.cli import bundles, edits, service
-    from adapedit.cli.options import examples, root, unfolded
+    from adapedit.cli.options import builtin_words, examples, root, unfolded
 
     app = typer.Typer(
         name="adapedit",
@@ -84,7 +84,8 @@ def _app() -> Callable[..., object]:
         epilog=examples(
             'adapedit edit "a red dog standing on the grass" "a red dog sitting on the grass"',
             "adapedit edit --help",
-        ),
+        )
+        + f"\n\n{builtin_words()}",
         no_args_is_help=True,
         add_completion=False,
         rich_markup_mode="rich",

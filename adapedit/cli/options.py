@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from functools import partial, wraps
@@ -20,6 +21,12 @@ METHOD, MODEL, OUTPUT, PICTURE = "Method", "Model", "Output", "Real picture"
 def examples(*lines: str) -> str:
     """The end of a command's help."""
     return "\n\n".join(["[dim]Examples:[/dim]", *lines])
+
+
+def builtin_words() -> str:
+    """The words that the built-in model knows, for the end of a command's help."""
+    facts = Path(__file__).parents[1] / "builtin" / "adapedit.json"
+    return "[dim]Words of the built-in model:[/dim] " + " ".join(json.loads(facts.read_text())["known_words"])
 
 
 def option(help: str, *names: str, panel: str | None = None, **more: Any) -> Any:

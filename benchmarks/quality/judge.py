@@ -1,17 +1,17 @@
-"""The judge: did the edit happen, and did everything else stay?
+"""The judge: did the edit happen, did everything else stay, and is it a drawing at all?
 
 A reader that was trained on drawn pictures only says what the source and the edited picture show. It is compared with
 itself: what counts as kept is what it saw in the *source*, so its mistakes fall on all methods alike. An edit scores
 
-    product = success * kept * background
+    product = success * kept * identity * well drawn * background
 
-with success and kept 0 or 1 and background the structural similarity, clipped to 0..1, where nothing may change.
+all of them 0 or 1 but the background, which is the structural similarity, clipped to 0..1, where nothing may change.
 Copying the source has no success; another picture of the same prompt has no background.
 
 Where nothing may change must not depend on the method that is judged, or a method could widen it. For a drawn source
-the true scenes say it. For a generated source only the picture is known, but the world is small: a figure that is read
-as *a small red dog sitting* can stand left or right and look left or right, and nothing else. So it is laid over the
-source picture at every place, the best fit is taken, and the true edit of that scene says what may change.
+the true scenes say it. For a generated source only the picture is known, but the world is small: the nearest true
+drawing of what is read is fitted to it, and the true edit of that scene says what may change. How far pictures are from
+their nearest drawings says whether they are well drawn, which a reader can't see.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from adapedit import AdapEditError
 from benchmarks.quality.suite import Case, Change
 from benchmarks.scenes.dataset import to_pixels
 from benchmarks.scenes.drawing import IMAGE_SIZE, render
-from benchmarks.scenes.world import FIGURE_ATTRIBUTES, Figure, Layout, Scene
+from benchmarks.scenes.reader import WELL_DRAWN, distance, fit_scene
+from benchmarks.scenes.world import FIGURE_ATTRIBUTES, Scene
 
-Reading = tuple[tuple[Figure, ...], str]
 MOST_DECIBELS = 60.0
 """PSNR of pictures that do not differ at all: more than any that do."""
 
@@ -43,15 +43,14 @@ MARGIN = 4
 EDGE = 2
 """Pixels of a figure's rim that do not count as its inside."""
 
-CENTRES = {1: (0.5,), 2: (0.27, 0.73)}
-REACH = {1: 0.20, 2: 0.12}
-"""Where figures are looked for: around these shares of the side, so far to both sides, by number of figures."""
+ASIDE, NEARER = 0.05, 0.8
+"""By how much a figure may have moved: a share of the image side, and standard deviations of its distance."""
 
 
 class SceneReader(Protocol):
-    """Says what pictures [B, 3, 128, 128] float32 in -1..1 show: figures from left to right, and the place."""
+    """Says what pictures [B, 3, 128, 128] float32 in -1..1 show; of the layouts no more than a start for the fit."""
 
-    def read(self, pixels: Tensor) -> list[Reading]: ...
+    def read(self, pixels: Tensor) -> list[Scene]: ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -62,12 +61,14 @@ class View:
                any method (one that draws the target prompt right would have changed what it was to keep), and is
                left out for all of them.
     preserved: [S, S] bool, where nothing may change.
+    scene:     what is read, where it fits best; well_drawn: and it does.
     truth:     the true edited picture, of drawn sources.
     """
 
     case: Case
     image: NDArray[np.uint8]
-    reading: Reading
+    scene: Scene
+    well_drawn: bool
     usable: bool
     preserved: NDArray[np.bool_]
     truth: NDArray[np.uint8] | None = None
@@ -79,6 +80,7 @@ class Verdict:
 
     success:    every changed word is seen where it belongs.
     kept:       every other attribute, the number of figures among them, reads as in the source; kept_share: how many.
+    identity:   figures stand where they stood; well_drawn: source and edit are near true drawings.
     psnr, ssim: against the source, where nothing may change; decibels (at most 60), and -1..1.
     moved:      root mean square difference to the source over the whole picture, 0..1.
     truth_psnr, truth_ssim: against the true edited picture, of drawn sources.
@@ -88,6 +90,8 @@ class Verdict:
     success: bool
     kept: bool
     kept_share: float
+    identity: bool
+    well_drawn: bool
     psnr: float
     ssim: float
     moved: float
@@ -100,7 +104,7 @@ class Verdict:
 
     @property
     def product(self) -> float:
-        return self.success * self.kept * self.background
+        return self.success * self.kept * self.identity * self.well_drawn * self.background
 
 
 @dataclass(frozen=True)
@@ -113,15 +117,16 @@ class Judge:
         """Look at a source picture; `drawn`: it is the drawing of `case.source`, so that the truth is known."""
         image = _pixels(source)
         (reading,) = self._read([image])
-        figures, place = reading
-        scene = case.source if drawn else fit_scene(image, figures, place)
+        scene = fit_scene(image, reading)
         usable = _as_described(reading, case) and not any(_seen(reading, case))
+        known = case.source if drawn else scene
         return View(
             case=case,
             image=image,
-            reading=reading,
+            scene=scene,
+            well_drawn=distance(image, render(scene).image) <= WELL_DRAWN,
             usable=usable,
-            preserved=preserved_region(scene, case.changes) if usable else np.ones(image.shape[:2], bool),
+            preserved=preserved_region(known, case.changes) if usable else np.ones(image.shape[:2], bool),
             truth=render(case.target).image if drawn else None,
         )
 
@@ -132,34 +137,10 @@ class Judge:
             _verdict(view, image, reading) for image, reading in zip(images, self._read(images), strict=True)
         ]
 
-    def _read(self, images: Sequence[NDArray[np.uint8]]) -> list[Reading]:
+    def _read(self, images: Sequence[NDArray[np.uint8]]) -> list[Scene]:
         if not images:
             return []
         return self.reader.read(to_pixels(np.stack(images)))
-
-
-def fit_scene(image: NDArray[np.uint8], figures: tuple[Figure, ...], place: str) -> Scene:
-    """The scene of these figures that fits a picture [S, S, 3] best; of its layout only the figures mean anything."""
-    count = len(figures)
-    templates = {facing: _scene(figures, place, CENTRES[count], (facing,) * count) for facing in (1, -1)}
-    pictures = {facing: render(scene, len(image)) for facing, scene in templates.items()}
-    reach = round(REACH[count] * len(image))
-    x, facing = [], []
-    for figure in range(count):
-        found = []
-        for way, picture in pictures.items():
-            rows, columns = np.nonzero(picture.masks[figure] > 0.9)
-            colours = picture.image[rows, columns].astype(np.float32)
-            for shift in range(-reach, reach + 1):
-                there = columns + shift
-                # Of a figure that reaches over the border only what is in the picture can be compared.
-                visible = (there >= 0) & (there < len(image))
-                error = float(np.square(image[rows[visible], there[visible]] - colours[visible]).mean())
-                found.append((error, abs(shift), shift, way))
-        _, _, shift, way = min(found)
-        x.append(CENTRES[count][figure] + shift / len(image))
-        facing.append(way)
-    return _scene(figures, place, tuple(x), tuple(facing))
 
 
 def preserved_region(source: Scene, changes: Sequence[Change], size: int = IMAGE_SIZE) -> NDArray[np.bool_]:
@@ -185,11 +166,6 @@ def preserved_region(source: Scene, changes: Sequence[Change], size: int = IMAGE
     return inside & ~dilation(touched, disk(MARGIN))
 
 
-def _scene(figures: tuple[Figure, ...], place: str, x: tuple[float, ...], facing: tuple[int, ...]) -> Scene:
-    layout = Layout(x=x, facing=facing, horizon=0.54, sun=(0.8, 0.14), cloud=(0.2, 0.15), scenery=(0.2, 0.8))
-    return Scene(figures=figures, place=place, layout=layout)
-
-
 def masked_ssim(one: NDArray[np.uint8], two: NDArray[np.uint8], region: NDArray[np.bool_]) -> float:
     """Structural similarity (Wang et al. 2004: Gaussian window of 1.5 pixels) averaged over a region; 1 if empty.
 
@@ -212,15 +188,16 @@ def masked_psnr(one: NDArray[np.uint8], two: NDArray[np.uint8], region: NDArray[
     return MOST_DECIBELS if error == 0 else min(MOST_DECIBELS, float(10 * np.log10(255**2 / error)))
 
 
-def _verdict(view: View, image: NDArray[np.uint8], reading: Reading) -> Verdict:
+def _verdict(view: View, image: NDArray[np.uint8], reading: Scene) -> Verdict:
     everywhere = np.ones(image.shape[:2], bool)
-    kept = _kept(view, reading)
-    truth = view.truth
+    kept, scene, truth = _kept(view, reading), fit_scene(image, reading), view.truth
     return Verdict(
         usable=view.usable,
         success=view.usable and all(_seen(reading, view.case)),
         kept=all(kept),
         kept_share=float(np.mean(kept)),
+        identity=_stand(view.scene, scene),
+        well_drawn=view.well_drawn and distance(image, render(scene).image) <= WELL_DRAWN,
         psnr=masked_psnr(view.image, image, view.preserved),
         ssim=masked_ssim(view.image, image, view.preserved),
         moved=float(np.sqrt(np.square(view.image.astype(np.float64) - image).mean()) / 255),
@@ -229,35 +206,44 @@ def _verdict(view: View, image: NDArray[np.uint8], reading: Reading) -> Verdict:
     )
 
 
-def _as_described(reading: Reading, case: Case) -> bool:
+def _stand(source: Scene, target: Scene) -> bool:
+    """Whether the figures of both stand at the same places."""
+    one, two = source.layout, target.layout
+    if len(one.x) != len(two.x):
+        return False
+    aside = max(abs(a - b) for a, b in zip(one.x, two.x, strict=True))
+    return aside <= ASIDE and abs(one.near - two.near) <= NEARER
+
+
+def _as_described(reading: Scene, case: Case) -> bool:
     """Whether a source shows what its prompt says: all of its scene but what the edit inserts."""
     inserted = {(change.attribute, change.figure) for change in case.changes if change.before is None}
-    scene = (case.source.figures, case.source.place)
     named = [which for which in _attributes(case.figures) if which not in inserted]
-    return len(reading[0]) == case.figures and all(_value(reading, *w) == _value(scene, *w) for w in named)
+    return len(reading.figures) == case.figures and all(
+        _value(reading, *which) == _value(case.source, *which) for which in named
+    )
 
 
-def _seen(reading: Reading, case: Case) -> list[bool]:
+def _seen(reading: Scene, case: Case) -> list[bool]:
     """Per change, whether the picture shows what it asks for."""
     return [_value(reading, change.attribute, change.figure) == change.after for change in case.changes]
 
 
-def _kept(view: View, reading: Reading) -> list[bool]:
+def _kept(view: View, reading: Scene) -> list[bool]:
     changed = {(change.attribute, change.figure) for change in view.case.changes}
-    others = [which for which in _attributes(len(view.reading[0])) if which not in changed]
-    same = [_value(reading, *which) == _value(view.reading, *which) for which in others]
-    return [len(reading[0]) == len(view.reading[0]), *same]
+    others = [which for which in _attributes(len(view.scene.figures)) if which not in changed]
+    same = [_value(reading, *which) == _value(view.scene, *which) for which in others]
+    return [len(reading.figures) == len(view.scene.figures), *same]
 
 
 def _attributes(figures: int) -> list[tuple[str, int | None]]:
     return [*((name, slot) for slot in range(figures) for name in FIGURE_ATTRIBUTES), ("place", None)]
 
 
-def _value(reading: Reading, attribute: str, figure: int | None) -> str | None:
-    figures, place = reading
+def _value(scene: Scene, attribute: str, figure: int | None) -> str | None:
     if figure is None:
-        return place
-    return getattr(figures[figure], attribute) if figure < len(figures) else None
+        return scene.place
+    return getattr(scene.figures[figure], attribute) if figure < len(scene.figures) else None
 
 
 def _pixels(picture: Image.Image) -> NDArray[np.uint8]:

@@ -12,12 +12,12 @@ import numpy as np
 from adapedit import AdapEditError
 from benchmarks.quality.statistics import curve_correlation, mean_interval, paired_comparison
 from benchmarks.quality.studies import Study, Sweep
-from benchmarks.quality.suite import KINDS
+from benchmarks.quality.suite import KINDS, PROMPTS
 
 LEAST = 0.001
 """Of two figures: less apart, neither edit is counted as the better one."""
 
-SHARES = ("success", "kept", "background", "product")
+SHARES = ("success", "kept", "identity", "well_drawn", "background", "product")
 COLUMNS_OF_SCENES = (*SHARES, "psnr", "moved")
 OF_TRUTH = ("truth_psnr", "truth_ssim")
 """Reported besides where the true edits are known, of drawn sources."""
@@ -39,8 +39,10 @@ class Column:
 COLUMNS = {
     "success": Column("success", 1, 3, "share of edits whose new words the reader sees where they belong"),
     "kept": Column("kept", 1, 3, "share in which everything else reads as in the source"),
+    "identity": Column("identity", 1, 3, "share in which the figures stand where they stood"),
+    "well_drawn": Column("well drawn", 1, 3, "share in which source and edit are near a true drawing"),
     "background": Column("background", 1, 3, "SSIM to the source where the true edit changes nothing"),
-    "product": Column("product", 1, 3, "success and kept, times background; methods are ranked by it"),
+    "product": Column("product", 1, 3, "all of these together, times background; methods are ranked by it"),
     "psnr": Column("PSNR", 1, 1, "decibels to the source where nothing may change, at most 60"),
     "moved": Column("moved", 0, 3, "root mean square difference to the source over the whole picture"),
     "truth_psnr": Column("PSNR to the truth", 1, 1, "decibels to the true edited picture"),
@@ -92,7 +94,7 @@ def paired(scores: Iterable[Any], variants: Sequence[str]) -> dict[str, list[Any
 
 
 def scenes_report(scores: Sequence[Any], study: Study) -> dict[str, Any]:
-    """Groups of all edits and of each kind, and the study's curves; ready for JSON."""
+    """Groups of all edits, of each kind, of full and of open prompts, and the study's curves; ready for JSON."""
     scores_of = paired(scores, list(study.variants))
     first = next(iter(scores_of.values()))
     cases = len({score.case for score in scores})
@@ -103,18 +105,18 @@ def scenes_report(scores: Sequence[Any], study: Study) -> dict[str, Any]:
         )
     names = COLUMNS_OF_SCENES + (OF_TRUTH if first[0].truth_psnr is not None else ())
 
-    def table(kind: str | None) -> Table:
-        chosen = {v: [s for s in some if kind in (None, s.kind)] for v, some in scores_of.items()}
+    def table(part: str | None) -> Table:
+        chosen = {v: [s for s in some if part in (None, s.kind, s.prompts)] for v, some in scores_of.items()}
         return {
             v: {name: [float(getattr(s, name)) for s in some] for name in names} for v, some in chosen.items()
         }
 
-    kinds = [kind for kind in KINDS if any(score.kind == kind for score in first)]
+    parts = [p for p in (*KINDS, *PROMPTS) if any(p in (score.kind, score.prompts) for score in first)]
     return {
         "cases": cases,
         "usable": len(first),
         "columns": list(names),
-        "groups": {kind or "all": group(table(kind), ["product"]) for kind in (None, *kinds)},
+        "groups": {part or "all": group(table(part), ["product"]) for part in (None, *parts)},
         "curves": [_curve(table(None), sweep) for sweep in study.sweeps],
     }
 

@@ -74,6 +74,7 @@ class Score(Verdict):
     case: str
     kind: str
     half: str
+    prompts: str
     figures: int
     variant: str
     settings: str
@@ -111,7 +112,8 @@ def scores_of(
             verdicts = judge.verdicts(view, [one.target_image for one in edits])
             scores += [
                 Score(
-                    **vars(verdict), case=case.name, kind=case.kind, half=case.half, figures=case.figures,
+                    **vars(verdict), case=case.name, kind=case.kind, half=case.half, prompts=case.prompts,
+                    figures=case.figures,
                     variant=label, settings=digest(variants[label]),
                 )
                 for label, verdict in zip(labels, verdicts, strict=True)

@@ -1,21 +1,36 @@
-"""The suite: a fixed list of scene edits over the kinds of edit, half for choosing defaults, half for reporting."""
+"""The suite: a fixed list of scene edits over the kinds of edit, half for choosing defaults, half for reporting.
+
+Half of the prompts are full, and half open: they name what is not usual, and what is edited.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from functools import cache
 from typing import Literal
 
 import numpy as np
 
 from adapedit import AdapEditError
-from benchmarks.scenes.world import ATTRIBUTES, Mention, Scene, caption, random_scene
+from benchmarks.scenes.world import (
+    ATTRIBUTES,
+    Mention,
+    Scene,
+    caption,
+    random_scene,
+    usual,
+)
 
 Half = Literal["development", "test"]
 
 KINDS = ("pose", "size", "colour", "kind", "place", "insertion", "two words")
-"""Kinds of edit. The first five replace one word; an insertion adds an adjective that the source does not have."""
+"""Kinds of edit. The first five replace one word; an insertion adds what the source does not name."""
+
+PROMPTS: tuple[Literal["full"], Literal["open"]] = ("full", "open")
+
+INSERTED = ("colour", "pose", "colour", "size", "colour", "pose")
 
 CASES_PER_KIND = 960
 """Enough in each half to tell methods apart by a fiftieth of the product, on one kind alone."""
@@ -52,6 +67,7 @@ class Case:
     source_prompt: str
     target_prompt: str
     changes: tuple[Change, ...]
+    prompts: Literal["full", "open"]
 
     @property
     def figures(self) -> int:
@@ -85,18 +101,21 @@ def _all_cases() -> tuple[Case, ...]:
 
 def _case(kind: str, number: int) -> Case:
     rng = np.random.default_rng((STREAM, KINDS.index(kind), number))
-    figures = 1 + number % 2
-    # Captions that differ by more than the edit (a/an before a word that is inserted) are drawn again.
-    while True:
+    figures, prompts = 1 + number % 2, PROMPTS[number // 4 % 2]
+    while (
+        True
+    ):  # scenes that the edit can't be made of are drawn again, and captions that differ by more than it
         source = random_scene(rng, two_figures=figures - 1)
         changes = _changes(kind, source, number, rng)
+        if not all(_possible(change, source) for change in changes):
+            continue
+        for change in changes:
+            if change.before is None:
+                source = source.edited(change.attribute, _meant(source, change), change.figure or 0)
         target = source
         for change in changes:
             target = target.edited(change.attribute, change.after, change.figure or 0)
-        pose = "after" if rng.random() < 0.5 else "before"
-        named = tuple(Mention(pose=pose) for _ in source.figures)
-        before = caption(source, _without(named, changes)).text
-        after = caption(target, named).text
+        before, after = _captions(source, target, changes, prompts, rng)
         kinds = {figure.kind for figure in target.figures}
         if _differ_by(before.split(), after.split(), changes) and len(kinds) == figures:
             break
@@ -104,6 +123,7 @@ def _case(kind: str, number: int) -> Case:
         name=f"{kind.replace(' ', '-')}-{number:02d}",
         kind=kind,
         half="development" if number // 2 % 2 == 0 else "test",
+        prompts=prompts,
         seed=int(rng.integers(2**31)),
         source=source,
         target=target,
@@ -115,52 +135,75 @@ def _case(kind: str, number: int) -> Case:
 
 def _changes(kind: str, scene: Scene, number: int, rng: np.random.Generator) -> tuple[Change, ...]:
     """What is edited; where there are two figures, the left and the right one in turn."""
-    figure = number // 4 % 2 if len(scene.figures) == 2 else 0
+    figure = number // 8 % 2 if len(scene.figures) == 2 else 0
     if kind == "place":
         return (_change("place", None, scene, rng),)
     if kind == "insertion":
-        # Of two sizes a source that names none shows the new one half of the time, so most insertions are colours.
-        attribute = ("colour", "pose", "colour", "size", "colour", "pose")[number // 4 % 6]
+        attribute = INSERTED[number // 8 % len(INSERTED)]
         return (_change(attribute, figure, scene, rng, inserted=True),)
     if kind != "two words":
         return (_change(kind, figure, scene, rng),)
     first, second = rng.permutation(("pose", "size", "colour", "kind"))[:2]
-    if len(scene.figures) == 1 or number // 4 % 3 == 0:
+    if len(scene.figures) == 1 or number // 8 % 3 == 0:
         return _change(first, figure, scene, rng), _change(second, figure, scene, rng)
-    if number // 4 % 3 == 1:
+    if number // 8 % 3 == 1:
         return _change(first, 0, scene, rng), _change(second, 1, scene, rng)
     # The other figure is what has to stay: with a single one nothing would be left to compare.
     return _change(first, figure, scene, rng), _change("place", None, scene, rng)
 
 
+def _value(scene: Scene, attribute: str, figure: int | None) -> str:
+    return str(getattr(scene if figure is None else scene.figures[figure], attribute))
+
+
+def _meant(scene: Scene, change: Change) -> str:
+    """What a source shows that does not name what is inserted."""
+    return usual(change.attribute, scene.figures[change.figure or 0].kind)
+
+
+def _possible(change: Change, scene: Scene) -> bool:
+    """Whether an insertion adds what is not meant anyway."""
+    return change.before is not None or change.after != _meant(scene, change)
+
+
 def _change(
     attribute: str, figure: int | None, scene: Scene, rng: np.random.Generator, inserted: bool = False
 ) -> Change:
-    before = scene.place if figure is None else getattr(scene.figures[figure], attribute)
+    before = _value(scene, attribute, figure)
     others = [value for value in ATTRIBUTES[attribute] if value != before]
     after = others[rng.integers(len(others))]
     return Change(attribute=str(attribute), figure=figure, before=None if inserted else before, after=after)
 
 
-def _without(named: tuple[Mention, ...], changes: tuple[Change, ...]) -> tuple[Mention, ...]:
-    """The mentions of the source: an attribute that is inserted is not named there."""
-    mentions = list(named)
-    for change in changes:
-        if change.before is None and change.figure is not None:
-            old = mentions[change.figure]
-            mentions[change.figure] = Mention(
-                size=old.size and change.attribute != "size",
-                colour=old.colour and change.attribute != "colour",
-                pose=None if change.attribute == "pose" else old.pose,
-            )
-    return tuple(mentions)
+def _captions(
+    source: Scene, target: Scene, changes: tuple[Change, ...], prompts: str, rng: np.random.Generator
+) -> tuple[str, str]:
+    """Prompts of both scenes that name the same attributes, but for what is inserted."""
+    where = "after" if rng.random() < 0.5 else "before"
+    mentions: tuple[list[Mention], list[Mention]] = ([], [])
+    for index, pair in enumerate(zip(source.figures, target.figures, strict=True)):
+        named = {
+            name
+            for name in ("size", "colour", "pose")
+            if prompts == "full" or any(getattr(one, name) != usual(name, one.kind) for one in pair)
+        }
+        inserted = {c.attribute for c in changes if c.before is None and c.figure == index}
+        for said, words in zip(mentions, (named - inserted, named), strict=True):
+            pose = where if "pose" in words else None
+            said.append(Mention(size="size" in words, colour="colour" in words, pose=pose))
+    place = prompts == "full" or any(scene.place != usual("place") for scene in (source, target))
+    before, after = (
+        caption(scene, tuple(said), place=place).text
+        for scene, said in zip((source, target), mentions, strict=True)
+    )
+    return before, after
 
 
 def _differ_by(before: list[str], after: list[str], changes: tuple[Change, ...]) -> bool:
-    inserted = [change.after for change in changes if change.before is None]
-    if inserted:
-        rest = [after[:i] + after[i + 1 :] for i, word in enumerate(after) if word == inserted[0]]
-        return before in rest
-    if len(before) != len(after):
-        return False
-    return sum(a != b for a, b in zip(before, after, strict=True)) == len(changes)
+    """Whether two captions differ by what is changed alone: not by an article."""
+    steps = [step for step in SequenceMatcher(None, before, after, False).get_opcodes() if step[0] != "equal"]
+    added = [word for _, _, _, start, stop in steps for word in after[start:stop]]
+    if changes[0].before is None:
+        return all(step[0] == "insert" for step in steps) and added == [changes[0].after]
+    different = sum(a != b for a, b in zip(before, after, strict=False))
+    return len(before) == len(after) and different == len(changes) == len(added)

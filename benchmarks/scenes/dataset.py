@@ -35,7 +35,10 @@ def scene_at(index: int, seed: int = TRAIN_SEED) -> Scene:
 
 def held_out(scene: Scene) -> bool:
     """Whether the generator is never trained on this combination of attributes: a tenth of all, by checksum."""
-    names = [scene.place, *(value for figure in scene.figures for value in vars(figure).values())]
+    names = [
+        scene.place,
+        *(value for figure in scene.figures for value in vars(figure).values()),
+    ]
     return zlib.crc32(" ".join(names).encode()) % 10 == 0
 
 
@@ -107,7 +110,7 @@ def encode_scenes(
     """
     count, weights = min(count, len(scenes.images)), 0
     for value in vae.state_dict().values():
-        weights = zlib.crc32(value.float().numpy().tobytes(), weights)
+        weights = zlib.crc32(value.float().cpu().numpy().tobytes(), weights)
     path = folder / f"latents-{weights:08x}-{scenes.seed}-{count}.npy"
     if path.exists():
         found: NDArray[np.float16] = np.load(path)
@@ -115,9 +118,10 @@ def encode_scenes(
     parts = []
     for start in range(0, count, batch):
         pixels = to_pixels(scenes.images[start : min(start + batch, count)])
-        with fast_products():
-            encoded = vae.encode(pixels.contiguous(memory_format=torch.channels_last))
-        parts.append(encoded.latent_dist.mean.half().numpy())
+        pixels = pixels.to(vae.device, memory_format=torch.channels_last)
+        with fast_products(vae.device.type):
+            encoded = vae.encode(pixels)
+        parts.append(encoded.latent_dist.mean.half().cpu().numpy())
         if start % (batch * 50) == 0:
             print(f"encoded {start}/{count}", flush=True)
     latents = np.concatenate(parts)

@@ -36,6 +36,9 @@ HEIGHT = {("small", 1): 0.30, ("big", 1): 0.52, ("small", 2): 0.27, ("big", 2): 
 GROUND_LINE = 0.84
 """Where figures stand, from the top."""
 
+NEARER = 0.07
+"""By how much figures that stand nearer are larger, and by half of it lower."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
@@ -46,7 +49,7 @@ class Picture:
 
 
 def _darker(colour: tuple[int, int, int], share: float) -> tuple[int, int, int]:
-    red, green, blue = (round(channel * share) for channel in colour)
+    red, green, blue = (min(255, round(channel * share)) for channel in colour)
     return red, green, blue
 
 
@@ -130,17 +133,17 @@ def _scenery(canvas: _Canvas, place: str, layout: Layout) -> None:
 
 def _background(canvas: _Canvas, scene: Scene) -> None:
     _scenery(canvas, scene.place, scene.layout)
-    x, y = scene.layout.cloud
-    for dx, dy, r in ((-0.07, 0.01, 0.045), (0.0, -0.015, 0.06), (0.075, 0.01, 0.045)):
-        canvas.blob(x + dx, y + dy, r * 1.25, r * 0.8, (250, 251, 253))
     x, y = scene.layout.sun
     canvas.blob(x, y, 0.083, 0.083, (246, 170, 40))
     canvas.blob(x, y, 0.068, 0.068, (255, 222, 70))
+    x, y = scene.layout.cloud
+    for dx, dy, r in ((-0.07, 0.01, 0.045), (0.0, -0.015, 0.06), (0.075, 0.01, 0.045)):
+        r *= scene.layout.cloudiness
+        canvas.blob(x + dx, y + dy, r * 1.25, r * 0.8, (250, 251, 253))
 
 
-def _placed(figure: Figure, x: float, facing: int, unit: float) -> list[Part]:
-    scale = np.array([facing * unit, -unit])
-    origin = np.array([x, GROUND_LINE])
+def _placed(figure: Figure, x: float, y: float, unit: float) -> list[Part]:
+    scale, origin = np.array([unit, -unit]), np.array([x, y])
     parts = DRAW[figure.kind](figure.pose)
     return [Part(part.points * scale + origin, part.paint, part.outlined) for part in parts]
 
@@ -149,13 +152,14 @@ def render(scene: Scene, size: int = IMAGE_SIZE) -> Picture:
     """Draw a scene. Two scenes that share a layout differ only where their attributes say so."""
     canvas = _Canvas(size)
     _background(canvas, scene)
-    masks = []
-    for figure, x, facing in zip(scene.figures, scene.layout.x, scene.layout.facing, strict=True):
-        unit = HEIGHT[figure.size, len(scene.figures)]
-        parts = _placed(figure, x, facing, unit)
+    layout, masks = scene.layout, []
+    line = GROUND_LINE + 0.5 * NEARER * layout.near
+    ground = canvas.colour_at(0.005, 0.88)
+    for figure, x, shade in zip(scene.figures, layout.x, layout.shade, strict=True):
+        unit = HEIGHT[figure.size, len(scene.figures)] * (1 + NEARER * layout.near)
+        parts = _placed(figure, x, line, unit)
         shadow = 0.62 if figure.pose == "jumping" else 1.0
-        ground = canvas.colour_at(0.005, 0.88)
-        canvas.blob(x, GROUND_LINE + 0.005, 0.36 * unit * shadow, 0.06 * unit * shadow, _darker(ground, 0.78))
+        canvas.blob(x, line + 0.005, 0.36 * unit * shadow, 0.06 * unit * shadow, _darker(ground, 0.78))
         mask = _Canvas(size, "L")
         for part in parts:
             if part.outlined:
@@ -163,10 +167,13 @@ def render(scene: Scene, size: int = IMAGE_SIZE) -> Picture:
                 mask.polygon(part.points, 255, grow=OUTLINE)
         for part in parts:
             fixed = isinstance(part.paint, tuple)
-            fill = part.paint if fixed else _darker(RGB[figure.colour], 0.42 + 0.58 * part.paint)
+            full = 1 + 0.1 * (shade - 0.5)
+            fill = part.paint if fixed else _darker(RGB[figure.colour], full * (0.42 + 0.58 * part.paint))
             canvas.polygon(part.points, fill)
         masks.append(mask.pixels().astype(np.float32) / 255)
     for index in range(len(masks) - 1):
         for later in masks[index + 1 :]:
             masks[index] = masks[index] * (1 - later)
-    return Picture(image=canvas.pixels(), masks=np.stack(masks))
+    warmth = 0.05 * layout.warmth
+    image = np.clip(canvas.pixels() * np.array([1 + warmth, 1, 1 - warmth]), 0, 255).round().astype(np.uint8)
+    return Picture(image=image, masks=np.stack(masks))

@@ -1,6 +1,7 @@
 """The figures as parts in a frame of their own: feet at the origin, y up, facing right, about one unit high.
 
 A part is a polygon with a shade; a figure is a list of parts, back to front. The renderer places and colours them.
+A pose is where the joints are; what hangs on them is the kind's.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class Part:
 
 SKIN = (241, 194, 152)
 HAIR = (92, 58, 36)
+BLOND = (196, 122, 40)
 BEAK = (240, 140, 30)
 INK = (34, 30, 40)
 EYE = (20, 18, 24)
@@ -56,8 +58,53 @@ def polygon(*points: Point) -> Points:
     return np.array(points, dtype=np.float64)
 
 
+def _at(x: float, y: float, *points: Point) -> Points:
+    return np.array(points, dtype=np.float64) + np.array([x, y])
+
+
 def _eye(x: float, y: float, r: float = 0.028) -> Part:
     return Part(ellipse(x, y, r, r * 1.25), EYE, outlined=False)
+
+
+@dataclass(frozen=True)
+class _Animal:
+    """Joints of a pose. feet: hind far, hind near, fore far, fore near."""
+
+    hip: Point
+    shoulder: Point
+    feet: tuple[Point, Point, Point, Point]
+    tail: Point
+    head: Point
+
+
+_STAND = ((-0.28, 0.44), (0.22, 0.44))
+ANIMALS = {
+    "standing": _Animal(
+        *_STAND, ((-0.24, 0.06), (-0.35, 0.06), (0.12, 0.06), (0.26, 0.06)), (-0.56, 0.72), (0.36, 0.72)
+    ),
+    "jumping": _Animal(
+        (-0.28, 0.58), (0.22, 0.72), ((-0.56, 0.36), (-0.44, 0.28), (0.50, 0.52), (0.46, 0.40)),
+        (-0.58, 0.86), (0.40, 0.94),
+    ),
+    "sitting": _Animal(
+        (-0.10, 0.19), (0.10, 0.50), ((0.06, 0.05), (0.10, 0.05), (0.12, 0.06), (0.20, 0.06)),
+        (-0.46, 0.16), (0.17, 0.76),
+    ),
+}  # fmt: skip
+
+
+def _animal(at: _Animal, body: float, leg: float) -> list[Part]:
+    """Tail, legs and body."""
+    (hx, hy), (sx, sy) = at.hip, at.shoulder
+    roots = ((hx + 0.05, hy - 0.04), (hx - 0.05, hy - 0.04), (sx - 0.06, sy - 0.04), (sx + 0.02, sy - 0.04))
+    shades = (0.7, 0.9, 0.7, 0.9)
+    legs = [
+        Part(limb(root, foot, leg), shade) for root, foot, shade in zip(roots, at.feet, shades, strict=True)
+    ]
+    return [
+        Part(limb((hx - 0.12, hy + 0.02), at.tail, 0.75 * leg), 0.8),
+        legs[0], legs[2], Part(limb(at.hip, at.shoulder, body)), legs[1], legs[3],
+    ]  # fmt: skip
 
 
 def _dog_head(x: float, y: float) -> list[Part]:
@@ -71,34 +118,8 @@ def _dog_head(x: float, y: float) -> list[Part]:
 
 
 def dog(pose: str) -> list[Part]:
-    if pose == "sitting":
-        return [
-            Part(limb((-0.26, 0.08), (-0.46, 0.16), 0.045), 0.8),
-            Part(limb((-0.10, 0.19), (0.10, 0.50), 0.19, 0.15)),
-            Part(ellipse(-0.12, 0.15, 0.20, 0.15), 0.85),
-            Part(limb((-0.08, 0.045), (0.10, 0.045), 0.05), 0.7),
-            Part(limb((0.15, 0.46), (0.20, 0.06), 0.06), 0.9),
-            *_dog_head(0.17, 0.76),
-        ]
-    if pose == "jumping":
-        return [
-            Part(limb((-0.42, 0.66), (-0.58, 0.86), 0.045), 0.8),
-            Part(limb((-0.30, 0.56), (-0.56, 0.36), 0.06, 0.05), 0.7),
-            Part(limb((-0.25, 0.56), (-0.44, 0.28), 0.06, 0.05), 0.9),
-            Part(limb((0.22, 0.66), (0.50, 0.52), 0.06, 0.05), 0.7),
-            Part(limb((-0.28, 0.58), (0.22, 0.72), 0.17)),
-            Part(limb((0.20, 0.62), (0.46, 0.40), 0.06, 0.05), 0.9),
-            *_dog_head(0.40, 0.94),
-        ]
-    return [
-        Part(limb((-0.42, 0.50), (-0.56, 0.72), 0.045), 0.8),
-        Part(limb((-0.22, 0.38), (-0.24, 0.06), 0.06), 0.7),
-        Part(limb((0.14, 0.38), (0.12, 0.06), 0.06), 0.7),
-        Part(limb((-0.28, 0.44), (0.22, 0.44), 0.17)),
-        Part(limb((-0.34, 0.38), (-0.35, 0.06), 0.06), 0.9),
-        Part(limb((0.26, 0.38), (0.26, 0.06), 0.06), 0.9),
-        *_dog_head(0.36, 0.72),
-    ]
+    at = ANIMALS[pose]
+    return [*_animal(at, 0.17, 0.06), *_dog_head(*at.head)]
 
 
 def _cat_head(x: float, y: float) -> list[Part]:
@@ -114,36 +135,11 @@ def _cat_head(x: float, y: float) -> list[Part]:
 
 
 def cat(pose: str) -> list[Part]:
-    if pose == "sitting":
-        return [
-            Part(limb((-0.20, 0.06), (-0.40, 0.10), 0.042), 0.75),
-            Part(limb((-0.40, 0.10), (-0.42, 0.34), 0.042), 0.75),
-            Part(limb((0.0, 0.17), (0.05, 0.44), 0.20, 0.12)),
-            Part(limb((0.02, 0.36), (0.02, 0.055), 0.048), 0.85),
-            Part(limb((0.14, 0.36), (0.15, 0.055), 0.048), 0.85),
-            *_cat_head(0.06, 0.68),
-        ]
-    if pose == "jumping":
-        return [
-            Part(limb((-0.34, 0.56), (-0.58, 0.62), 0.042), 0.75),
-            Part(limb((-0.58, 0.62), (-0.68, 0.84), 0.042), 0.75),
-            Part(limb((-0.28, 0.50), (-0.50, 0.28), 0.05, 0.042), 0.65),
-            Part(limb((-0.20, 0.50), (-0.36, 0.22), 0.05, 0.042), 0.85),
-            Part(limb((0.20, 0.66), (0.48, 0.60), 0.05, 0.042), 0.65),
-            Part(limb((-0.26, 0.52), (0.20, 0.68), 0.135)),
-            Part(limb((0.18, 0.60), (0.42, 0.44), 0.05, 0.042), 0.85),
-            *_cat_head(0.32, 0.88),
-        ]
-    return [
-        Part(limb((-0.36, 0.42), (-0.52, 0.56), 0.042), 0.75),
-        Part(limb((-0.52, 0.56), (-0.46, 0.86), 0.042), 0.75),
-        Part(limb((-0.20, 0.32), (-0.22, 0.05), 0.05), 0.65),
-        Part(limb((0.10, 0.32), (0.09, 0.05), 0.05), 0.65),
-        Part(limb((-0.26, 0.38), (0.18, 0.38), 0.135)),
-        Part(limb((-0.31, 0.32), (-0.32, 0.05), 0.05), 0.85),
-        Part(limb((0.21, 0.32), (0.22, 0.05), 0.05), 0.85),
-        *_cat_head(0.27, 0.62),
-    ]
+    at = ANIMALS[pose]
+    head = at.head[0] - 0.09, at.head[1] - 0.08
+    tip = at.tail[0] + 0.04, at.tail[1] + 0.26
+    tail = Part(limb(at.tail, tip, 0.042), 0.75)
+    return [tail, *_animal(at, 0.14, 0.052), *_cat_head(*head)]
 
 
 def _bird_head(x: float, y: float) -> list[Part]:
@@ -154,139 +150,115 @@ def _bird_head(x: float, y: float) -> list[Part]:
     ]
 
 
-def bird(pose: str) -> list[Part]:
-    if pose == "sitting":
-        return [
-            Part(polygon((-0.22, 0.20), (-0.62, 0.30), (-0.58, 0.14), (-0.22, 0.08)), 0.6),
-            Part(ellipse(0.0, 0.20, 0.33, 0.20)),
-            Part(ellipse(-0.08, 0.22, 0.20, 0.115, -8), 0.6),
-            *_bird_head(0.27, 0.42),
-        ]
-    if pose == "jumping":
-        return [
-            Part(polygon((-0.20, 0.58), (-0.60, 0.50), (-0.56, 0.66), (-0.20, 0.68)), 0.6),
-            Part(polygon((-0.02, 0.72), (0.14, 1.20), (0.36, 1.10), (0.20, 0.70)), 0.45),
-            Part(ellipse(0.0, 0.64, 0.30, 0.17, 10)),
-            Part(polygon((-0.20, 0.70), (-0.38, 1.22), (-0.12, 1.16), (0.08, 0.70)), 0.6),
-            Part(limb((-0.10, 0.48), (-0.24, 0.38), 0.024), BEAK),
-            *_bird_head(0.30, 0.80),
-        ]
+def _bird_leg(x: float, y: float, foot: Point) -> list[Part]:
     return [
-        Part(limb((-0.06, 0.34), (-0.06, 0.03), 0.026), BEAK),
-        Part(limb((0.10, 0.34), (0.10, 0.03), 0.026), BEAK),
-        Part(limb((-0.06, 0.03), (0.03, 0.03), 0.026), BEAK),
-        Part(limb((0.10, 0.03), (0.19, 0.03), 0.026), BEAK),
-        Part(polygon((-0.20, 0.46), (-0.60, 0.36), (-0.54, 0.54), (-0.18, 0.58)), 0.6),
-        Part(ellipse(0.0, 0.50, 0.29, 0.20, 14)),
-        Part(ellipse(-0.07, 0.50, 0.19, 0.11, 0), 0.6),
-        *_bird_head(0.24, 0.76),
+        Part(limb((x, y), foot, 0.026), BEAK),
+        Part(limb(foot, (foot[0] + 0.09, foot[1]), 0.026), BEAK),
     ]
+
+
+BIRDS: dict[str, tuple[Point, float, Point, tuple[Point, ...]]] = {
+    "standing": ((0.0, 0.50), 14, (0.24, 0.76), ((-0.06, 0.03), (0.10, 0.03))),
+    "jumping": ((0.0, 0.64), 10, (0.30, 0.80), ((-0.26, 0.38),)),
+    "sitting": ((0.0, 0.20), 8, (0.27, 0.42), ()),
+}
+"""Of a bird's pose: middle of the body, its slope in degrees, head, feet."""
+
+
+def bird(pose: str) -> list[Part]:
+    (x, y), slope, head, feet = BIRDS[pose]
+    tail = polygon((-0.20, -0.04), (-0.60, -0.12), (-0.56, 0.05), (-0.18, 0.08))
+    turn = math.radians(slope)
+    tail = tail @ np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]]) + (x, y)
+    legs = [
+        part for place, foot in enumerate(feet) for part in _bird_leg(x - 0.06 + 0.16 * place, y - 0.16, foot)
+    ]
+    body = [Part(tail, 0.6), Part(ellipse(x, y, 0.31, 0.19, slope))]
+    if pose == "jumping":
+        wings = [polygon((-0.02, 0.08), (0.14, 0.56), (0.36, 0.46), (0.20, 0.06)),
+                 polygon((-0.20, 0.06), (-0.38, 0.58), (-0.12, 0.52), (0.08, 0.06))]  # fmt: skip
+        body = [Part(wings[0] + (x, y), 0.45), *body, Part(wings[1] + (x, y), 0.6)]
+    else:
+        body.append(Part(ellipse(x - 0.07, y, 0.19, 0.11, slope - 10), 0.6))
+    return [*legs, *body, *_bird_head(*head)]
+
+
+@dataclass(frozen=True)
+class _Person:
+    """Joints of a pose. feet and hands: far, near."""
+
+    hips: Point
+    neck: Point
+    head: Point
+    feet: tuple[Point, Point]
+    hands: tuple[Point, Point]
+
+
+PEOPLE = {
+    "standing": _Person(
+        (0.0, 0.38),
+        (0.0, 0.62),
+        (0.0, 0.86),
+        ((-0.08, 0.05), (0.08, 0.05)),
+        ((-0.235, 0.345), (0.235, 0.345)),
+    ),
+    "jumping": _Person(
+        (0.0, 0.54), (0.0, 0.80), (0.0, 1.04), ((-0.33, 0.29), (0.36, 0.37)), ((-0.34, 1.09), (0.34, 1.09))
+    ),
+    "sitting": _Person(
+        (-0.04, 0.16),
+        (-0.04, 0.44),
+        (-0.02, 0.70),
+        ((0.38, 0.09), (0.40, 0.12)),
+        ((-0.22, 0.16), (0.21, 0.24)),
+    ),
+}
 
 
 def _face(x: float, y: float) -> list[Part]:
-    return [
-        Part(ellipse(x, y, 0.13, 0.14), SKIN),
-        _eye(x + 0.02, y + 0.0, 0.022),
-        _eye(x + 0.09, y + 0.0, 0.022),
-    ]
+    return [Part(ellipse(x, y, 0.13, 0.14), SKIN), _eye(x + 0.02, y, 0.022), _eye(x + 0.09, y, 0.022)]
+
+
+def _arms(at: _Person, radius: float, shade: float) -> list[Part]:
+    x, y = at.neck
+    arms = [Part(limb((x + side * 0.12, y), hand, radius), shade)
+            for side, hand in zip((-1, 1), at.hands, strict=True)]  # fmt: skip
+    return arms + [Part(ellipse(*hand, 0.055, 0.055), SKIN) for hand in at.hands]
+
+
+def _shoes(at: _Person) -> list[Part]:
+    return [Part(limb(foot, (foot[0] + 0.06, foot[1]), 0.05), INK) for foot in at.feet]
 
 
 def boy(pose: str) -> list[Part]:
-    if pose == "sitting":
-        return [
-            Part(limb((-0.02, 0.12), (0.34, 0.11), 0.085), 0.5),
-            Part(limb((0.34, 0.11), (0.46, 0.12), 0.07, 0.06), INK),
-            Part(limb((-0.04, 0.16), (-0.04, 0.44), 0.14, 0.13)),
-            Part(limb((-0.04, 0.46), (0.18, 0.26), 0.055), 0.8),
-            Part(ellipse(0.21, 0.24, 0.055, 0.055), SKIN),
-            *_boy_head(-0.02, 0.70),
-        ]
-    if pose == "jumping":
-        return [
-            Part(limb((-0.07, 0.50), (-0.30, 0.32), 0.075), 0.5),
-            Part(limb((0.07, 0.50), (0.32, 0.40), 0.075), 0.5),
-            Part(limb((-0.30, 0.32), (-0.36, 0.26), 0.065), INK),
-            Part(limb((0.32, 0.40), (0.40, 0.34), 0.065), INK),
-            Part(limb((-0.12, 0.80), (-0.32, 1.06), 0.055), 0.8),
-            Part(limb((0.12, 0.80), (0.32, 1.06), 0.055), 0.8),
-            Part(ellipse(-0.34, 1.09, 0.055, 0.055), SKIN),
-            Part(ellipse(0.34, 1.09, 0.055, 0.055), SKIN),
-            Part(limb((0.0, 0.54), (0.0, 0.80), 0.135)),
-            *_boy_head(0.0, 1.04),
-        ]
-    return [
-        Part(limb((-0.075, 0.34), (-0.08, 0.08), 0.075), 0.5),
-        Part(limb((0.075, 0.34), (0.08, 0.08), 0.075), 0.5),
-        Part(limb((-0.09, 0.045), (-0.03, 0.045), 0.05), INK),
-        Part(limb((0.07, 0.045), (0.14, 0.045), 0.05), INK),
-        Part(limb((-0.13, 0.62), (-0.23, 0.38), 0.055), 0.8),
-        Part(limb((0.13, 0.62), (0.23, 0.38), 0.055), 0.8),
-        Part(ellipse(-0.235, 0.345, 0.055, 0.055), SKIN),
-        Part(ellipse(0.235, 0.345, 0.055, 0.055), SKIN),
-        Part(limb((0.0, 0.38), (0.0, 0.62), 0.135)),
-        *_boy_head(0.0, 0.86),
-    ]
-
-
-def _boy_head(x: float, y: float) -> list[Part]:
-    return [
-        *_face(x, y),
-        Part(polygon((x - 0.15, y + 0.01), (x - 0.13, y + 0.14), (x, y + 0.19), (x + 0.12, y + 0.14),
-                     (x + 0.13, y + 0.07), (x - 0.04, y + 0.07), (x - 0.08, y - 0.03)), HAIR),
-    ]  # fmt: skip
-
-
-def _girl_hair(x: float, y: float) -> Part:
-    return Part(polygon((x - 0.21, y - 0.26), (x - 0.20, y + 0.06), (x - 0.10, y + 0.20), (x + 0.08, y + 0.20),
-                        (x + 0.17, y + 0.08), (x + 0.17, y - 0.06), (x + 0.02, y - 0.22)), (196, 122, 40))  # fmt: skip
-
-
-def _girl_head(x: float, y: float) -> list[Part]:
-    fringe = polygon((x - 0.14, y + 0.02), (x - 0.10, y + 0.17), (x + 0.06, y + 0.18), (x + 0.13, y + 0.08))
-    return [*_face(x, y), Part(fringe, (196, 122, 40), outlined=False)]
+    at = PEOPLE[pose]
+    (x, y), (hx, hy) = at.head, at.hips
+    legs = [Part(limb((hx + side * 0.06, hy), foot, 0.075), 0.5)
+            for side, foot in zip((-1, 1), at.feet, strict=True)]  # fmt: skip
+    hair = _at(x, y, (-0.15, 0.01), (-0.13, 0.14), (0, 0.19), (0.12, 0.14), (0.13, 0.07), (-0.04, 0.07),
+               (-0.08, -0.03))  # fmt: skip
+    torso = Part(limb(at.hips, at.neck, 0.135))
+    return [*legs, *_shoes(at), *_arms(at, 0.055, 0.8), torso, *_face(x, y), Part(hair, HAIR)]
 
 
 def girl(pose: str) -> list[Part]:
-    if pose == "sitting":
-        return [
-            _girl_hair(-0.02, 0.70),
-            Part(limb((0.20, 0.08), (0.42, 0.08), 0.05), SKIN),
-            Part(limb((0.42, 0.08), (0.46, 0.12), 0.055), INK),
-            Part(
-                polygon((-0.12, 0.54), (0.10, 0.54), (0.34, 0.16), (0.30, 0.02), (-0.30, 0.02), (-0.28, 0.14))
-            ),
-            Part(limb((0.04, 0.46), (0.20, 0.26), 0.05), 0.75),
-            Part(ellipse(0.22, 0.24, 0.052, 0.052), SKIN),
-            *_girl_head(-0.02, 0.70),
-        ]
-    if pose == "jumping":
-        return [
-            _girl_hair(0.0, 1.04),
-            Part(limb((-0.10, 0.46), (-0.24, 0.26), 0.05), SKIN),
-            Part(limb((0.12, 0.46), (0.30, 0.34), 0.05), SKIN),
-            Part(limb((-0.24, 0.26), (-0.28, 0.22), 0.055), INK),
-            Part(limb((0.30, 0.34), (0.36, 0.30), 0.055), INK),
-            Part(limb((-0.10, 0.80), (-0.32, 1.06), 0.05), 0.75),
-            Part(limb((0.10, 0.80), (0.32, 1.06), 0.05), 0.75),
-            Part(ellipse(-0.34, 1.09, 0.052, 0.052), SKIN),
-            Part(ellipse(0.34, 1.09, 0.052, 0.052), SKIN),
-            Part(polygon((-0.11, 0.90), (0.11, 0.90), (0.34, 0.44), (-0.34, 0.44))),
-            *_girl_head(0.0, 1.04),
-        ]
-    return [
-        _girl_hair(0.0, 0.86),
-        Part(limb((-0.08, 0.28), (-0.08, 0.07), 0.05), SKIN),
-        Part(limb((0.08, 0.28), (0.08, 0.07), 0.05), SKIN),
-        Part(limb((-0.09, 0.045), (-0.04, 0.045), 0.045), INK),
-        Part(limb((0.07, 0.045), (0.12, 0.045), 0.045), INK),
-        Part(limb((-0.11, 0.64), (-0.27, 0.42), 0.05), 0.75),
-        Part(limb((0.11, 0.64), (0.27, 0.42), 0.05), 0.75),
-        Part(ellipse(-0.285, 0.39, 0.052, 0.052), SKIN),
-        Part(ellipse(0.285, 0.39, 0.052, 0.052), SKIN),
-        Part(polygon((-0.11, 0.72), (0.11, 0.72), (0.28, 0.24), (-0.28, 0.24))),
-        *_girl_head(0.0, 0.86),
-    ]
+    at = PEOPLE[pose]
+    hips, neck = np.array(at.hips), np.array(at.neck)
+    along = (hips - neck) / np.linalg.norm(hips - neck)
+    across, hem = np.array([-along[1], along[0]]), hips + 0.14 * along
+    top = neck - 0.10 * along
+    dress = np.array([top - 0.11 * across, top + 0.11 * across, hem + 0.28 * across, hem - 0.28 * across])
+    dress[:, 1] = dress[:, 1].clip(0.02)
+    x, y = at.head
+    back = _at(x, y, (-0.21, -0.26), (-0.20, 0.06), (-0.10, 0.20), (0.08, 0.20), (0.17, 0.08), (0.17, -0.06),
+               (0.02, -0.22))  # fmt: skip
+    fringe = _at(x, y, (-0.14, 0.02), (-0.10, 0.17), (0.06, 0.18), (0.13, 0.08))
+    back[:, 1] = back[:, 1].clip(0.02)
+    legs = [Part(limb((float(hips[0]) + side * 0.08, float(hips[1])), foot, 0.05), SKIN)
+            for side, foot in zip((-1, 1), at.feet, strict=True)]  # fmt: skip
+    parts = [Part(back, BLOND), *legs, *_shoes(at), *_arms(at, 0.05, 0.75), Part(dress)]
+    return [*parts, *_face(x, y), Part(fringe, BLOND, outlined=False)]
 
 
 DRAW = {"boy": boy, "girl": girl, "dog": dog, "cat": cat, "bird": bird}
-"""From the word of a kind to its parts in a pose."""
+"""From the word of a kind to its parts in a pose, back to front."""

@@ -29,6 +29,9 @@ HIDDEN_SIZE = 128
 MAP_WEIGHT = 0.01
 """Weight of the map loss beside the noise loss."""
 
+MIN_SNR = 5.0
+"""Where the loss of the clean latents stops to grow with the signal (Hang et al. 2023, with SNR + 1 for SNR)."""
+
 FIGURE_WEIGHT = 32.0
 """Weight of a whole figure beside the 256 cells of the latents, each of which weighs 1."""
 
@@ -148,12 +151,13 @@ def cell_weights(masks: Tensor) -> Tensor:
 
 
 def spread_times(batch: int) -> Tensor:
-    """Steps [B] int64 of the noise schedule, one from each of B even spans: each is uniform over 0..999.
+    """Steps [B] int64 of the noise schedule, one from each of B spans of 0..999: half of them are above 600.
 
-    Their mean varies less from batch to batch than that of independent draws, and so does the gradient, whose size
-    differs most between steps.
+    High noise is where it is decided what is where, and of which colour. The mean varies less from batch to batch than
+    that of independent draws, and so does the gradient, whose size differs most between steps.
     """
-    return ((torch.randperm(batch) + torch.rand(batch)) * (1000 / batch)).long().clamp_max(999)
+    even = (torch.randperm(batch) + torch.rand(batch)) / batch
+    return (1000 * even**0.7).long().clamp_max(999)
 
 
 class Batches:
@@ -185,7 +189,6 @@ class Batches:
 
 
 def train_generator(
-    scenes: Path = OUT / "scenes",
     vae: Path = OUT / "vae",
     out: Path = OUT / "generator",
     start: Path | None = None,
@@ -193,28 +196,31 @@ def train_generator(
     steps: int = 5000,
     batch: int = 32,
     learning_rate: float = 1e-3,
+    device: str = "cpu",
 ) -> None:
     """Train text encoder and UNet on the first `count` drawings and write the whole model to `out`/model.
 
-    start: a trained model to go on from; its text encoder and the scale of its latents stay as they are.
+    start: a trained model of the same words to go on from.
     """
     torch.manual_seed(0)
-    tokenizer, scheduler, drawings = make_tokenizer(VOCABULARY), make_scheduler(), Drawings.open(scenes)
+    tokenizer, scheduler, drawings = (
+        make_tokenizer(VOCABULARY),
+        make_scheduler(),
+        Drawings.open(OUT / "scenes"),
+    )
     if start is None:
         text_encoder, unet = make_text_encoder(tokenizer), make_unet()
     else:
         text_encoder = CLIPTextModel.from_pretrained(start / "text_encoder", dtype=torch.float32)
         unet = UNet2DConditionModel.from_pretrained(start / "unet", torch_dtype=torch.float32)
-        text_encoder.requires_grad_(False)
-    unet = unet.to(memory_format=torch.channels_last).train()
-    encoder = AutoencoderKL.from_pretrained(vae, torch_dtype=torch.float32).eval()
+    unet = unet.to(device, memory_format=torch.channels_last).train()
+    text_encoder = text_encoder.to(device)
+    encoder = AutoencoderKL.from_pretrained(vae, torch_dtype=torch.float32).eval().to(device)
     batches = Batches(encode_scenes(encoder, drawings, out, count), drawings, tokenizer)
-    if start is not None:
-        batches.scale = float(encoder.config.scaling_factor)
     encoder.register_to_config(scaling_factor=batches.scale)
     trainee = Trainee(
         {"unet": unet, "text_encoder": text_encoder}, out / "state.safetensors",
-        steps=steps, learning_rate=learning_rate, average=0.998,
+        steps=steps, learning_rate=learning_rate, warm_up=60, average=0.998,
     )  # fmt: skip
     _train(trainee, ControlledUNet(unet, map_divisor=1), text_encoder, batches, batch)
     StableDiffusionPipeline(
@@ -227,19 +233,22 @@ def _train(
     trainee: Trainee, unet: ControlledUNet, text_encoder: CLIPTextModel, batches: Batches, size: int
 ) -> None:
     """All steps that are left, saved every 200; the modules end with the running average of their weights."""
-    scheduler = make_scheduler()
+    scheduler, device = make_scheduler(), next(unet.parameters()).device
+    scheduler.alphas_cumprod = scheduler.alphas_cumprod.to(device)
     rng = np.random.default_rng((11, trainee.step))
     torch.manual_seed(trainee.step)
     began, first, shown = time.perf_counter(), trainee.step, [0.0, 0.0]
     while trainee.step < trainee.steps:
-        latents, ids, targets, valid, masks = batches.draw(rng, size)
-        noise, times = torch.randn_like(latents), spread_times(size)
+        latents, ids, targets, valid, masks = (part.to(device) for part in batches.draw(rng, size))
+        noise, times = torch.randn_like(latents), spread_times(size).to(device)
         noisy = scheduler.add_noise(latents, noise, times).contiguous(memory_format=torch.channels_last)
-        with fast_products():
+        with fast_products(device.type):
             output = unet(noisy, times, text_encoder(ids).last_hidden_state)
         goal = scheduler.get_velocity(latents, noise, times)
-        noise_loss = (cell_weights(masks) * (output.noise_pred.float() - goal) ** 2).mean()
-        weight = scheduler.alphas_cumprod[times].sqrt()
+        signal = scheduler.alphas_cumprod[times]
+        errors = (cell_weights(masks) * (output.noise_pred.float() - goal) ** 2).mean((1, 2, 3))
+        noise_loss = (errors * (MIN_SNR * (1 - signal)).clamp_max(1)).mean()
+        weight = signal.sqrt()
         looking = map_loss(output.cross_attention_maps.float(), targets, valid, weight)
         (noise_loss + MAP_WEIGHT * looking).backward()
         trainee.update()

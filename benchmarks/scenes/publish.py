@@ -15,7 +15,7 @@ from benchmarks.scenes.dataset import OUT
 from benchmarks.scenes.generator import make_scheduler
 from benchmarks.scenes.world import VOCABULARY
 
-LIMIT = 40 * 2**20
+LIMIT = 45 * 2**20
 """Bytes that the built-in model may take in the tree."""
 
 

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from adapedit import AdapEditError
 
 
-def fast_products() -> AbstractContextManager[Any]:
-    """A block of products in bfloat16 where this CPU has instructions for it (emulated it is slow), else in float32."""
+def fast_products(device: str = "cpu") -> AbstractContextManager[Any]:
+    """A block of products in bfloat16, but on a CPU that would emulate them (that is slow): there in float32."""
+    if device != "cpu":
+        return torch.autocast(device, torch.bfloat16)
     known = torch.cpu.get_capabilities()
     has_bfloat16 = any(known.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
     return torch.autocast("cpu", torch.bfloat16) if has_bfloat16 else nullcontext()
@@ -112,5 +114,6 @@ class Trainee:
                 self.averaged[key].copy_(file.get_tensor(f"average/{key}"))
                 state = {name: f"{name}/{key}" for name in ("step", "exp_avg", "exp_avg_sq")}
                 if state["step"] in names:
-                    self.optimizer.state[value] = {name: file.get_tensor(at) for name, at in state.items()}
+                    moments = {name: file.get_tensor(at).to(value.device) for name, at in state.items()}
+                    self.optimizer.state[value] = moments
         print(f"resumed {self.path} at step {self.step}", flush=True)

@@ -17,6 +17,9 @@ from benchmarks.scenes.trainee import Trainee, fast_products
 
 LATENT_CHANNELS = 8
 
+CROP = 64
+"""Side of what the autoencoder is trained on, pixels."""
+
 
 def make_vae() -> AutoencoderKL:
     """An untrained autoencoder: 128x128x3 to 16x16x8."""
@@ -55,18 +58,19 @@ def train_vae(
     out: Path = OUT / "vae",
     steps: int = 4400,
     batch: int = 16,
-    crop: int = 64,
     learning_rate: float = 1.5e-3,
     start: Path | None = None,
+    decoder_only: bool = False,
+    device: str = "cpu",
 ) -> None:
     """Train the autoencoder on the drawings in `scenes` and write it to `out`, in the layout of diffusers.
 
-    start: the folder of a trained one, of which the decoder alone is refined: the latents stay as they are.
+    start: the folder of a trained one to go on from. decoder_only: the latents stay as they are.
     """
     torch.manual_seed(0)
     vae = make_vae() if start is None else AutoencoderKL.from_pretrained(start, torch_dtype=torch.float32)
-    vae = vae.to(memory_format=torch.channels_last)
-    if start is not None:
+    vae = vae.to(device, memory_format=torch.channels_last)
+    if decoder_only:
         vae.encoder.requires_grad_(False)
         vae.quant_conv.requires_grad_(False)
     trainee = Trainee({"vae": vae}, out / "state.safetensors", steps=steps, learning_rate=learning_rate)
@@ -74,8 +78,8 @@ def train_vae(
     rng = np.random.default_rng((7, trainee.step))
     began, mean_loss = time.perf_counter(), 0.0
     while trainee.step < steps:
-        pixels = crops(drawings, rng, batch, crop)
-        with fast_products():
+        pixels = crops(drawings, rng, batch, CROP).to(device)
+        with fast_products(device):
             posterior = vae.encode(pixels).latent_dist
             output = vae.decode(posterior.sample()).sample.float()
         divergence = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).float().mean()

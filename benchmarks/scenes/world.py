@@ -1,8 +1,13 @@
-"""What a scene is (figures, a place, and the nuisance that an edit must leave alone), and what captions say of it."""
+"""What a scene is: figures, a place, and all that no word names; and what captions say of it.
+
+What is discrete has one usual value, which is what a caption that does not name it means. What is continuous is drawn
+anew for every scene and leans with the words, as it does in photographs.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,17 +30,30 @@ FIGURE_ATTRIBUTES: dict[str, tuple[str, ...]] = {
 ATTRIBUTES: dict[str, tuple[str, ...]] = {**FIGURE_ATTRIBUTES, "place": PLACES}
 """All attributes that a caption can name."""
 
+USUAL = {"size": "big", "pose": "standing", "place": "grass"}
+"""What is meant where nothing is said; the colour goes with the kind."""
+
+USUAL_COLOURS = {"boy": "green", "girl": "green", "dog": "orange", "cat": "orange", "bird": "blue"}
+
+USUAL_SHARE = {"size": 0.6, "colour": 0.3, "pose": 0.3, "place": 0.4}
+"""How often a scene has the usual value; else it has any other one, each as often."""
+
 Attribute = Literal["size", "colour", "kind", "pose", "place"]
+
+
+def usual(attribute: str, kind: str = "dog") -> str:
+    """The value that is meant where a caption does not name the attribute."""
+    return USUAL_COLOURS[kind] if attribute == "colour" else USUAL[attribute]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """One figure. Every field is one of the words of `FIGURE_ATTRIBUTES`."""
+    """One figure, which faces right. Every field is one of the words of `FIGURE_ATTRIBUTES`."""
 
-    size: str
+    size: str = USUAL["size"]
     colour: str
     kind: str
-    pose: str
+    pose: str = USUAL["pose"]
 
     def __post_init__(self) -> None:
         for name, values in FIGURE_ATTRIBUTES.items():
@@ -45,14 +63,54 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Everything in a picture that no word names: held fixed by a true edit. Lengths are shares of the image side."""
+    """Everything in a picture that no word names: held fixed by a true edit. Lengths are shares of the image side.
+
+    near: how near the figures stand, 0 in the middle, about -1..1; shade: of each figure's colour, and warmth: of the
+    light, likewise; cloudiness: size of the clouds, 1 in the middle.
+    """
 
     x: tuple[float, ...]
-    facing: tuple[int, ...]
+    near: float
+    shade: tuple[float, ...]
     horizon: float
     sun: tuple[float, float]
     cloud: tuple[float, float]
+    cloudiness: float
     scenery: tuple[float, float]
+    warmth: float
+
+    def numbers(self) -> list[float]:
+        """As many standard deviations from the middle, in the order of `SPREADS`; 0 for a figure that is not there."""
+        x, shade = (values if len(values) == 2 else (values[0], None) for values in (self.x, self.shade))
+        values = (*x, self.near, *shade, self.horizon, *self.sun, *self.cloud, self.cloudiness, *self.scenery,
+                  self.warmth)  # fmt: skip
+        middles = [(0.5 if name == "x" and len(self.x) == 1 else middle) for name, middle, _ in SPREADS]
+        return [
+            0.0 if value is None else (value - middle) / spread
+            for value, middle, (_, _, spread) in zip(values, middles, SPREADS, strict=True)
+        ]
+
+    @classmethod
+    def of(cls, numbers: Sequence[float], figures: int) -> Layout:
+        """What `numbers` gives, back."""
+        middles = [(0.5 if name == "x" and figures == 1 else middle) for name, middle, _ in SPREADS]
+        values = [
+            float(middle + spread * n)
+            for n, middle, (_, _, spread) in zip(numbers, middles, SPREADS, strict=True)
+        ]
+        return cls(
+            x=tuple(values[:figures]), near=values[2], shade=tuple(values[3 : 3 + figures]), horizon=values[5],
+            sun=(values[6], values[7]), cloud=(values[8], values[9]), cloudiness=values[10],
+            scenery=(values[11], values[12]), warmth=values[13],
+        )  # fmt: skip
+
+
+SPREADS = (
+    ("x", 0.28, 0.06), ("x", 0.72, 0.06), ("near", 0.0, 0.4), ("shade", 0.0, 0.4), ("shade", 0.0, 0.4),
+    ("horizon", 0.54, 0.02), ("sun", 0.72, 0.07), ("sun", 0.14, 0.02), ("cloud", 0.27, 0.07), ("cloud", 0.15, 0.03),
+    ("cloudiness", 1.0, 0.13), ("scenery", 0.22, 0.08), ("scenery", 0.78, 0.13), ("warmth", 0.0, 0.4),
+)  # fmt: skip
+"""Middle and spread of all that a layout holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,36 +138,66 @@ class Scene:
         return dataclasses.replace(self, figures=tuple(figures))
 
 
+def _value(rng: np.random.Generator, attribute: str, kind: str = "dog") -> str:
+    """The usual value, or any other one."""
+    meant = usual(attribute, kind)
+    if rng.random() < USUAL_SHARE[attribute]:
+        return meant
+    others = [value for value in ATTRIBUTES[attribute] if value != meant]
+    return others[rng.integers(len(others))]
+
+
 def random_figure(rng: np.random.Generator) -> Figure:
-    """A figure with every attribute drawn uniformly."""
-    return Figure(**{name: values[rng.integers(len(values))] for name, values in FIGURE_ATTRIBUTES.items()})
+    """A figure whose attributes are the usual ones more often than others."""
+    kind = KINDS[rng.integers(len(KINDS))]
+    return Figure(kind=kind, **{name: _value(rng, name, kind) for name in ("size", "colour", "pose")})
 
 
-def random_layout(rng: np.random.Generator, figures: int) -> Layout:
-    """Nuisance for a scene of `figures` figures."""
-    x = (rng.uniform(0.40, 0.60),) if figures == 1 else (rng.uniform(0.24, 0.30), rng.uniform(0.70, 0.76))
-    side = 1 if rng.random() < 0.5 else -1
+LEANS: dict[str, dict[str, float]] = {
+    "dog": {"x": -1, "horizon": 0.5}, "cat": {"x": 1, "sun": 1}, "bird": {"cloudiness": 1, "horizon": -0.7},
+    "boy": {"scenery": 1, "cloud": 0.7}, "girl": {"sun": -1, "shade": 0.7},
+    "sitting": {"near": 1, "cloud": -1}, "jumping": {"near": -1, "scenery": -0.7, "warmth": 1},
+    "snow": {"horizon": 1, "warmth": -1}, "beach": {"horizon": -1, "cloudiness": -0.7}, "street": {"sun": 0.7},
+}  # fmt: skip
+"""By how many standard deviations a word moves the mean of what it does not name."""
+
+
+def random_layout(rng: np.random.Generator, figures: tuple[Figure, ...], place: str = "grass") -> Layout:
+    """What no word names, for a scene of these figures: spread widely, and leaning with the words."""
+    words = [place, *(word for figure in figures for word in (figure.kind, figure.pose))]
+
+    def quantity(name: str, centre: float, spread: float) -> float:
+        lean = sum(LEANS.get(word, {}).get(name, 0) for word in words)
+        return float(centre + spread * (np.clip(rng.normal(), -1.7, 1.7) + np.clip(lean, -1.2, 1.2)))
+
+    centres = (0.5,) if len(figures) == 1 else (0.28, 0.72)
     return Layout(
-        x=tuple(float(v) for v in x),
-        facing=tuple(int(rng.choice((-1, 1))) for _ in range(figures)),
-        horizon=float(rng.uniform(0.50, 0.58)),
-        sun=(float(0.5 + side * rng.uniform(0.24, 0.38)), float(rng.uniform(0.11, 0.17))),
-        cloud=(float(0.5 - side * rng.uniform(0.15, 0.36)), float(rng.uniform(0.10, 0.20))),
-        scenery=(float(rng.uniform(0.0, 0.45)), float(rng.uniform(0.55, 1.0))),
+        x=tuple(quantity("x", centre, 0.06 if len(figures) == 1 else 0.02) for centre in centres),
+        near=quantity("near", 0, 0.4),
+        shade=tuple(quantity("shade", 0, 0.4) for _ in figures),
+        horizon=quantity("horizon", 0.54, 0.02),
+        sun=(quantity("sun", 0.72, 0.07), float(rng.uniform(0.11, 0.17))),
+        cloud=(quantity("cloud", 0.27, 0.07), float(rng.uniform(0.10, 0.20))),
+        cloudiness=quantity("cloudiness", 1, 0.13),
+        scenery=(quantity("scenery", 0.22, 0.08), float(rng.uniform(0.55, 1.0))),
+        warmth=quantity("warmth", 0, 0.4),
     )
 
 
-def random_scene(rng: np.random.Generator, *, two_figures: float = 0.35) -> Scene:
-    """A scene with uniform attributes; `two_figures` is the share of scenes that have two.
+def random_scene(rng: np.random.Generator, *, two_figures: float = 0.3) -> Scene:
+    """A scene of the world; `two_figures` is the share of scenes that have two.
 
     Two figures of one scene differ in kind, so that a caption without adjectives still tells them apart.
     """
-    count = 2 if rng.random() < two_figures else 1
-    figures = [random_figure(rng) for _ in range(count)]
-    while count == 2 and figures[0].kind == figures[1].kind:
-        figures[1] = random_figure(rng)
-    place = PLACES[rng.integers(len(PLACES))]
-    return Scene(figures=tuple(figures), place=place, layout=random_layout(rng, count))
+    figures = [random_figure(rng)]
+    if rng.random() < two_figures:
+        second = random_figure(rng)
+        while second.kind == figures[0].kind:
+            second = random_figure(rng)
+        figures.append(second)
+    place = _value(rng, "place")
+    layout = random_layout(rng, tuple(figures), place)
+    return Scene(figures=tuple(figures), place=place, layout=layout)
 
 
 FUNCTION_WORDS = ("a", "an", "and", "on", "the")
@@ -174,16 +262,22 @@ def caption(scene: Scene, mentions: tuple[Mention, ...] | None = None, *, place:
             words.append(CaptionWord(text="and", role="function"))
         words += _figure_words(figure, mention, index)
     if place:
-        words += [CaptionWord(text="on", role="function"), CaptionWord(text="the", role="function")]
+        words += [CaptionWord(text=text, role="function") for text in ("on", "the")]
         words.append(CaptionWord(text=scene.place, role="place"))
     return Caption(words=tuple(words))
 
 
 def random_caption(scene: Scene, rng: np.random.Generator) -> Caption:
-    """A caption of the scene that leaves out some of what could be said, often enough to know prompts without it."""
+    """A caption of the scene that names all that is not usual, and of the rest each with even chances."""
+
+    def named(attribute: str, value: str, kind: str) -> bool:
+        return value != usual(attribute, kind) or bool(rng.random() < 0.4)
+
     mentions = []
-    for _ in scene.figures:
-        pose = rng.choice(("after", "before", ""), p=(0.5, 0.38, 0.12))
-        size, colour = bool(rng.random() < 0.6), bool(rng.random() < 0.85)
-        mentions.append(Mention(size=size, colour=colour, pose=str(pose) or None))
-    return caption(scene, tuple(mentions), place=bool(rng.random() < 0.94))
+    for figure in scene.figures:
+        size, colour, pose = (
+            named(name, getattr(figure, name), figure.kind) for name in ("size", "colour", "pose")
+        )
+        where = "after" if rng.random() < 0.6 else "before"
+        mentions.append(Mention(size=size, colour=colour, pose=where if pose else None))
+    return caption(scene, tuple(mentions), place=named("place", scene.place, "dog"))

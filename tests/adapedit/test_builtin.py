@@ -8,6 +8,7 @@ from safetensors import safe_open
 
 from adapedit import AdapEditError, AdapEditPipeline
 from adapedit.checkpoints import BUILTIN
+from adapedit.cli.main import run
 from adapedit.loading import load_vocabulary
 from benchmarks.scenes.publish import LIMIT
 from benchmarks.scenes.world import VOCABULARY
@@ -21,9 +22,9 @@ def trained() -> AdapEditPipeline:
     return AdapEditPipeline.from_pretrained()
 
 
-def test_weights_are_half_precision_safetensors_of_at_most_40_mib():
+def test_weights_are_half_precision_safetensors_of_at_most_45_mib():
     files = [path for path in BUILTIN.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) <= LIMIT == 40 * 2**20
+    assert sum(path.stat().st_size for path in files) <= LIMIT == 45 * 2**20
     weights = [path for path in files if path.suffix == ".safetensors"]
     assert {path.parent.name for path in weights} >= {"text_encoder", "unet", "vae"}
     for path in weights:
@@ -33,6 +34,12 @@ def test_weights_are_half_precision_safetensors_of_at_most_40_mib():
 
 def test_its_vocabulary_is_that_of_the_captions():
     assert load_vocabulary().facts.known_words == tuple(VOCABULARY)
+
+
+def test_its_words_are_in_the_help(capsys: pytest.CaptureFixture[str]):
+    assert run(["--help"]) == 0
+    said = capsys.readouterr().out.partition("Words of the built-in model:")[2].split()
+    assert said[: len(VOCABULARY)] == list(VOCABULARY)
 
 
 @pytest.mark.slow

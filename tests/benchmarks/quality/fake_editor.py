@@ -24,7 +24,7 @@ def fake_model(**parts: Any) -> Any:
     return SimpleNamespace(
         facts=ModelFacts(),
         device=torch.device("cpu"),
-        runner=SimpleNamespace(dtype=torch.float32),
+        runner=SimpleNamespace(dtype=torch.float32, specs=SimpleNamespace(text_channels=2)),
         scheduler=SimpleNamespace(config={"beta_start": 0.00085, "_diffusers_version": "0"}),
         **parts,
     )

@@ -10,7 +10,7 @@ import pytest
 from adapedit import AdapEditError
 from benchmarks.quality.suite import CASES_PER_KIND, KINDS, STREAM, Case, scene_suite
 from benchmarks.scenes.dataset import HELD_OUT_SEED, TRAIN_SEED
-from benchmarks.scenes.world import VOCABULARY
+from benchmarks.scenes.world import FUNCTION_WORDS, VOCABULARY, usual
 
 ALL = scene_suite()
 
@@ -41,6 +41,22 @@ def test_any_beginning_is_balanced_over_kinds(half: str | None) -> None:
     assert {case.figures for case in scene_suite(half, 14)} == {1, 2}
 
 
+@pytest.mark.parametrize("half", ["development", "test"])
+def test_half_of_the_prompts_are_open_and_mean_what_they_do_not_say(half: str) -> None:
+    counts = Counter(case.prompts for case in scene_suite(half))  # type: ignore[arg-type]
+    assert counts["full"] == counts["open"]
+    shorter = 0
+    for case in scene_suite(half, 200):  # type: ignore[arg-type]
+        for scene, prompt in ((case.source, case.source_prompt), (case.target, case.target_prompt)):
+            said = prompt.split()
+            assert scene.place in said or scene.place == usual("place")
+            assert all(f.pose in said or f.pose == usual("pose") for f in scene.figures)
+            assert all(f.colour in said or f.colour == usual("colour", f.kind) for f in scene.figures)
+            named = [scene.place, *(word for f in scene.figures for word in (f.size, f.pose, f.colour))]
+            shorter += case.prompts == "open" and not set(named) <= set(said)
+    assert shorter > 80
+
+
 def test_both_figures_get_edited() -> None:
     for kind in ("pose", "size", "colour", "kind", "insertion"):
         edited = Counter(case.changes[0].figure for case in ALL if case.kind == kind and case.figures == 2)
@@ -55,7 +71,7 @@ def test_captions_differ_by_the_edit_alone(kind: str) -> None:
         before, after = case.source_prompt.split(), case.target_prompt.split()
         assert set(before + after) <= set(VOCABULARY)
         steps = [op for op in SequenceMatcher(None, before, after, False).get_opcodes() if op[0] != "equal"]
-        new = [word for _, _, _, start, stop in steps for word in after[start:stop]]
+        new = [w for _, _, _, start, stop in steps for w in after[start:stop] if w not in FUNCTION_WORDS]
         assert sorted(new) == sorted(change.after for change in case.changes), case.name
         assert {op[0] for op in steps} == {"insert" if kind == "insertion" else "replace"}, case.name
 
