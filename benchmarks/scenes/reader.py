@@ -51,6 +51,9 @@ FIT_SIZE = IMAGE_SIZE // 2
 STEPS = (0.6, 0.3)
 """By how much the numbers of a layout are changed, one after the other, in standard deviations."""
 
+SCAN = (-2.0, -1.0, 0.0, 1.0, 2.0)
+"""Numbers that are tried of what has many hollows."""
+
 EXACT = 0.3
 """Mean difference, grey levels, of a drawing that there is nothing to fit of."""
 
@@ -145,6 +148,11 @@ def fit_scene(image: NDArray[np.uint8], scene: Scene) -> Scene:
     best = error(numbers)
     for step in STEPS if best > EXACT else ():
         for place in places:
+            # Boats and houses may be anywhere: near ones do not lead there, so all places are looked at.
+            for value in SCAN if SPREADS[place][0] in ("x", "scenery", "horizon") else ():
+                tried = [value if i == place else number for i, number in enumerate(numbers)]
+                if (found := error(tried)) < best:
+                    numbers, best = tried, found
             for change in (step, -step):
                 while True:
                     tried = [value + change * (i == place) for i, value in enumerate(numbers)]
