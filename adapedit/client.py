@@ -80,7 +80,7 @@ def _submit(request: EditRequest, key: str | None, options: Mapping[str, Any]) -
     headers = {"Idempotency-Key": key or uuid.uuid4().hex}
     more: dict[str, Any] = {"json": fields}
     if files:
-        more = {"data": {"request": json.dumps(fields)}, "files": files}
+        more = {"data": {"request": json.dumps(fields, allow_nan=False)}, "files": files}
     answer = yield _Call("POST", "/v1/edits", {**more, "headers": headers})
     return str(answer.json()["id"])
 

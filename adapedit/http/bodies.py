@@ -107,7 +107,7 @@ def parse_json(content: bytes) -> dict[str, Any]:
         text = content.decode("utf-8-sig")
         value = json.loads(text, parse_constant=refuse)
         if re.search(r"\\u[dD][89a-fA-F]", text):
-            json.dumps(value, ensure_ascii=False).encode()  # fails for half a character
+            json.dumps(value, ensure_ascii=False, allow_nan=False).encode()  # fails for half a character
     except (ValueError, RecursionError) as error:
         reason = "nested too deep" if isinstance(error, RecursionError) else str(error)[:100]
         raise ApiError(400, f"the body is no JSON ({reason}); correct it", code="invalid_json") from error

@@ -379,7 +379,7 @@ def _no_model(name: str, known: Mapping[str, Any]) -> ApiError:
 def _digest(fields: Mapping[str, Any], files: Mapping[str, bytes]) -> str:
     """What two requests have in common that mean the same."""
     sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    return hashlib.sha256(json.dumps([fields, sums], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([fields, sums], sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 def _outcome(described: Mapping[str, Any]) -> dict[str, Any]:

@@ -154,7 +154,7 @@ class Store:
     def add(self, values: Mapping[str, Any], files: Mapping[str, bytes], key: str | None, digest: str) -> Row:
         """Keep an edit, its pictures first. values: of a row but for its number and id."""
         id = f"edit_{secrets.token_hex(16)}"
-        fields = json.dumps(values["fields"])
+        fields = json.dumps(values["fields"], allow_nan=False)
         size = len(fields) + sum(map(len, files.values()))
         try:
             if files:
@@ -226,7 +226,7 @@ class Store:
             "UPDATE edits SET status = ?, ended = ?, bytes = bytes + ?, steps = max(steps, ?), error = ?, outcome = ? "
             "WHERE id = ? AND status IN ('queued', 'in_progress')"
         )
-        texts = [None if value is None else json.dumps(value) for value in (error, outcome)]
+        texts = [None if value is None else json.dumps(value, allow_nan=False) for value in (error, outcome)]
         with self._lock:
             done = self._database.execute(query, (status, time.time(), size, steps, *texts, id)).rowcount == 1
             self.bytes += size if done else 0

@@ -112,7 +112,7 @@ class Lines(logging.Formatter):
             from adapedit.http.errors import where
 
             line["reason"] = where(record.exc_info[1])
-        return json.dumps(line)
+        return json.dumps(line, allow_nan=False)
 
 
 def log_lines() -> None:

@@ -99,7 +99,7 @@ def _keep_heads_together(node: Any, graph: Any) -> None:
         return
     import onnx_ir as ir
 
-    sources = [_joined(source, node, graph) for source in sources]
+    sources = [_joined(*pair, node, graph) for pair in zip(sources, node.inputs[:3], strict=True)]
     heads, old = node.inputs[0].shape[1], reshape.outputs[0]
     counts = {"q_num_heads": heads, "kv_num_heads": heads}
     shape = ir.Shape([*transpose.outputs[0].shape[:2], None])
@@ -109,21 +109,22 @@ def _keep_heads_together(node: Any, graph: Any) -> None:
     if len(old.shape) == 3:
         made.outputs[0].shape = old.shape
         _replace(old, made.outputs[0], graph)
-    else:  # more sides than heads and widths are split off afterwards
+    else:  # rows are split afterwards
         reshape.replace_input_with(0, made.outputs[0])
     _drop([reshape, transpose, node, *split, *whole], graph)
 
 
-def _joined(source: Any, node: Any, graph: Any) -> Any:
-    """[B, N, ...] as [B, N, H * D]: what was split into more sides than heads and widths is joined before the node."""
+def _joined(source: Any, split: Any, node: Any, graph: Any) -> Any:
+    """What was split at once into rows and heads, [..., N, H * D], as [B, N, H * D]; split: [B, H, N, D]."""
     if len(source.shape) == 3:
         return source
     import onnx_ir as ir
 
-    flat = _constant("sides_joined", np.array([0, 0, -1], np.int64), graph)
-    made = _node(
-        "Reshape", [source, flat], f"{source.name}_joined", source.dtype, ir.Shape([*source.shape[:2], None])
-    )
+    _, heads, length, width = split.shape
+    shape = ir.Shape([None, length, heads * width])
+    sides = (-1, length, heads * width)
+    flat = _constant("rows_joined_{}_{}".format(*sides[1:]), np.array(sides, np.int64), graph)
+    made = _node("Reshape", [source, flat], f"{source.name}_joined", source.dtype, shape)
     graph.insert_before(node, made)
     return made.outputs[0]
 

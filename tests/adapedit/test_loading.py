@@ -62,7 +62,7 @@ def test_a_scheduler_of_ones_own(tiny_folder):
 
     pipe = AdapEditPipeline.from_pretrained(tiny_folder, scheduler=EulerAncestralDiscreteScheduler())
     result = pipe(SOURCE, SOURCE, num_inference_steps=3)
-    assert grey_levels(result.source_image, result.target_image) == 0
+    assert grey_levels(result.source_image, result.target_image) <= 1
     assert result.made_with["scheduler"] == "EulerAncestralDiscreteScheduler"
     with pytest.raises(AdapEditError, match="PNDMScheduler .*these work: DDIM"):
         AdapEditPipeline.from_pretrained(tiny_folder, scheduler=PNDMScheduler())

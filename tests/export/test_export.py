@@ -15,6 +15,7 @@ from adapedit.loading import load_model
 from adapedit.model import checkpoint_of
 from adapedit_engine.bundle import GRAPHS, Bundle, BundleError
 from adapedit_engine.models.unet import INPUT_NAMES, OUTPUT_NAMES
+from adapedit_engine.runners.base import BUNDLE_RUNNERS, why_not
 from adapedit_export import export as export_module
 from adapedit_export.export import export_bundle, refuse_wrong
 from adapedit_export.options import ExportError, ExportOptions, Precision
@@ -172,7 +173,8 @@ def test_the_commands_say_what_they_did(bundle, tmp_path, capsys):
     assert set(shown["graphs"]) == set(GRAPHS) and shown["precision"] == "float32" and shown["plans"] == []
     assert run(["check", str(bundle.folder), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert {f["runner"] for f in found["findings"]} == {"onnxruntime"}
+    usable = {name for name in BUNDLE_RUNNERS if why_not(name) is None}
+    assert {f["runner"] for f in found["findings"]} == usable >= {"onnxruntime", "openvino"}
     assert all(f["passed"] for f in found["findings"])
     assert "needs an NVIDIA GPU" in found["not_run"]["tensorrt-rtx"]
     assert run(["inspect", str(tmp_path)]) == 2

@@ -55,21 +55,21 @@ def edited_attention(
     if not edits:
         return plain
     edited_row, source_row, prepared, *spatial_map = edits
-    rows, widths = torch.cat([source_row, edited_row]), prepared.shape[2]
-    # A head's parts side by side, [2 E, N, H W D]: fused attention takes values wider than its queries and keys.
-    values = prepared.flatten(0, 1).unflatten(-1, (heads, -1)).permute(0, 2, 3, 1, 4).flatten(2)
+    # One row for each part of the values: backends want values as wide as keys.
+    rows = torch.stack([torch.cat([source_row, edited_row])] * prepared.shape[2], 1).flatten()
+    values = prepared.flatten(0, 2)
     mixed = _attention(query.index_select(0, rows), key.index_select(0, rows), values, heads, scale)
-    of_source, of_own = mixed.unflatten(-1, (heads, widths, -1)).unflatten(0, (2, -1)).split(1)
-    mixed = of_source + of_own  # [1, E, P, H, W, D]
+    of_source, of_own = mixed.unflatten(0, (2, -1, prepared.shape[2])).split(1)
+    mixed = (of_source + of_own).squeeze(0)  # [E, W, P, H D]
     if spatial_map:
-        always, by_place = mixed.split(1, -2)
-        mixed = always + to_dtype(spatial_map[0], mixed.dtype).unflatten(1, (-1, 1, 1, 1)) * by_place
+        always, by_place = mixed.split(1, 1)
+        mixed = always + to_dtype(spatial_map[0], mixed.dtype).unsqueeze(1).unsqueeze(-1) * by_place
     itself = (edited_row == source_row)[:, None, None]
-    mixed = torch.where(itself, plain.index_select(0, edited_row), mixed.flatten(3).flatten(0, 1))
+    mixed = torch.where(itself, plain.index_select(0, edited_row), mixed.squeeze(1))
     return plain.index_put((edited_row,), mixed)
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, heads: int, scale: float) -> Tensor:
-    """[B, P, H D] from queries [B, P, H D'], keys [B, N, H D'] and values [B, N, H D]."""
+    """[B, P, H D] from queries [B, P, H D], keys and values [B, N, H D]."""
     query, key, value = (tensor.unflatten(-1, (heads, -1)).transpose(1, 2) for tensor in (query, key, value))
     return F.scaled_dot_product_attention(query, key, value, scale=scale).transpose(1, 2).flatten(2)
