@@ -42,7 +42,11 @@ def three_verdicts(case: Case, drawn: bool) -> tuple[Verdict, Verdict, Verdict]:
     return copy, truth, random
 
 
-@pytest.mark.parametrize("case", CASES[:14], ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case",
+    [*CASES[:6], *(pytest.param(case, marks=pytest.mark.slow) for case in CASES[6:14])],
+    ids=lambda case: case.name,
+)
 @pytest.mark.parametrize("drawn", [True, False], ids=["known scene", "fitted scene"])
 def test_it_cannot_be_fooled(case: Case, drawn: bool) -> None:
     copy, truth, random = three_verdicts(case, drawn)

@@ -47,6 +47,7 @@ def test_it_writes_scores_a_report_and_a_page_that_needs_nothing_else(tmp_path: 
     assert not list(tmp_path.glob(".*.part"))
 
 
+@pytest.mark.slow
 def test_what_is_scored_is_not_run_again(tmp_path: Path) -> None:
     editor, two = DrawingEditor(), make_study("scenes", ["adapedit", "prompt-to-prompt"])
     first = study_of(editor, two, 5, tmp_path)

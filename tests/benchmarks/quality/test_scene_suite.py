@@ -79,6 +79,7 @@ def test_a_second_run_edits_nothing_that_is_scored(
     assert [request.method.name for request in asked] == ["plain"]
 
 
+@pytest.mark.slow
 def test_copies_succeed_never_the_truth_nearly_always_and_other_scenes_keep_little() -> None:
     judge, rows = Judge(load_reader()), []
     for case in scene_suite(limit=14):
