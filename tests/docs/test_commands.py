@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -96,6 +98,8 @@ def tiny_world(tiny_folder, checkpoints, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("adapedit.checkpoints.BUILTIN", tiny_folder)
     monkeypatch.setitem(AdapEditPipeline.__call__.__kwdefaults__, "num_inference_steps", 2)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    # As in an environment that is activated, which pages begin with.
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
     monkeypatch.chdir(tmp_path)
     for name, place in checkpoints.items():
         (tmp_path / name).symlink_to(place)
