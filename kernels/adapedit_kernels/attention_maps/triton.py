@@ -13,8 +13,6 @@ from torch import Tensor
 
 from adapedit_kernels.edited_attention.triton import LOG2_E, load_tile, logits_of, split_width, stride_unit
 
-MAX_TOKENS = 512
-
 
 @triton.jit(do_not_specialize=["batch"])
 def map_kernel(
