@@ -23,6 +23,7 @@ from adapedit_engine.plan import (
     CHANNELS,
     FIELDS,
     MAX_GROW,
+    MAX_GUIDANCE,
     EditOutcome,
     EditPlan,
     PlanError,
@@ -43,8 +44,6 @@ COLUMNS = (
 )
 """What of a schedule a step reads, in the order in which a track's table has it."""
 SELF_FIELDS = dict(zip(SELF_NAMES, ("query", "key", "value"), strict=True))
-MAX_GUIDANCE = 3
-"""Guidance rows of a track at most: InstructPix2Pix has three. Tables are that wide; what is missing has weight 0."""
 STATE = ("latents", "step", "map_sum", "feature_sum", "features", "history", "broken_step")
 FOUND = (
     "cross_attention.word_steps",
@@ -124,20 +123,11 @@ class Batch:
 
     @torch.inference_mode()
     def join(self, plan: EditPlan) -> Seat:
-        """Give an edit a place behind the others. Raises `PlanError` where it does not fit; nothing is changed then.
+        """Give an edit a place behind the others: one that fits the model, of their `kind_of`, for which there is room.
 
         What it brings goes to the device in one copy; nothing of the device is waited for.
         """
-        plan.check_model(self.runner.specs)
-        if plan.guidance > MAX_GUIDANCE:
-            raise PlanError(f"a track has {plan.guidance} guidance rows, wanted at most {MAX_GUIDANCE}")
         rows, track, row = plan.rows, sum(seat.plan.tracks for seat in self.seats), self.used_rows
-        if row + rows > self.max_rows:
-            raise PlanError(
-                f"an edit of {rows} rows joins {row} others, max_rows is {self.max_rows}: raise it"
-            )
-        if self.seats and (kind := kind_of(plan)) != (other := kind_of(self.seats[0].plan)):
-            raise PlanError(f"plans of sizes {kind} and {other} can't share a call")
         of_tracks, of_rows = self._track_values(plan), self._row_values(plan)
         there = to_device(of_tracks | of_rows | _by_step(plan), self.runner.device)
         prompts, changing = self._prompts(plan, there), {}

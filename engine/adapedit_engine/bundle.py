@@ -16,20 +16,14 @@ from safetensors.torch import save
 from torch import Tensor
 
 from adapedit_engine.manifest import (
-    GRAPHS,
     MANIFEST_FILE,
     BundleError,
     FileSpec,
     GraphSpec,
     Manifest,
-    PlanKey,
     PlanRecord,
-    Shapes,
     Tensors,
-    TensorSpec,
-    VaeSpec,
     difference,
-    reading,
 )
 
 PLANS_FOLDER = "plans"
@@ -232,32 +226,3 @@ def read_plan(bundle: Bundle, record: PlanRecord) -> bytes:
     folder = bundle.folder / PLANS_FOLDER
     check_file(folder, record.file_name, record.file)
     return (folder / record.file_name).read_bytes()
-
-
-__all__ = [
-    "GRAPHS",
-    "PLANS_FOLDER",
-    "Bundle",
-    "BundleError",
-    "FileSpec",
-    "GraphSpec",
-    "Manifest",
-    "PlanKey",
-    "PlanRecord",
-    "Shapes",
-    "TensorSpec",
-    "VaeSpec",
-    "check_file",
-    "check_graph",
-    "describe_files",
-    "find_plan",
-    "is_stale",
-    "new_folder",
-    "read_plan",
-    "read_records",
-    "reading",
-    "refuse_output",
-    "sha256_of",
-    "write_record",
-    "write_tensors",
-]

@@ -23,6 +23,8 @@ ROUNDING = 1e-4
 CHANNELS = "channels"
 MAX_GROW = 4
 """Cells by which places may be widened: each further one is another pooling in every step."""
+MAX_GUIDANCE = 3
+"""Guidance rows of a track: InstructPix2Pix has three. Tables are that wide, and what is missing has weight 0."""
 
 
 class PlanError(AdapEditError):
@@ -178,6 +180,8 @@ class EditPlan:
             )
         if not self.source_track:
             object.__setattr__(self, "source_track", tuple(range(self.tracks)))
+        if self.guidance > MAX_GUIDANCE:
+            raise PlanError(f"a track has {self.guidance} guidance rows, wanted at most {MAX_GUIDANCE}")
         if not 0 <= self.guidance_until <= 1:
             raise PlanError(f"guidance_until is {self.guidance_until}, wanted a share between 0 and 1")
         self._check_shapes({})

@@ -476,10 +476,8 @@ def denoise(
     """Run plans to their ends on a runner that is open, and return their outcomes in the same order.
 
     max_rows: of one call; None: as many as there are. callback(done, total): after every step, in steps of all plans;
-    raising in it cancels. Raises `PlanError` before any work where a plan does not fit the model.
+    raising in it cancels. Raises `PlanError` where a plan does not fit the model.
     """
-    for plan in plans:
-        plan.check_model(runner.specs)
     rows = sum(plan.rows for plan in plans) if max_rows is None else max_rows
     scheduler = Scheduler(runner, max_rows=max(1, rows), capture=capture)
     tickets = [scheduler.submit(_alone(plan)) for plan in plans]

@@ -19,12 +19,6 @@ class Workload:
     name: str
     rows: tuple[int, ...]
 
-    def __post_init__(self) -> None:
-        if not self.rows or list(self.rows) != sorted(set(self.rows)) or self.rows[0] < 1:
-            raise AdapEditError(
-                f"workload {self.name!r} has rows {self.rows}, wanted numbers in ascending order"
-            )
-
     def ranges(self) -> tuple[tuple[int, int, int], ...]:
         """Smallest, best and largest number of rows of each profile; together they take every number up to the last."""
         lows = (1, *(rows + 1 for rows in self.rows[:-1]))

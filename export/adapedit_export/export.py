@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from adapedit_engine.bundle import GRAPHS, Bundle, describe_files, new_folder, reading
+from adapedit_engine.bundle import Bundle, describe_files, new_folder
 from adapedit_engine.manifest import (
     EDITS,
+    GRAPHS,
     MANIFEST_FILE,
     MAPS,
     ROWS,
@@ -25,11 +26,12 @@ from adapedit_engine.manifest import (
     Manifest,
     Parity,
     VaeSpec,
+    reading,
 )
 from adapedit_engine.models.text import TextEncoders
 from adapedit_engine.models.unet import ControlledUNet
 from adapedit_engine.plan import EditPlan
-from adapedit_engine.runners import open_bundle_runner, why_not
+from adapedit_engine.runners.base import open_bundle_runner, why_not
 from adapedit_engine.runners.pytorch import PyTorchRunner
 from adapedit_engine.schedule import Schedule
 from adapedit_engine.scheduler import denoise

@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from adapedit_engine.bundle import reading, write_tensors
-from adapedit_engine.manifest import GraphSpec
+from adapedit_engine.bundle import write_tensors
+from adapedit_engine.manifest import GraphSpec, reading
 from adapedit_engine.models.controls import SELF_NAMES
 from adapedit_engine.models.layers import SIZES, ModelSpecs
 from adapedit_engine.models.text import HIDDEN
 from adapedit_engine.plan import CrossEdit, EditOutcome, EditPlan, SelfEdit, held_steps
-from adapedit_engine.runners import RunnerError
+from adapedit_engine.runners.base import RunnerError
 from adapedit_engine.runners.graphs import DTYPES, BundleRunner
 from adapedit_engine.schedule import Schedule
 from adapedit_engine.scheduler import denoise

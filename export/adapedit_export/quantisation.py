@@ -25,7 +25,7 @@ from adapedit_engine.manifest import GraphSpec
 from adapedit_engine.models.layers import SIZES, ModelSpecs
 from adapedit_engine.models.text import HIDDEN
 from adapedit_engine.plan import EditPlan
-from adapedit_engine.runners import open_bundle_runner
+from adapedit_engine.runners.base import open_bundle_runner
 from adapedit_engine.runners.graphs import BundleRunner, Session
 from adapedit_engine.schedule import Schedule
 from adapedit_engine.scheduler import denoise

@@ -15,10 +15,8 @@ from typing import Any
 import torch
 
 from adapedit_engine.bundle import (
-    GRAPHS,
     PLANS_FOLDER,
     Bundle,
-    BundleError,
     check_file,
     check_graph,
     is_stale,
@@ -27,8 +25,8 @@ from adapedit_engine.bundle import (
     sha256_of,
     write_record,
 )
-from adapedit_engine.manifest import FileSpec, PlanKey, PlanRecord, Shapes
-from adapedit_engine.runners import RunnerError
+from adapedit_engine.manifest import GRAPHS, BundleError, FileSpec, PlanKey, PlanRecord, Shapes
+from adapedit_engine.runners.base import RunnerError
 from adapedit_engine.runners.tensorrt import Messages, TensorRT, deserialise
 from adapedit_engine.workloads import Workload, profiles_of
 from adapedit_export.options import ExportError

@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from adapedit.cli import show
-from adapedit_engine.bundle import GRAPHS, PLANS_FOLDER, Bundle, FileSpec, PlanKey, PlanRecord, write_record
+from adapedit_engine.bundle import PLANS_FOLDER, Bundle, write_record
+from adapedit_engine.manifest import GRAPHS, FileSpec, PlanKey, PlanRecord
 from adapedit_export.parity import Finding
 from tests.engine.test_bundle import a_manifest
 

@@ -13,7 +13,7 @@ import pytest
 from adapedit import AdapEditError, AdapEditPipeline, EditRequest
 from adapedit.methods import AdapEdit, Plain, PromptToPrompt
 from adapedit.server import EditServer
-from adapedit_engine.runners import Capabilities
+from adapedit_engine.runners.base import Capabilities
 from adapedit_engine.runners.pytorch import PyTorchRunner
 from adapedit_engine.scheduler import DeadlineError
 

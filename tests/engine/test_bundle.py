@@ -13,18 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from adapedit_engine.bundle import (
-    GRAPHS,
-    Bundle,
-    BundleError,
-    GraphSpec,
-    TensorSpec,
-    check_graph,
-    describe_files,
-    new_folder,
-    reading,
-    write_tensors,
-)
+from adapedit_engine.bundle import Bundle, check_graph, describe_files, new_folder, write_tensors
+from adapedit_engine.manifest import GRAPHS, BundleError, GraphSpec, TensorSpec, reading
 
 ROWS, EDITED, MAPS, TOKENS, SIDE = "rows", "edits", "maps", 6, 8
 EDITS = {
@@ -160,11 +150,11 @@ def test_a_truncated_file_is_seen_without_sums(folder):
         (("height",), 0, "height: Input should be greater than or equal to 1"),
         (("scheduler",), "__import__", "scheduler: String should match pattern"),
         (("vae", "scaling_factor"), float("nan"), "vae.scaling_factor: Input should be"),
-        (("specs", "map_level"), 2**63, f"specs: map_level is {2**63}, wanted 0 to 8"),
+        (("specs", "map_level"), 2**63, "specs.map_level: Input should be less than or equal to 8"),
         (("specs", "map_level"), 0, r"specs: map_level is 0, cross-attention is at the levels \(1,\)"),
-        (("specs", "out_channels"), 10**29, "specs: out_channels is 1000000"),
-        (("specs", "self_layers"), [], "specs: number of self_layers is 0, wanted 1 to 1000"),
-        (("specs", "cross_layers", 0, "level"), -1, "specs: level of mid.attn2 is -1"),
+        (("specs", "out_channels"), 10**29, "specs.out_channels: Input should be"),
+        (("specs", "self_layers"), [], "specs.self_layers: Tuple should have at least 1"),
+        (("specs", "cross_layers", 0, "level"), -1, "specs.cross_layers.0.level: Input should be"),
         (("specs", "cross_layers", 0, "place"), "left", "specs.cross_layers.0.place: Input should be"),
         (("graphs",), {}, "has no graphs, wanted text_encoder, text_projection, unet"),
         (("graphs", "unet"), None, "has text_encoder, text_projection, vae_decoder, vae_encoder, wanted"),

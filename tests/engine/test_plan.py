@@ -127,7 +127,7 @@ def test_plans_that_do_not_fit_the_model_are_refused_before_any_work(changes, me
     unet = tiny_unet()
     unet.conv_in.register_forward_pre_hook(lambda *_: pytest.fail("work was begun"))
     with PyTorchRunner(unet, map_divisor=1) as runner, pytest.raises(PlanError, match=message):
-        denoise([plan(1), edit_plan(1, 2, **changes)], runner)
+        denoise([edit_plan(1, 2, **changes)], runner)
 
 
 def test_a_plan_can_not_be_changed():

@@ -13,7 +13,8 @@ import pytest
 from adapedit.cli.main import run
 from adapedit.loading import load_model
 from adapedit.model import checkpoint_of
-from adapedit_engine.bundle import GRAPHS, Bundle, BundleError
+from adapedit_engine.bundle import Bundle
+from adapedit_engine.manifest import GRAPHS, BundleError
 from adapedit_engine.models.unet import INPUT_NAMES, OUTPUT_NAMES
 from adapedit_engine.runners.base import BUNDLE_RUNNERS, why_not
 from adapedit_export import export as export_module

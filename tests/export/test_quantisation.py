@@ -8,7 +8,7 @@ import pytest
 from adapedit.cli.main import run
 from adapedit_engine.bundle import Bundle
 from adapedit_engine.manifest import GraphSpec
-from adapedit_engine.runners import open_bundle_runner, why_not
+from adapedit_engine.runners.base import open_bundle_runner, why_not
 from adapedit_engine.workloads import WORKLOADS
 from adapedit_export.options import ExportError, ExportOptions, Precision
 from adapedit_export.parity import Reference, check_runner

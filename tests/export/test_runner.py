@@ -14,10 +14,9 @@ from adapedit import AdapEditPipeline
 from adapedit.cli.main import run
 from adapedit.images import MaskInput
 from adapedit.loading import load_any, load_bundle
-from adapedit_engine.bundle import BundleError, describe_files
-from adapedit_engine.manifest import GraphSpec, TensorSpec
-from adapedit_engine.runners import BUNDLE_RUNNERS, RunnerError, open_bundle_runner, why_not
-from adapedit_engine.runners.base import CPU_RUNNERS
+from adapedit_engine.bundle import describe_files
+from adapedit_engine.manifest import BundleError, GraphSpec, TensorSpec
+from adapedit_engine.runners.base import BUNDLE_RUNNERS, CPU_RUNNERS, RunnerError, open_bundle_runner, why_not
 from adapedit_engine.runners.graphs import Buffers, check_call
 from adapedit_engine.runners.pytorch import CompiledRunner, why_not_compiled
 from adapedit_kernels.errors import AdapEditError

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from adapedit import AdapEditPipeline
-from adapedit_engine.runners import open_bundle_runner
+from adapedit_engine.runners.base import open_bundle_runner
 from tests.helpers.edits import request
 
 

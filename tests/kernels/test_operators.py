@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from adapedit_engine.models.controls import Controls
-from adapedit_engine.models.unet import controlled_attention
+from adapedit_engine.models.unet import ControlledUNet
 from adapedit_engine.runners.pytorch import why_not_compiled as why_not
 from adapedit_kernels import attention_maps, edited_attention, guided_step
 from adapedit_kernels.attention_maps import attention_maps_operator
@@ -148,7 +148,7 @@ def test_a_unet_with_operators_compiles_and_exports_as_one_graph(operators_in_us
         seen.append(_attention_nodes(module.graph))
         return module.forward
 
-    with controlled_attention(tiny_unet(), map_divisor=1) as controlled, torch.no_grad():
+    with ControlledUNet(tiny_unet(), map_divisor=1).attached() as controlled, torch.no_grad():
         unet = GraphUNet(controlled)
         wanted = unet(**inputs)
         compiled = torch.compile(unet, fullgraph=True, backend=backend)(**inputs)
@@ -165,7 +165,7 @@ def test_a_unet_with_operators_compiles_and_exports_as_one_graph(operators_in_us
 @pytest.mark.skipif(why_not("cpu") is not None, reason="inductor on the CPU needs a C++ compiler")
 def test_a_unet_with_operators_is_generated_code_around_them(operators_in_use: None) -> None:
     """What functionalisation and code generation make of one accumulator that several operators add to."""
-    with controlled_attention(tiny_unet(), map_divisor=1) as controlled, torch.no_grad():
+    with ControlledUNet(tiny_unet(), map_divisor=1).attached() as controlled, torch.no_grad():
         unet = GraphUNet(controlled)
         compiled = torch.compile(unet, fullgraph=True)
         for batch_seed in range(2):  # the second call finds the code of the first

@@ -63,22 +63,12 @@ def project_text(attn: Any, encoder_hidden_states: Tensor) -> tuple[Tensor, Tens
     return attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states)
 
 
-def _finish(attn: Any, mixed: Tensor) -> Tensor:
-    """[B, P, H * D] -> [B, P, channels]: project, and the layer's own scaling."""
-    hidden_states = attn.to_out[1](attn.to_out[0](mixed))
-    return hidden_states if attn.rescale_output_factor == 1.0 else hidden_states / attn.rescale_output_factor
-
-
 def _taken(tensor: Tensor, rows: Tensor | None) -> Tensor:
     return tensor if rows is None else tensor.index_select(0, rows)
 
 
-class SelfAttentionProcessor:
-    """Fused self-attention whose queries, keys and values may come from other rows of the batch.
-
-    Q and K of the source row give the target its attention probabilities (Prompt-to-Prompt), which are never formed;
-    K and V give MasaCtrl.
-    """
+class _Processor:
+    """What diffusers calls in the place of its own, layer by layer. index: among the layers of its kind, in order."""
 
     def __init__(self, index: int) -> None:
         self.index = index
@@ -92,44 +82,55 @@ class SelfAttentionProcessor:
         temb: Tensor | None = None,
         call: AttentionCall | None = None,
     ) -> Tensor:
-        call = call or AttentionCall()
+        mixed = self.mix(attn, hidden_states, encoder_hidden_states, call or AttentionCall())
+        # Project, and the layer's own scaling.
+        projected = attn.to_out[1](attn.to_out[0](mixed))
+        return projected if attn.rescale_output_factor == 1.0 else projected / attn.rescale_output_factor
+
+    def mix(self, attn: Any, hidden_states: Tensor, text: Tensor | None, call: AttentionCall) -> Tensor:
+        """[B, P, H * D], before the layer's last projection."""
+        raise NotImplementedError
+
+
+# diffusers asks for the signature at every call of every layer; one that is noted down is not worked out again.
+setattr(_Processor.__call__, "__signature__", inspect.signature(_Processor.__call__))  # noqa: B010
+
+
+class SelfAttentionProcessor(_Processor):
+    """Fused self-attention whose queries, keys and values may come from other rows of the batch.
+
+    Q and K of the source row give the target its attention probabilities (Prompt-to-Prompt), which are never formed;
+    K and V give MasaCtrl.
+    """
+
+    def mix(self, attn: Any, hidden_states: Tensor, text: Tensor | None, call: AttentionCall) -> Tensor:
         projections = zip(SELF_NAMES, (attn.to_q, attn.to_k, attn.to_v), strict=True)
         query, key, value = (
             split_heads(_taken(project(hidden_states), call.rows(name, self.index)), attn.heads)
             for name, project in projections
         )
         mixed = F.scaled_dot_product_attention(query, key, value, scale=attn.scale)
-        return _finish(attn, mixed.transpose(1, 2).flatten(2))
+        return mixed.transpose(1, 2).flatten(2)
 
 
-class CrossAttentionProcessor:
+class CrossAttentionProcessor(_Processor):
     """Cross-attention whose maps may be mixed with another row's, and which can report the rows' own maps.
 
-    index:            number among the cross-attention layers, in execution order.
     level:            number of halvings of the latent side at this layer.
     map_weight:       its share in the averaged maps; 0: it is not at the map resolution and adds nothing.
     reports_features: this layer's input is the visual features.
     """
 
     def __init__(self, index: int, *, level: int, map_weight: float, reports_features: bool) -> None:
-        self.index, self.level = index, level
-        self.map_weight, self.reports_features = map_weight, reports_features
+        super().__init__(index)
+        self.level, self.map_weight, self.reports_features = level, map_weight, reports_features
 
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,
-        call: AttentionCall | None = None,
-    ) -> Tensor:
-        call = call or AttentionCall()
+    def mix(self, attn: Any, hidden_states: Tensor, text: Tensor | None, call: AttentionCall) -> Tensor:
         if call.projected is not None:
             key, value = call.projected[self.index]
         else:
-            assert encoder_hidden_states is not None
-            key, value = project_text(attn, encoder_hidden_states)
+            assert text is not None
+            key, value = project_text(attn, text)
         query, capture = attn.to_q(hidden_states), call.capture
         same: Any = {"heads": attn.heads, "scale": attn.scale, "check_values": False}
         mixed = edited_attention(query, key, value, **same, **self._edit(call))
@@ -144,7 +145,7 @@ class CrossAttentionProcessor:
             )
         if capture is not None and self.reports_features:
             capture.features = _taken(hidden_states, call.controls.map_row)
-        return _finish(attn, mixed)
+        return mixed
 
     def _edit(self, call: AttentionCall) -> dict[str, Any]:
         if call.prepared is None:
@@ -155,8 +156,3 @@ class CrossAttentionProcessor:
             "prepared": call.prepared[self.index],
             "spatial_map": call.spatial_maps.get(self.level),
         }
-
-
-# diffusers asks for the signature at every call of every layer; one that is noted down is not worked out again.
-for _processor in (SelfAttentionProcessor, CrossAttentionProcessor):
-    setattr(_processor.__call__, "__signature__", inspect.signature(_processor.__call__))  # noqa: B010

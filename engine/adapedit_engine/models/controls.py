@@ -13,15 +13,9 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from adapedit_kernels.errors import AdapEditError
-
 EDIT_NAMES = ("edited_row", "source_row", "token_map", "own_weight", "spatial_weight", "spatial_map")
 SELF_NAMES = ("self_query_row", "self_key_row", "self_value_row")
 CONTROL_NAMES = (*EDIT_NAMES, "map_row", *SELF_NAMES)
-
-
-class ControlError(AdapEditError):
-    """Controls whose shapes, dtypes or values do not fit the UNet call they were given to."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -88,41 +82,6 @@ class Controls:
             **{name: rows.repeat(layers, 1) for name in SELF_NAMES},
         )
 
-    def validate(self, *, batch: int, tokens: int, pixels: int, layers: int) -> None:
-        """Raise `ControlError` unless every field fits. Row numbers are checked in host memory."""
-        needed = EDIT_NAMES[:-1]
-        missing = [name for name in needed if getattr(self, name) is None]
-        if missing and any(getattr(self, name) is not None for name in EDIT_NAMES):
-            raise ControlError(
-                f"controls lack {', '.join(missing)}: give all of {', '.join(needed)}, or none"
-            )
-        edits = 0 if self.edited_row is None else self.edited_row.numel()
-        wanted = {
-            "edited_row": (edits,),
-            "source_row": (edits,),
-            "token_map": (edits, tokens, tokens),
-            "own_weight": (edits, tokens),
-            "spatial_weight": (edits, tokens),
-            "spatial_map": (edits, pixels),
-            "map_row": (0 if self.map_row is None else self.map_row.numel(),),
-            **dict.fromkeys(SELF_NAMES, (layers, batch)),
-        }
-        for name, shape in wanted.items():
-            value = getattr(self, name)
-            if value is None:
-                continue
-            if tuple(value.shape) != shape:
-                raise ControlError(
-                    f"{name} has shape {tuple(value.shape)}, wanted {shape} for {edits} edits of {batch} rows"
-                )
-            is_row = name.endswith("_row")
-            if is_row and value.dtype != torch.int64:
-                raise ControlError(f"{name} is {value.dtype}, wanted torch.int64: row numbers")
-            if not is_row and not value.is_floating_point():
-                raise ControlError(f"{name} is {value.dtype}, wanted a floating-point dtype")
-            if is_row and value.device.type == "cpu" and value.numel() and not _within(value, batch):
-                raise ControlError(f"{name} names a row outside 0..{batch - 1}")
-
     def as_dict(self) -> dict[str, Tensor]:
         """The fields that are there, by name."""
         return {name: value for name in CONTROL_NAMES if (value := getattr(self, name)) is not None}
@@ -131,8 +90,3 @@ class Controls:
     def from_dict(cls, tensors: Mapping[str, Tensor]) -> Controls:
         """Take the controls out of a mapping that may hold other inputs too."""
         return cls(**{f.name: tensors[f.name] for f in fields(cls) if f.name in tensors})
-
-
-def _within(rows: Tensor, batch: int) -> bool:
-    low, high = torch.aminmax(rows)
-    return int(low) >= 0 and int(high) < batch

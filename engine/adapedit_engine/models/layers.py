@@ -7,12 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from adapedit_engine.models.text import POOLED
 from adapedit_kernels.errors import AdapEditError
 
 Place = Literal["down", "mid", "up"]
+# Bounds of what a manifest may say.
+Width = Annotated[int, Field(ge=1, le=1 << 20)]
+Level = Annotated[int, Field(ge=0, le=8)]
 
 BLOCKS = (
     "CrossAttnDownBlock2D",
@@ -56,8 +61,11 @@ class LayerSpec:
 
     name: str
     place: Place
-    level: int
-    channels: int
+    level: Level
+    channels: Width
+
+
+Layers = Annotated[tuple[LayerSpec, ...], Field(min_length=1, max_length=1000)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,15 +81,15 @@ class ModelSpecs:
     halving_pad:               1 where an odd side is rounded up when it is halved, 0 where it is rounded down.
     """
 
-    in_channels: int
-    out_channels: int
-    text_channels: int
-    self_layers: tuple[LayerSpec, ...]
-    cross_layers: tuple[LayerSpec, ...]
-    map_level: int
-    feature_channels: int
-    halving_pad: int = 1
-    conditioning: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    in_channels: Width
+    out_channels: Width
+    text_channels: Width
+    self_layers: Layers
+    cross_layers: Layers
+    map_level: Level
+    feature_channels: Width
+    halving_pad: Annotated[int, Field(ge=0, le=1)] = 1
+    conditioning: Mapping[str, tuple[Width, ...]] = field(default_factory=dict)
 
     @property
     def map_divisor(self) -> int:

@@ -17,7 +17,7 @@ from adapedit_engine.models.attention import (
     SelfAttentionProcessor,
     project_text,
 )
-from adapedit_engine.models.controls import CONTROL_NAMES, ControlError, Controls
+from adapedit_engine.models.controls import CONTROL_NAMES, Controls
 from adapedit_engine.models.layers import (
     ModelSpecs,
     features_layer,
@@ -118,16 +118,13 @@ class ControlledUNet(nn.Module):
         capture: bool = True,
         self_layers: Mapping[str, tuple[int, ...]] | None = None,
     ) -> UNetOutput:
-        """One prediction for B rows. Raises `ControlError` before any work where something does not fit.
+        """One prediction for B rows. Nothing is checked here: a plan was, against `specs`.
 
         sample [B, C_in, h, w]; timestep [B], each row's own; encoder_hidden_states [B, N, D] or, in its place,
         `projected`: what `project` made of it. conditioning: what `specs.conditioning` names, [B, ...] each.
         self_layers: see `AttentionCall`.
         """
         controls = Controls() if controls is None else controls
-        if not torch.compiler.is_compiling():
-            self._validate(sample, timestep, encoder_hidden_states, controls, projected)
-            self._check_conditioning(conditioning or {}, len(sample))
         capturing = Capture() if capture else None
         if encoder_hidden_states is not None and controls.edited:
             projected = self.project(encoder_hidden_states)
@@ -170,46 +167,6 @@ class ControlledUNet(nn.Module):
                 resized[level] = F.interpolate(picture, size, mode="bilinear", align_corners=False).flatten(1)
         return resized
 
-    def _validate(
-        self,
-        sample: Tensor,
-        timestep: Tensor,
-        encoder_hidden_states: Tensor | None,
-        controls: Controls,
-        projected: Sequence[tuple[Tensor, Tensor]] | None,
-    ) -> None:
-        specs = self.specs
-        if sample.ndim != 4 or sample.shape[1] != specs.in_channels:
-            raise _misfit("sample", sample, f"(rows, {specs.in_channels}, h, w)")
-        batch, _, height, width = sample.shape
-        if tuple(timestep.shape) != (batch,):
-            raise _misfit("timestep", timestep, f"({batch},): one per row")
-        if (encoder_hidden_states is None) == (projected is None):
-            raise ControlError("give either encoder_hidden_states or projected, which replaces it")
-        if (text := encoder_hidden_states) is not None:
-            if text.ndim != 3 or text.shape[0] != batch or text.shape[2] != specs.text_channels:
-                raise _misfit("encoder_hidden_states", text, f"({batch}, tokens, {specs.text_channels})")
-            if text.dtype != sample.dtype and not torch.is_autocast_enabled(sample.device.type):
-                dtypes = f"encoder_hidden_states is {text.dtype} and sample is {sample.dtype}"
-                raise ControlError(f"{dtypes}: cast one")
-        pairs = projected or ()
-        if projected is not None and [len(key) for key, _ in pairs] != [batch] * len(specs.cross_layers):
-            wanted = f"{len(specs.cross_layers)} pairs of {batch} rows"
-            raise ControlError(f"projected does not fit this UNet: wanted {wanted}, as project() makes them")
-        map_height, map_width = specs.map_size(height, width)
-        controls.validate(
-            batch=batch,
-            tokens=(pairs[0][0] if text is None else text).shape[1],
-            pixels=map_height * map_width,
-            layers=len(specs.self_layers),
-        )
-
-    def _check_conditioning(self, given: Mapping[str, Tensor], batch: int) -> None:
-        wanted = {name: (batch, *shape) for name, shape in self.specs.conditioning.items()}
-        found = {name: tuple(tensor.shape) for name, tensor in given.items()}
-        if found != wanted:
-            raise ControlError(f"conditioning has the shapes {found}, wanted {wanted}")
-
 
 def _prepared(
     controls: Controls, projected: Sequence[tuple[Tensor, Tensor]] | None
@@ -222,17 +179,6 @@ def _prepared(
     given: Any = {name: getattr(controls, name) for name in names}
     prepared = prepare_values(torch.cat(values, -1), **given, spatial=controls.spatial_map is not None)
     return prepared.split([value.shape[-1] for value in values], -1)
-
-
-def _misfit(name: str, tensor: Tensor, wanted: str) -> ControlError:
-    return ControlError(f"{name} has shape {tuple(tensor.shape)}, wanted {wanted}")
-
-
-@contextmanager
-def controlled_attention(unet: nn.Module, *, map_divisor: int | None = None) -> Iterator[ControlledUNet]:
-    """A `ControlledUNet` over `unet` for the length of a `with` block; then the old processors are back."""
-    with ControlledUNet(unet, map_divisor=map_divisor).attached() as controlled:
-        yield controlled
 
 
 def _put_processor(module: Any, processor: Any) -> None:

@@ -12,12 +12,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from adapedit_engine.models.controls import CONTROL_NAMES, Controls
+from adapedit_engine.models.controls import Controls
 from adapedit_engine.models.layers import ModelSpecs
 from adapedit_engine.models.unet import OUTPUT_NAMES, ControlledUNet
 from adapedit_engine.runners.base import Capabilities, RunnerError, cut_lists, fill_lists
 
-CALL_NAMES = ("sample", "timestep")
 MOST_SHAPES = 64
 """Compilations of one process, by numbers of rows and sizes of pictures. PyTorch's own limit is 8."""
 COMPILED_ROWS = tuple(2**power for power in range(11))
@@ -32,8 +31,6 @@ class PyTorchRunner:
         """See `ControlledUNet`. Raises `UnsupportedModelError` for a UNet that can't be controlled."""
         self.controlled = ControlledUNet(unet, map_divisor=map_divisor)
         self._prompt = tuple((f"key_{i}", f"value_{i}") for i in range(len(self.specs.cross_layers)))
-        self._named = (*CALL_NAMES, *self.specs.conditioning)
-        self._wanted = (*self._named, *(name for pair in self._prompt for name in pair))
         self._open: list[AbstractContextManager[ControlledUNet]] = []
         self._opening = threading.Lock()
 
@@ -83,8 +80,8 @@ class PyTorchRunner:
         *,
         self_layers: Mapping[str, tuple[int, ...]] | None = None,
     ) -> dict[str, Tensor]:
-        """See `Runner.infer`. Raises `RunnerError` for unknown names, `ControlError` for wrong shapes."""
-        wanted = self._check(inputs, outputs)
+        """See `Runner.infer`. Raises `RunnerError` where it is closed."""
+        wanted = self._wanted(outputs)
         output = self.controlled(
             inputs["sample"],
             inputs["timestep"],
@@ -106,23 +103,10 @@ class PyTorchRunner:
     def _conditioning(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: inputs[name] for name in self.specs.conditioning}
 
-    def _check(self, inputs: Mapping[str, Tensor], outputs: Sequence[str] | None) -> tuple[str, ...]:
-        """The outputs wanted."""
+    def _wanted(self, outputs: Sequence[str] | None) -> tuple[str, ...]:
         if not self._open:
             raise RunnerError(f"runner {self.name!r} is closed: use it inside `with runner:`")
-        wanted = OUTPUT_NAMES if outputs is None else tuple(outputs)
-        for name in wanted:
-            if name not in OUTPUT_NAMES:
-                raise RunnerError(f"there is no output {name!r}; wanted of {', '.join(OUTPUT_NAMES)}")
-        for name in self._wanted:
-            if name not in inputs:
-                hint = "" if name in self._named else ": feed what condition() returns"
-                raise RunnerError(f"input {name!r} is missing{hint}")
-        for name in inputs:
-            if name not in self._wanted and name not in CONTROL_NAMES:
-                known = ", ".join((*self._named, *CONTROL_NAMES))
-                raise RunnerError(f"there is no input {name!r}; known: {known}, and what condition() returns")
-        return wanted
+        return OUTPUT_NAMES if outputs is None else tuple(outputs)
 
 
 class CompiledRunner(PyTorchRunner):
@@ -154,7 +138,7 @@ class CompiledRunner(PyTorchRunner):
         self_layers: Mapping[str, tuple[int, ...]] | None = None,
     ) -> dict[str, Tensor]:
         """See `Runner.infer`. All outputs are computed, so that there is one graph."""
-        wanted = self._check(inputs, outputs)
+        wanted = self._wanted(outputs)
         maps = len(inputs["map_row"])
         inputs = _alike(fill_lists(inputs, len(inputs["sample"])))
         with torch._dynamo.config.patch(recompile_limit=MOST_SHAPES):

@@ -18,8 +18,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from adapedit_engine.bundle import PLANS_FOLDER, Bundle, BundleError, check_graph, find_plan, read_plan
-from adapedit_engine.manifest import GraphSpec, PlanKey, PlanRecord
+from adapedit_engine.bundle import PLANS_FOLDER, Bundle, check_graph, find_plan, read_plan
+from adapedit_engine.manifest import BundleError, GraphSpec, PlanKey, PlanRecord
 from adapedit_engine.runners.base import Capabilities, RunnerError, capability_of, why_no_gpu, why_no_rtx
 from adapedit_engine.runners.graphs import Buffers, BundleRunner, OwnStream, check_call
 

@@ -10,9 +10,9 @@ import torch
 from torch.export import Dim
 
 from adapedit_engine.models.controls import CONTROL_NAMES, EDIT_NAMES, Controls
-from adapedit_engine.models.unet import INPUT_NAMES, OUTPUT_NAMES, controlled_attention
+from adapedit_engine.models.unet import INPUT_NAMES, OUTPUT_NAMES, ControlledUNet
 from adapedit_engine.plan import SelfEdit
-from adapedit_engine.runners import Capabilities
+from adapedit_engine.runners.base import Capabilities
 from adapedit_engine.runners.pytorch import PyTorchRunner, why_not_compiled
 from adapedit_engine.scheduler import denoise
 from tests.engine.tiny import SIDE, TEXT, TOKENS, edit_plan, largest, noise, plan, self_interval, tiny_unet
@@ -61,7 +61,7 @@ def graph(unet):
     shapes = {
         name: {1: batch} if name in SELF_TABLES else {0: lists.get(name, batch)} for name in INPUT_NAMES
     }
-    with controlled_attention(unet, map_divisor=1) as controlled:
+    with ControlledUNet(unet, map_divisor=1).attached() as controlled:
         return torch.export.export(
             GraphUNet(controlled), args=(), kwargs=example(4), dynamic_shapes=shapes, strict=False
         )
@@ -75,7 +75,7 @@ def test_inputs_are_named_as_the_controls(graph):
 @pytest.mark.parametrize("batch", [2, 4, 7])
 def test_exported_graph_matches_at_any_batch(unet, graph, batch: int):
     inputs = example(batch, seed=10)
-    with controlled_attention(unet, map_divisor=1) as controlled, torch.no_grad():
+    with ControlledUNet(unet, map_divisor=1).attached() as controlled, torch.no_grad():
         expected = GraphUNet(controlled)(**inputs)
     for got, wanted in zip(graph.module()(**inputs), expected, strict=True):
         assert got.shape == wanted.shape
@@ -128,7 +128,7 @@ def test_compiles_as_one_graph(unet, backend: str):
     """`fullgraph` raises at a break. The first backend runs what was captured as it is."""
     torch.compiler.reset()
     inputs = example(4)
-    with controlled_attention(unet, map_divisor=1) as controlled, torch.no_grad():
+    with ControlledUNet(unet, map_divisor=1).attached() as controlled, torch.no_grad():
         compiled = torch.compile(GraphUNet(controlled), fullgraph=True, backend=backend)
         for got, wanted in zip(compiled(**inputs), GraphUNet(controlled)(**inputs), strict=True):
             assert largest(got, wanted) < 1e-4

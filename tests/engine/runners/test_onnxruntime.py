@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from adapedit_engine.bundle import Bundle
-from adapedit_engine.runners import RunnerError, base, onnxruntime
-from adapedit_engine.runners.base import device_of
+from adapedit_engine.runners import base, onnxruntime
+from adapedit_engine.runners.base import RunnerError, device_of
 from adapedit_engine.runners.onnxruntime import OnnxRuntimeRunner, gpu_options, why_not
 from tests.engine.test_bundle import folder as folder
 

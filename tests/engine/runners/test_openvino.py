@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from adapedit_engine.runners import RunnerError, device_of, openvino
+from adapedit_engine.runners import openvino
+from adapedit_engine.runners.base import RunnerError, device_of
 
 
 def test_the_package_is_named(monkeypatch):

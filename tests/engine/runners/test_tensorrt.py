@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from adapedit_engine.bundle import BundleError, FileSpec
-from adapedit_engine.manifest import GraphSpec, PlanKey, PlanRecord, TensorSpec
+from adapedit_engine.manifest import BundleError, FileSpec, GraphSpec, PlanKey, PlanRecord, TensorSpec
 from adapedit_engine.runners.tensorrt import check_engine
 
 SPEC = GraphSpec(
