@@ -28,6 +28,7 @@ from adapedit_engine.cache import HostCopies, HostCopy, digest
 from adapedit_engine.models.layers import SIZES
 from adapedit_engine.models.text import HIDDEN
 from adapedit_engine.plan import EditOutcome, EditPlan, merge, split, tracks_of
+from adapedit_engine.scheduler import AdmissionError
 from adapedit_kernels.errors import AdapEditError
 
 
@@ -67,16 +68,25 @@ LastPasses = dict[int, list[tuple[int, tuple[int, ...]]]]
 Passes = Generator[list[EditPlan], list[EditOutcome], list[Edited]]
 
 
-def prepare(request: EditRequest, model: EditModel, caches: Caches, draw: Draw | None = None) -> Edit:
+def prepare(
+    request: EditRequest,
+    model: EditModel,
+    caches: Caches,
+    draw: Draw | None = None,
+    *,
+    max_rows: int | None = None,
+) -> Edit:
     """Check, align and encode a request. Raises `AdapEditError` for anything that could not run.
 
-    draw: what the first latents are drawn from; None: a generator of the request's seed.
+    draw: what the first latents are drawn from; None: a generator of the request's seed. max_rows: of one call.
     """
     began = time.perf_counter()
     request = complete(request, model)
     context, method = make_context(request, model, caches, draw), request.method
     draft, observe = method.plan(context, None), method.observe(context)
     draft.check_model(model.runner.specs)
+    if max_rows is not None and draft.rows > max_rows:
+        raise AdmissionError(f"an edit takes {draft.rows} rows, max_rows is {max_rows}: raise it")
     steps = draft.steps + (0 if observe is None else observe.steps)
     if request.inversion is not None:
         steps += request.inversion.steps(len(context.schedule))

@@ -35,7 +35,7 @@ from adapedit.result import EditResult
 from adapedit.sharing import Caches, share
 from adapedit.watching import Preview, StepEnd, Watching
 from adapedit_engine.cache import HostCopies
-from adapedit_engine.scheduler import AdmissionError, Enough, Scheduler, Ticket
+from adapedit_engine.scheduler import Enough, Scheduler, Ticket
 from adapedit_kernels.errors import AdapEditError
 
 if TYPE_CHECKING:
@@ -388,10 +388,7 @@ class AdapEditPipeline(Habits):
         for place, (request, draw) in enumerate(zip(requests, draws, strict=True)):
             try:
                 check_request(request)
-                edits.append(prepare(request, self.model, caches, draw))
-                rows = edits[-1].draft.rows
-                if max_rows is not None and rows > max_rows:
-                    raise AdmissionError(f"an edit takes {rows} rows, max_rows is {max_rows}: raise it")
+                edits.append(prepare(request, self.model, caches, draw, max_rows=max_rows))
             except AdapEditError as error:
                 if len(requests) == 1:
                     raise

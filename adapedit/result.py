@@ -322,7 +322,7 @@ def check_output(folder: str | Path) -> None:
     try:
         if folder.exists() and not folder.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "it is a file")
-        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        there = _nearest(folder)
         if not there.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, f"{there} is a file")
         # Asking is not enough: root may do all that permissions forbid, and a file system may be read-only.
@@ -341,7 +341,7 @@ class OutputFolder:
     A new `folder` appears at once, with all its files. In one that was there earlier files of the same names are
     replaced, each whole: the descriptions (.json) are taken away first and put in last, so that where a description
     stands the pictures beside it are its own. Where the block fails or is interrupted `folder` is left as it was, or
-    is not made. Raises `OutputError`, on entry where nothing can be written.
+    is not made, nor its parents. Raises `OutputError`, on entry where nothing can be written.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -351,33 +351,27 @@ class OutputFolder:
         check_output(self.folder)
         try:
             # Inside a folder that is there already: it may be a mount point, or its parent closed to us.
-            parent = self.folder if self.folder.exists() else self.folder.absolute().parent
-            self._made = _make(parent)
-            self.part = parent / _part_name(self.folder)
+            self.part = _nearest(self.folder) / _part_name(self.folder)
             self.part.mkdir()
         except OSError as error:
             raise _unwritable(self.folder, error) from error
         return self.part
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        done = False
         try:
             if kind is None:
                 give_usual_modes(self.part)
                 self._publish()
-                done = True
         except OSError as problem:
             raise _unwritable(self.folder, problem) from problem
         finally:
             shutil.rmtree(self.part, ignore_errors=True)
-            if not done:
-                for path in reversed(self._made):
-                    _remove_if_empty(path)
         if isinstance(error, OSError):
             raise _unwritable(self.folder, error) from error
 
     def _publish(self) -> None:
         if not self.folder.exists():
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
             os.rename(self.part, self.folder)
             return
         paths = sorted(self.part.iterdir(), key=lambda path: (path.suffix == ".json", path.name))
@@ -406,18 +400,9 @@ def _part_name(folder: Path) -> str:
     return f".{folder.absolute().name}.{secrets.token_hex(4)}.part"
 
 
-def _make(folder: Path) -> list[Path]:
-    """Make a folder with its parents; those that were made, the outermost first."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    return missing[::-1]
-
-
-def _remove_if_empty(path: Path) -> None:
-    try:
-        path.rmdir()
-    except OSError:
-        return
+def _nearest(folder: Path) -> Path:
+    """The folder, or else the nearest of its parents that is there."""
+    return next(path for path in (folder, *folder.absolute().parents) if path.exists())
 
 
 def _unwritable(folder: Path, error: OSError) -> OutputError:

@@ -29,7 +29,7 @@ from adapedit.sharing import CACHE_BYTES, Caches, share
 from adapedit.watching import Preview, Watching
 from adapedit_engine.cache import CacheStats, HostCopies
 from adapedit_engine.memory import CallBytes, measure_call_bytes
-from adapedit_engine.scheduler import AdmissionError, DeadlineError, Scheduler, SchedulerStats, Ticket
+from adapedit_engine.scheduler import DeadlineError, Scheduler, SchedulerStats, Ticket
 from adapedit_kernels.errors import AdapEditError
 
 Progress = Callable[[int, int], None]
@@ -209,10 +209,7 @@ class EditServer:
 
     def _prepare(self, request: EditRequest, deadline: float | None) -> _Waiting:
         with self._preparing, self._encoding.beside():
-            edit = prepare(request, self.model, self.caches)
-        if edit.draft.rows > self._max_rows:
-            rows = edit.draft.rows
-            raise AdmissionError(f"an edit takes {rows} rows, max_rows is {self._max_rows}: raise it")
+            edit = prepare(request, self.model, self.caches, max_rows=self._max_rows)
         return _Waiting(edit=edit, deadline=deadline)
 
     def _queue(self, one: _Waiting, placed: bool) -> Future[EditResult]:

@@ -107,11 +107,11 @@ def _dtype(name: str) -> str:
     return DTYPES.get(name, name)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a safetensors file with the mode that the umask gives; safetensors' own function always gives 0600."""
     # Clones: safetensors refuses tensors that share memory.
     whole = {n: t.detach().cpu().clone(memory_format=torch.contiguous_format) for n, t in tensors.items()}
-    path.write_bytes(save(whole, metadata))
+    path.write_bytes(save(whole))
 
 
 def sha256_of(path: Path) -> str:

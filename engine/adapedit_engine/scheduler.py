@@ -6,7 +6,7 @@ import heapq
 import math
 import time
 import traceback
-from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -36,7 +36,6 @@ Watch = Callable[[EditPlan, int, Tensor], Tensor | None]
 
 What it returns takes the place of the latents. `Enough` ends the plan; what else it raises is the job's error.
 """
-Progress = Callable[[int, int], None]
 
 RETRIES = 1
 """Times that a call of one edit alone is tried again before the error counts as the edit's own."""
@@ -465,39 +464,15 @@ class Scheduler:
             job.ticket.passes.close()
 
 
-def denoise(
-    plans: Sequence[EditPlan],
-    runner: Runner,
-    *,
-    max_rows: int | None = None,
-    callback: Progress | None = None,
-    capture: bool | None = None,
-) -> list[EditOutcome]:
+def denoise(plans: Sequence[EditPlan], runner: Runner, *, max_rows: int | None = None) -> list[EditOutcome]:
     """Run plans to their ends on a runner that is open, and return their outcomes in the same order.
 
-    max_rows: of one call; None: as many as there are. callback(done, total): after every step, in steps of all plans;
-    raising in it cancels. Raises `PlanError` where a plan does not fit the model.
+    max_rows: of one call; None: as many as there are. Raises `PlanError` where a plan does not fit the model.
     """
-    rows = sum(plan.rows for plan in plans) if max_rows is None else max_rows
-    scheduler = Scheduler(runner, max_rows=max(1, rows), capture=capture)
+    scheduler = Scheduler(runner, max_rows=max_rows or max(1, sum(plan.rows for plan in plans)))
     tickets = [scheduler.submit(_alone(plan)) for plan in plans]
-    try:
-        for ticket in drained(scheduler, tickets, sum(plan.steps for plan in plans), callback):
-            ticket.future.result()
-    finally:
-        scheduler.close()
+    scheduler.drain()
     return [ticket.future.result() for ticket in tickets]
-
-
-def drained(
-    scheduler: Scheduler, tickets: Sequence[Ticket], total: int, callback: Progress | None = None
-) -> Iterator[Ticket]:
-    """Step until all is done; jobs as they end. callback(done, total): see `denoise`."""
-    while not scheduler.idle:
-        ended = scheduler.step()
-        if callback is not None:
-            callback(min(sum(ticket.steps_done for ticket in tickets), total), total)
-        yield from ended
 
 
 def _alone(plan: EditPlan) -> Passes:

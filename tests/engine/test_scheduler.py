@@ -486,20 +486,6 @@ def test_calls_are_filled_up_to_the_sizes_that_a_runner_takes():
     assert seen == [{8}] * STEPS
 
 
-def test_progress_counts_steps_of_all_plans_and_raising_in_it_cancels(runner):
-    seen: list[tuple[int, int]] = []
-    denoise([edit(4, 3), edit(2, 1)], runner, callback=lambda done, total: seen.append((done, total)))
-    assert seen == [(2, 4), (3, 4), (4, 4)]
-
-    def stop(done: int, total: int) -> None:
-        raise KeyboardInterrupt
-
-    runner.rows.clear()
-    with pytest.raises(KeyboardInterrupt):
-        denoise([edit(4, 3)], runner, callback=stop)
-    assert runner.rows == [4]
-
-
 def test_a_capture_that_can_not_be_is_refused(runner):
     with pytest.raises(AdapEditError, match="runner 'pytorch' on cpu can't be captured"):
         Scheduler(runner, capture=True)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from adapedit import AdapEditError, AdapEditPipeline
-from benchmarks.quality.inversions import AUTOENCODER, run_inversions
+from adapedit.inversion.reconstruct import VAE
+from benchmarks.quality.inversions import run_inversions
 from benchmarks.quality.run import Setup
 from benchmarks.quality.suite import scene_suite
 from tests.helpers.tiny_model import save_tiny_model
@@ -31,6 +32,6 @@ def test_the_study_of_inversions(tmp_path: Path) -> None:
         study(2, steps=4)
     assert study(2)["groups"] == report["groups"] and (out / "inversions.jsonl").read_text() == first
     means = report["groups"]["all"]["means"]
-    assert report["cases"] == 2 and list(means) == [AUTOENCODER, *names]
-    assert means["direct"]["psnr"]["value"] == pytest.approx(means[AUTOENCODER]["psnr"]["value"], abs=0.01)
+    assert report["cases"] == 2 and list(means) == [VAE, *names]
+    assert means["direct"]["psnr"]["value"] == pytest.approx(means[VAE]["psnr"]["value"], abs=0.01)
     assert "SSIM" in (out / "inversions.html").read_text()
