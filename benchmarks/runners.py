@@ -32,7 +32,7 @@ from adapedit_export.options import ExportOptions, Precision
 from adapedit_export.parity import Reference
 from adapedit_export.quantisation import quantise
 from benchmarks import common
-from benchmarks.baselines.plain import as_loaded
+from benchmarks.baselines.edits import as_loaded
 
 WAYS = {
     "onnxruntime": ("onnxruntime", False),

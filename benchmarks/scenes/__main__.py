@@ -9,8 +9,7 @@ import typer
 
 from benchmarks.scenes.dataset import OUT, draw_scenes
 from benchmarks.scenes.evaluate import evaluate
-from benchmarks.scenes.generator import train_generator
-from benchmarks.scenes.publish import publish
+from benchmarks.scenes.generator import publish, train_generator
 from benchmarks.scenes.reader import train_reader
 from benchmarks.scenes.vae import train_vae
 

@@ -10,7 +10,7 @@ from adapedit import AdapEditError, AdapEditPipeline
 from adapedit.checkpoints import BUILTIN
 from adapedit.cli.main import run
 from adapedit.loading import load_vocabulary
-from benchmarks.scenes.publish import LIMIT
+from benchmarks.scenes.generator import LIMIT
 from benchmarks.scenes.world import VOCABULARY
 from tests.helpers.edits import SOURCE, TARGET, grey_levels, request
 

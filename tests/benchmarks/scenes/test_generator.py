@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
+from adapedit.configs import FACTS_FILE
+from adapedit.loading import load_model
+from benchmarks.scenes import generator
 from benchmarks.scenes.dataset import (
     GRID,
     scene_at,
@@ -18,6 +23,7 @@ from benchmarks.scenes.generator import (
     word_targets,
 )
 from benchmarks.scenes.world import VOCABULARY, caption
+from tests.helpers.tiny_model import save_tiny_model
 
 
 def test_every_known_word_is_one_token() -> None:
@@ -66,3 +72,26 @@ def test_the_map_loss_is_least_where_maps_lie_on_their_masks() -> None:
     on[0, :4, 1], flat[0, :, 1], one_pixel[0, 0, 1], off[0, 4:8, 1] = 0.5, 0.5, 0.5, 0.5
     assert loss(on) < loss(one_pixel) < loss(off)
     assert loss(on) < 0.01 < loss(flat) < loss(off)
+
+
+def test_a_model_is_replaced_and_its_knobs_stay(tmp_path):
+    trained, out = save_tiny_model(tmp_path / "trained"), tmp_path / "model"
+    assert generator.publish(trained, out, guidance_scale=3.0) > 0
+    assert load_model(out).facts.defaults == {}
+    facts = json.loads((out / FACTS_FILE).read_text())
+    facts["defaults"] = {"adapedit": {"lambda_spatial": 4.0}}
+    (out / FACTS_FILE).write_text(json.dumps(facts))
+    generator.publish(trained, out)
+    found = load_model(out).facts
+    assert found.defaults == facts["defaults"]
+    assert found.guidance_scale == 2.0
+
+
+def test_a_model_that_is_too_large_replaces_nothing(tmp_path, monkeypatch):
+    trained, out = save_tiny_model(tmp_path / "trained"), tmp_path / "model"
+    generator.publish(trained, out)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    monkeypatch.setattr(generator, "LIMIT", 1000)
+    with pytest.raises(ValueError, match="are wanted"):
+        generator.publish(trained, out)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
