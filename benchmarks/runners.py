@@ -9,7 +9,7 @@ levels.
 
 from __future__ import annotations
 
-import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -88,13 +88,8 @@ def report(options: Any, found: dict[str, Any], edits: dict[str, Any]) -> None:
 
 
 def in_int8(bundle: Bundle, out: Path, inputs: dict[str, torch.Tensor]) -> Bundle:
-    """A copy of the bundle whose UNet is in int8, calibrated on one call; nothing else is copied twice."""
-    out.mkdir()
-    for path in bundle.folder.rglob("*"):
-        if path.is_file():
-            target = out / path.relative_to(bundle.folder)
-            target.parent.mkdir(exist_ok=True)
-            os.link(path, target)
+    """A copy of the bundle whose UNet is in int8, calibrated on one call."""
+    shutil.copytree(bundle.folder, out)
     call = {name: tensor.numpy() for name, tensor in inputs.items()}
     unet = quantise(out, bundle.graph("unet"), [call], Precision.INT8)
     (out / MANIFEST_FILE).unlink()
