@@ -9,12 +9,14 @@ levels.
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from adapedit_export.parity import Reference
 from adapedit_export.quantisation import quantise
 from benchmarks import common
 from benchmarks.baselines.edits import as_loaded
+from benchmarks.shapes import folder_of
 
 WAYS = {
     "onnxruntime": ("onnxruntime", False),
@@ -51,14 +54,16 @@ def main() -> None:
     options = common.arguments(__doc__, steps=0, repeats=3, rounds=2).parse_args()
     if options.quick:
         options.repeats, options.rounds, options.steps = 1, 1, 2
-    pipe = common.pipeline(options)
+    model = argparse.Namespace(**{**vars(options), "model": folder_of(options.model)})
     with tempfile.TemporaryDirectory() as folder:
-        bundle = export_bundle(
-            checkpoint_of(pipe.model), Path(folder) / "float32", ExportOptions(check_steps=0, check=False)
-        )
+        float32, int8 = Path(folder) / "float32", Path(folder) / "int8"
+        with get_context("spawn").Pool(1, maxtasksperchild=1) as apart:  # to give its gigabytes back
+            apart.apply(in_float32, (model, float32))
+            apart.apply(in_int8, (float32, int8))
+        bundle, eight_bits = Bundle.open(float32), Bundle.open(int8)
+        pipe = common.pipeline(model)
         call = Reference.load(bundle.folder).calls["unet"]
-        inputs = {tensor.name: call[tensor.name] for tensor in bundle.graph("unet").inputs}
-        eight_bits = in_int8(bundle, Path(folder) / "int8", inputs)
+        inputs = inputs_of(bundle)
         found: dict[str, Any] = {}
         for _ in range(options.rounds):
             for name, way in ways(pipe, bundle, eight_bits, inputs).items():
@@ -87,10 +92,23 @@ def report(options: Any, found: dict[str, Any], edits: dict[str, Any]) -> None:
     common.write("runners", options, {"calls": rows, "ratios": ratios})
 
 
-def in_int8(bundle: Bundle, out: Path, inputs: dict[str, torch.Tensor]) -> Bundle:
-    """A copy of the bundle whose UNet is in int8, calibrated on one call."""
-    shutil.copytree(bundle.folder, out)
-    call = {name: tensor.numpy() for name, tensor in inputs.items()}
+def in_float32(options: Any, out: Path) -> None:
+    """Export the model that the options name."""
+    source = checkpoint_of(common.pipeline(options).model)
+    export_bundle(source, out, ExportOptions(check_steps=0, check=False))
+
+
+def inputs_of(bundle: Bundle) -> dict[str, torch.Tensor]:
+    """Of the UNet's call that was kept at the export."""
+    call = Reference.load(bundle.folder).calls["unet"]
+    return {tensor.name: call[tensor.name] for tensor in bundle.graph("unet").inputs}
+
+
+def in_int8(folder: Path, out: Path) -> None:
+    """A copy of the bundle in a folder, whose UNet is in int8, calibrated on one call."""
+    shutil.copytree(folder, out)
+    bundle = Bundle.open(folder)
+    call = {name: tensor.numpy() for name, tensor in inputs_of(bundle).items()}
     unet = quantise(out, bundle.graph("unet"), [call], Precision.INT8)
     (out / MANIFEST_FILE).unlink()
     manifest = replace(
@@ -100,7 +118,6 @@ def in_int8(bundle: Bundle, out: Path, inputs: dict[str, torch.Tensor]) -> Bundl
         files=describe_files(out),
     )
     (out / MANIFEST_FILE).write_text(manifest.to_json())
-    return Bundle(folder=out, manifest=manifest)
 
 
 def ways(pipe: Any, bundle: Bundle, eight_bits: Bundle, inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
