@@ -11,38 +11,34 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from adapedit_kernels.attention_maps import attention_maps
-    from adapedit_kernels.dispatch import chosen_implementation
-    from adapedit_kernels.edited_attention import edited_attention, prepare_values
-    from adapedit_kernels.errors import AdapEditError, ImplementationError
-    from adapedit_kernels.group_norm import group_norm
-    from adapedit_kernels.guided_step import guided_step
-    from adapedit_kernels.spatial_similarity import spatial_similarity
-    from adapedit_kernels.word_relation import RelationKnobs, WordRelation, word_relation
+    from adapedit_kernels.attention_maps import attention_maps as attention_maps
+    from adapedit_kernels.dispatch import chosen_implementation as chosen_implementation
+    from adapedit_kernels.edited_attention import edited_attention as edited_attention
+    from adapedit_kernels.edited_attention import prepare_values as prepare_values
+    from adapedit_kernels.errors import AdapEditError as AdapEditError
+    from adapedit_kernels.errors import ImplementationError as ImplementationError
+    from adapedit_kernels.group_norm import group_norm as group_norm
+    from adapedit_kernels.guided_step import guided_step as guided_step
+    from adapedit_kernels.spatial_similarity import spatial_similarity as spatial_similarity
+    from adapedit_kernels.word_relation import RelationKnobs as RelationKnobs
+    from adapedit_kernels.word_relation import WordRelation as WordRelation
+    from adapedit_kernels.word_relation import word_relation as word_relation
 
-__all__ = [
-    "AdapEditError",
-    "ImplementationError",
-    "RelationKnobs",
-    "WordRelation",
-    "attention_maps",
-    "chosen_implementation",
-    "edited_attention",
-    "group_norm",
-    "guided_step",
-    "prepare_values",
-    "spatial_similarity",
-    "word_relation",
-]
-
-_HOMES = {name: name for name in __all__} | {
+_HOMES = {
     "AdapEditError": "errors",
     "ImplementationError": "errors",
     "RelationKnobs": "word_relation",
     "WordRelation": "word_relation",
+    "attention_maps": "attention_maps",
     "chosen_implementation": "dispatch",
+    "edited_attention": "edited_attention",
+    "group_norm": "group_norm",
+    "guided_step": "guided_step",
     "prepare_values": "edited_attention",
+    "spatial_similarity": "spatial_similarity",
+    "word_relation": "word_relation",
 }
+__all__ = sorted(_HOMES)
 
 
 class _Package(ModuleType):
@@ -66,4 +62,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return __all__

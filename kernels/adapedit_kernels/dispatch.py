@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -91,12 +92,24 @@ def implementation_for(operation: str, implementation: str, first: Tensor, *othe
     return chosen_implementation(implementation, first.device, gradient=recorded, operation=operation)
 
 
-def operator_implementation(tensor: Tensor) -> str:
-    """``"triton"`` on CUDA tensors and where Triton is interpreted, else ``"reference"``.
+def operator(
+    operation: str, schema: str, reference: Callable[..., Any], fake: Callable[..., Any]
+) -> Callable[..., Any]:
+    """The operation in ``torch.ops.adapedit_kernels``, one node to compilers and exporters; arguments were checked.
 
-    So that a graph traced on the CPU, in which an operation is one node, can be run there.
+    It launches Triton on CUDA tensors and where Triton is interpreted, and elsewhere computes the reference, so that a
+    graph traced on the CPU can be run there. fake: gives results without values.
     """
-    return "triton" if tensor.is_cuda or interpreting() else "reference"
+
+    def compute(first: Tensor, *others: Any) -> Any:
+        if first.is_cuda or interpreting():
+            return launch(operation, first, *others)
+        return reference(first, *others)
+
+    name, changed = f"adapedit_kernels::{operation}", re.findall(r"Tensor\(\w!\) (\w+)", schema)
+    made = torch.library.custom_op(name, compute, mutates_args=changed, schema=schema)
+    made.register_fake(fake)
+    return made
 
 
 def launch(operation: str, first: Tensor, *others: Any) -> Any:
@@ -150,25 +163,32 @@ def check_tensors(operation: str, expected: Expected) -> None:
             )
 
 
-def check_heads(operation: str, heads: int, channels: int, chosen: str) -> None:
-    """Raise unless so many heads divide the channels, and are of a width that the kernel takes."""
+def attention_tensors(query: Tensor, key: Tensor, chosen: str) -> dict[str, Any]:
+    """What attention expects of its queries and keys."""
+    return {"query": (query, "B P C", FLOATING[chosen]), "key": (key, "B N C", (query.dtype,))}
+
+
+def check_attention(
+    operation: str, expected: Expected, heads: int, chosen: str, *, check_values: bool
+) -> None:
+    """Raise unless the tensors of attention, the number of heads and, with `check_values`, all lists of rows fit."""
+    check_tensors(operation, expected)
+    query = expected["query"][0]
+    assert query is not None
+    batch, _, channels = query.shape
     if heads < 1 or channels % heads:
         raise AdapEditError(f"{operation}: heads is {heads}, wanted a divisor of the {channels} channels")
     width = channels // heads
-    if chosen == "triton" and width not in HEAD_WIDTHS:
-        raise AdapEditError(
-            f"{operation}: heads are {width} wide, the kernel takes {HEAD_WIDTHS.start} to {HEAD_WIDTHS.stop - 1}; "
-            "name implementation='reference'"
-        )
-
-
-def check_last_stride(operation: str, name: str, tensor: Tensor) -> None:
-    """Raise unless neighbours along the last axis are neighbours in memory, as the kernels' loads need."""
-    if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
-        raise AdapEditError(
-            f"{operation}: {name} has stride {tensor.stride(-1)} along its last axis, the kernel takes 1; "
-            "call .contiguous() on it"
-        )
+    if chosen == "triton":
+        if width not in HEAD_WIDTHS:
+            raise AdapEditError(
+                f"{operation}: heads are {width} wide, the kernel takes {HEAD_WIDTHS.start} to "
+                f"{HEAD_WIDTHS.stop - 1}; name implementation='reference'"
+            )
+        check_layout(operation, expected, last=tuple(expected))
+    for name, (tensor, *_) in expected.items():
+        if check_values and tensor is not None and name.endswith("_row"):
+            check_rows(operation, name, tensor, batch)
 
 
 def check_choice(operation: str, name: str, value: str, choices: Sequence[str]) -> None:
@@ -194,12 +214,25 @@ def check_rows(operation: str, name: str, rows: Tensor, count: int) -> None:
         )
 
 
-def check_contiguous(operation: str, expected: Expected, *, but: Sequence[str]) -> None:
-    """Raise unless every tensor given, but for those named, lies in memory without gaps and in order."""
+def check_layout(
+    operation: str, expected: Expected, *, last: Sequence[str] = (), free: Sequence[str] = ()
+) -> None:
+    """Raise unless every tensor given lies in memory as the kernel takes it: without gaps and in order.
+
+    last: names of those of which only neighbours along the last axis have to be neighbours. free: of those that may lie
+    anyhow.
+    """
     for name, (tensor, *_) in expected.items():
-        if tensor is not None and name not in but and not tensor.is_contiguous():
+        if tensor is None or name in free:
+            continue
+        if name not in last and not tensor.is_contiguous():
             raise AdapEditError(
                 f"{operation}: {name} has strides {list(tensor.stride())}, the kernel takes a contiguous tensor; "
+                "call .contiguous() on it"
+            )
+        if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+            raise AdapEditError(
+                f"{operation}: {name} has stride {tensor.stride(-1)} along its last axis, the kernel takes 1; "
                 "call .contiguous() on it"
             )
 

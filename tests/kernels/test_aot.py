@@ -42,7 +42,7 @@ def test_every_kernel_compiles_for_every_target_without_spills(generated):
     names = [(b["name"], b["pixels_from"], b["target"]) for b in binaries]
     assert names == [(v.name, v.pixels_from, target) for v in few_variants() for target in TARGETS]
     assert {b["kernel"] for b in binaries} == set(KERNELS)
-    assert [b for b in binaries if b["spilled"] or b["stack"]] == []
+    assert [b for b in binaries if b["spilled"]] == []
     assert all(0 < b["registers"] <= 255 and b["shared"] <= SHARED_LIMIT for b in binaries)
     assert all((b["ptx_bytes"] > 0) == (b["target"] in (80, 89)) for b in binaries)
 

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapedit_kernels import AdapEditError, edited_attention, prepare_values
-from adapedit_kernels.edited_attention import check_arguments
+from adapedit_kernels import AdapEditError, dispatch, edited_attention, prepare_values
 from tests.kernels.inputs import AttentionShape, assert_close, attention_inputs, widen
 
 SHAPES = [
@@ -114,18 +113,19 @@ def test_what_does_not_fit_is_refused(changes: dict[str, Any], message: str) -> 
     assert "\n" not in str(caught.value)
 
 
-def _as_triton(shape: AttentionShape, **changes: Any) -> None:
-    given = attention_inputs(shape, torch.float32).arguments() | changes
-    edits = [given[name] for name in ("edited_row", "source_row", "prepared", "spatial_map")]
-    tensors: tuple[Tensor, Tensor, Tensor] = given["query"], given["key"], given["value"]
-    check_arguments(*tensors, given["heads"], edits, check_values=True, chosen="triton")
+@pytest.fixture
+def as_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "implementation_for", lambda *_: "triton")
 
 
+@pytest.mark.usefixtures("as_triton")
 def test_what_the_kernel_alone_refuses() -> None:
+    wide = attention_inputs(AttentionShape(2, 1, 4, 9, 300), torch.float32).arguments()
     with pytest.raises(AdapEditError, match="heads are 300 wide, the kernel takes 8 to 256; name"):
-        _as_triton(AttentionShape(2, 1, 4, 9, 300))
-    query = torch.zeros(2, 8, 4).transpose(1, 2)
+        edited_attention(**wide)
+    given = attention_inputs(AttentionShape(2, 1, 4, 9, 8), torch.float32).arguments()
+    given["query"] = torch.zeros(2, 8, 4).transpose(1, 2)
     with pytest.raises(
         AdapEditError, match=r"query has stride 4 along its last axis, the kernel takes 1; call"
     ):
-        _as_triton(AttentionShape(2, 1, 4, 9, 8), query=query)
+        edited_attention(**given)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 
 pytest.importorskip("triton")
 from adapedit_kernels.attention_maps.triton import launch as add_maps
-from adapedit_kernels.edited_attention.triton import launch as attend
+from adapedit_kernels.edited_attention.triton import write_edited as attend
 from adapedit_kernels.group_norm.triton import launch as norm
 from adapedit_kernels.guided_step.triton import launch as step
 from adapedit_kernels.word_relation.triton import launch as relate
@@ -38,8 +36,7 @@ def maps(rows: int) -> None:
 
 
 def guided(rows: int) -> None:
-    given: dict[str, Any] = dict.fromkeys(("noise", "noise_weight", "blend_mask", "blend_source"))
-    step(**given | step_inputs(rows, 2, (4, 8, 8), torch.float16, noise=True, blend=True))
+    step(*step_inputs(rows, 2, (4, 8, 8), torch.float16, noise=True, blend=True).values())
 
 
 def relation(rows: int) -> None:

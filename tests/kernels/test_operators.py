@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from adapedit_engine.models.controls import Controls
 from adapedit_engine.models.unet import ControlledUNet
 from adapedit_engine.runners.pytorch import why_not_compiled as why_not
-from adapedit_kernels import attention_maps, edited_attention, guided_step
+from adapedit_kernels import attention_maps, dispatch, edited_attention, guided_step
 from adapedit_kernels.attention_maps import attention_maps_operator
 from adapedit_kernels.edited_attention import edited_attention_operator
 from adapedit_kernels.guided_step import guided_step_operator
@@ -22,10 +21,6 @@ from adapedit_kernels.word_relation import word_relation_operator
 from tests.engine.tiny import SIDE, TEXT, TOKENS, largest, noise, tiny_unet
 from tests.helpers.graph_unet import GraphUNet
 from tests.kernels.inputs import AttentionShape, attention_inputs, mixed_knobs, relation_inputs, step_inputs
-
-MODULES = [  # and not the functions of their names
-    importlib.import_module(f"adapedit_kernels.{name}") for name in ("edited_attention", "attention_maps")
-]
 
 SHAPE = AttentionShape(3, 2, 5, 7, 8)
 
@@ -47,7 +42,7 @@ def _maps_arguments(listed: bool) -> tuple[Any, ...]:
 def _step_arguments(noise: bool, blend: bool) -> tuple[Any, ...]:
     arguments = step_inputs(3, 2, (4, 3, 5), torch.float32, noise=noise, blend=blend)
     names = ("noise", "noise_weight", "blend_mask", "blend_source")
-    return (*list(arguments.values())[:6], *(arguments.get(name) for name in names), True)
+    return (*list(arguments.values())[:6], *(arguments.get(name) for name in names))
 
 
 def _relation_arguments() -> tuple[Any, ...]:
@@ -108,10 +103,9 @@ def test_auto_takes_the_operators_on_cuda_tensors() -> None:
 
 @pytest.fixture
 def operators_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in MODULES:
-        monkeypatch.setattr(
-            module, "implementation_for", lambda *asked: asked[1] if asked[1] != "auto" else "triton"
-        )
+    monkeypatch.setattr(
+        dispatch, "implementation_for", lambda *asked: asked[1] if asked[1] != "auto" else "triton"
+    )
 
 
 def _unet_inputs(batch: int) -> dict[str, Tensor]:

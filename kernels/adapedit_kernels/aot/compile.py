@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
 import subprocess
 import tempfile
@@ -39,8 +38,7 @@ class Binary:
     ptx: str
     num_warps: int
     registers: int
-    stack: int  # per thread; registers spill into it, so 0 says that none did
-    spilled: int  # bytes stored when spilling, and bytes loaded
+    spilled: int  # of the memory of a thread that registers spill into
     shared: int  # of a program, without the kilobyte that the driver keeps from sm_90 on
 
 
@@ -73,7 +71,8 @@ def _compile(variant: Variant, target: int, options: dict[str, int]) -> Binary:
         raise AdapEditError(
             "compiling ahead of time: TRITON_INTERPRET is set, which has no compiler; unset it"
         )
-    aligned = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in variant.aligned}
+    units = variant.units().items()
+    aligned = {(kernel.arg_names.index(name),): [["tt.divisibility", unit]] for name, unit in units}
     with triton.knobs.compilation.scope():
         triton.knobs.compilation.disable_line_info = True  # names of files of the building machine
         compiled = triton.compile(
@@ -95,7 +94,7 @@ def _compile(variant: Variant, target: int, options: dict[str, int]) -> Binary:
             f"{variant.name} for sm_{target}: takes {taken} parameters and {facts.global_scratch_size} bytes of "
             f"scratch, the C library gives {given} and none; mend its launch"
         )
-    registers, stack = _resources(compiled.asm["cubin"])
+    registers, spilled = _resources(compiled.asm["cubin"])
     return Binary(
         variant=variant,
         target=target,
@@ -104,37 +103,21 @@ def _compile(variant: Variant, target: int, options: dict[str, int]) -> Binary:
         ptx=ptx,
         num_warps=facts.num_warps,
         registers=registers,
-        stack=stack,
-        spilled=_spilled(ptx, target) if stack else 0,
+        spilled=spilled,
         shared=facts.shared,
     )
 
 
-def _tool(name: str) -> str:
-    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
-
-
 def _resources(cubin: bytes) -> tuple[int, int]:
-    """Registers and bytes of stack of a thread, as cuobjdump reads them from the binary."""
+    """Registers, and bytes of memory that stand in for them, of a thread: as cuobjdump reads them from the binary."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [_tool("cuobjdump"), "--dump-resource-usage", file.name]
+        command = [str(tool), "--dump-resource-usage", file.name]
         text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
     if found is None:
         raise AdapEditError(f"cuobjdump named no resources; it said: {text.strip()[-200:]!r}")
     registers, stack, local = map(int, found.groups())
     return registers, stack + local
-
-
-def _spilled(ptx: str, target: int) -> int:
-    """Bytes of spill stores and loads that ptxas reports; asked only where a kernel has a stack."""
-    arch = f"sm_{target}a" if target >= 90 else f"sm_{target}"
-    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
-        file.write(ptx)
-        file.flush()
-        tool = _tool("ptxas-blackwell" if target >= 90 else "ptxas")
-        command = [tool, "-v", "--regAllocOptLevel=2", f"--gpu-name={arch}", file.name, "-o", os.devnull]
-        text = subprocess.run(command, check=True, capture_output=True, text=True).stderr
-    return sum(int(number) for number in re.findall(r"(\d+) bytes spill", text))

@@ -11,7 +11,7 @@ from adapedit_kernels.aot.compile import PTX_TARGETS, PTX_VERSION, Binary
 from adapedit_kernels.aot.variants import KERNELS, Variant
 
 _C_TYPES = {"pointer": "uint64_t", "float": "float", "int": "int32_t"}
-_RESOURCES = "target num_warps registers stack spilled shared"
+_RESOURCES = "target num_warps registers spilled shared"
 _NOTE = "/* Written by `python -m adapedit_kernels.aot`; do not edit. */\n"
 
 _ASSEMBLY = """\
@@ -49,7 +49,7 @@ def write_sources(binaries: Sequence[Binary], folder: Path) -> dict[str, Any]:
         variant = binary.variant
         numbers = (
             *(binary.target, variant.pixels_from, variant.block, binary.num_warps, binary.shared),
-            *(binary.registers, binary.stack, binary.spilled, *cubin, *ptx),
+            *(binary.registers, binary.spilled, *cubin, *ptx),
         )
         rows.append(f'    {{"{variant.name}", "{binary.entry}", {", ".join(map(str, numbers))}}},\n')
         entry = {"name": variant.name, "kernel": variant.kernel, "pixels_from": variant.pixels_from}

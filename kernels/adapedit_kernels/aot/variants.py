@@ -45,7 +45,6 @@ _ARGUMENTS = {
     "lambda_tau threshold temperature relation word_steps word_share default_steps",
 }
 _TYPES = {name: kind for kind, names in _ARGUMENTS.items() for name in names.split()}  # all others are i32
-_STRIDE_UNIT = 8  # elements; half-precision rows then load 16 bytes at a time
 _MANY_PIXELS, _FEW_PIXELS = 1024, 1  # the two sides of the border in choose_tile
 
 
@@ -57,7 +56,8 @@ class Variant:
     kernel: str
     dtypes: Mapping[str, str] = field(default_factory=dict)  # of arguments whose dtype is not the usual one
     constants: Mapping[str, int | bool] = field(default_factory=dict)
-    aligned: tuple[str, ...] = ()  # arguments that must be multiples of 16 bytes
+    aligned: bool = False
+    """Addresses of `dtypes` are multiples of 16 bytes, strides of 8 values: 16 bytes are loaded at a time."""
     block: int  # values, pixels or channels that a program takes along the first grid axis
     pixels_from: int = 0  # for calls with at least as many pixels
     num_warps: int = 4
@@ -70,6 +70,15 @@ class Variant:
         """(argument, "pointer" | "float" | "int") of what a launch hands over, in order."""
         kinds = {"f": "float", "i": "int", "*": "pointer"}
         return tuple((name, kinds[kind[0]]) for name, kind in self.signature().items() if kind != "constexpr")
+
+    def units(self) -> dict[str, int]:
+        """Argument -> what it is a multiple of: bytes of an address, values of a stride."""
+        if not self.aligned:
+            return {}
+        strides = (
+            n for n in KERNELS[self.kernel].arg_names if n.endswith("_stride") and n != "spatial_map_stride"
+        )
+        return dict.fromkeys(self.dtypes, 16) | dict.fromkeys(strides, 8)
 
     def _type(self, argument: str) -> str:
         if argument in self.constants:
@@ -89,26 +98,14 @@ def few_variants() -> tuple[Variant, ...]:
 
     What each change is held to.
     """
-    wanted = {
-        ("edited_attention.float16.w40.usual", _MANY_PIXELS),
-        ("edited_attention.float16.w64", _MANY_PIXELS),
-        ("edited_attention.bfloat16.w80.usual", _FEW_PIXELS),
-        ("edited_attention.float16.w160.usual", _FEW_PIXELS),
-        ("edited_attention.float32.w40", _FEW_PIXELS),
-        ("attention_maps.float16.w80.usual", 0),
-        ("attention_maps.float32.w40", 0),
-        ("map_sum", 0),
-        ("guided_step.float16.noise.blend", 0),
-        ("guided_step.float32.noise.blend", 0),
-        ("mean.float16", 0),
-        ("mean.float32", 0),
-        ("similarity.float16", 0),
-        ("similarity.float32", 0),
-        ("embed", 0),
-        ("relate", 0),
-        ("finish", 0),
-    }
-    few = tuple(variant for variant in all_variants() if (variant.name, variant.pixels_from) in wanted)
+    wanted = (
+        "edited_attention.float16.w40.usual/1024 edited_attention.float16.w64/1024 "
+        "edited_attention.bfloat16.w80.usual/1 edited_attention.float16.w160.usual/1 edited_attention.float32.w40/1 "
+        "attention_maps.float16.w80.usual/0 attention_maps.float32.w40/0 map_sum/0 "
+        "guided_step.float16.noise.blend/0 guided_step.float32.noise.blend/0 "
+        "mean.float16/0 mean.float32/0 similarity.float16/0 similarity.float32/0 embed/0 relate/0 finish/0"
+    ).split()  # name/pixels
+    few = tuple(v for v in all_variants() if f"{v.name}/{v.pixels_from}" in wanted)
     assert len(few) == len(wanted), "a variant named here is not in the full list"
     return few
 
@@ -125,7 +122,7 @@ def _attention() -> Iterator[Variant]:
                 for tile, pixels in tiles.items():
                     if usual and not tile.LAST_N:  # no shorter block: what takes any number takes this one
                         continue
-                    constants = {"WIDTH": width, "SPATIAL": True, "LSE": False, "STRIDE_UNIT": _STRIDE_UNIT}
+                    constants = {"WIDTH": width, "SPATIAL": True, "LSE": False}
                     constants |= tile._asdict()
                     num_warps = constants.pop("num_warps")
                     yield Variant(
@@ -133,7 +130,7 @@ def _attention() -> Iterator[Variant]:
                         kernel="edited_attention_kernel",
                         dtypes=dict.fromkeys(tensors, dtype),
                         constants=constants,
-                        aligned=tensors,
+                        aligned=True,
                         block=tile.BLOCK_P,
                         pixels_from=pixels,
                         num_warps=num_warps,
@@ -150,8 +147,8 @@ def _maps() -> Iterator[Variant]:
                     name=f"attention_maps.{dtype}.w{width}{name}",
                     kernel="map_kernel",
                     dtypes=dict.fromkeys(tensors, dtype),
-                    constants={"WIDTH": width, "LISTED": True, "STRIDE_UNIT": _STRIDE_UNIT, **tile},
-                    aligned=tensors,
+                    constants={"WIDTH": width, "LISTED": True, **tile},
+                    aligned=True,
                     block=tile["BLOCK_P"],
                 )
     yield Variant(name="map_sum", kernel="map_sum_kernel", constants={"BLOCK": SUM_BLOCK}, block=SUM_BLOCK)

@@ -5,18 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from adapedit_kernels import dispatch
 from adapedit_kernels.attention_maps import reference
-from adapedit_kernels.dispatch import (
-    FLOATING,
-    INTEGER,
-    check_heads,
-    check_last_stride,
-    check_rows,
-    check_tensors,
-    implementation_for,
-    launch,
-    operator_implementation,
-)
 
 __all__ = ["attention_maps"]
 
@@ -55,8 +45,14 @@ def attention_maps(
         AdapEditError: shapes, dtypes, devices or strides that don't fit, rows outside the batch.
         ImplementationError: the named implementation can't run here.
     """
-    chosen = implementation_for(_NAME, implementation, query, key, map_sum)
-    check_arguments(query, key, heads, map_row, map_sum, check_values=check_values, chosen=chosen)
+    chosen = dispatch.implementation_for(_NAME, implementation, query, key, map_sum)
+    sums = (torch.float32,) if chosen == "triton" else (torch.float32, torch.float64)
+    expected = {
+        **dispatch.attention_tensors(query, key, chosen),
+        "map_row": (map_row, "M", dispatch.INTEGER),
+        "map_sum": (map_sum, "B P N" if map_row is None else "M P N", sums),
+    }
+    dispatch.check_attention(_NAME, expected, heads, chosen, check_values=check_values)
     scale = (query.shape[-1] // heads) ** -0.5 if scale is None else float(scale)
     if chosen == "triton":
         if map_sum is None:
@@ -64,20 +60,13 @@ def attention_maps(
             map_sum = query.new_zeros(rows, query.shape[1], key.shape[1], dtype=torch.float32)
         attention_maps_operator(query, key, heads, map_row, map_sum, map_weight, scale)
         return map_sum
-    maps = _by_reference(query, key, heads, map_row, scale)
+    maps = reference.attention_maps(query, key, heads, map_row, scale=scale)
     if map_sum is not None:
         return torch.add(map_sum, maps, alpha=map_weight)
     return maps if map_weight == 1 else maps * map_weight
 
 
-def _by_reference(query: Tensor, key: Tensor, heads: int, map_row: Tensor | None, scale: float) -> Tensor:
-    if map_row is not None:
-        query, key = query.index_select(0, map_row), key.index_select(0, map_row)
-    return reference.attention_maps(query, key, heads, scale=scale)
-
-
-@torch.library.custom_op("adapedit_kernels::attention_maps", mutates_args=("map_sum",))
-def attention_maps_operator(
+def _add(
     query: Tensor,
     key: Tensor,
     heads: int,
@@ -86,41 +75,12 @@ def attention_maps_operator(
     map_weight: float,
     scale: float,
 ) -> None:
-    if operator_implementation(query) == "reference":
-        map_sum.add_(_by_reference(query, key, heads, map_row, scale), alpha=map_weight)
-        return
-    launch(_NAME, query, key, heads, map_row, map_sum, map_weight, scale)
+    map_sum.add_(reference.attention_maps(query, key, heads, map_row, scale=scale), alpha=map_weight)
 
 
-@attention_maps_operator.register_fake
-def _(*_: object) -> None:
-    return None
-
-
-def check_arguments(
-    query: Tensor,
-    key: Tensor,
-    heads: int,
-    map_row: Tensor | None,
-    map_sum: Tensor | None,
-    *,
-    check_values: bool,
-    chosen: str,
-) -> None:
-    """Raise AdapEditError unless the arguments fit together and the chosen implementation takes them."""
-    sums = (torch.float32,) if chosen == "triton" else (torch.float32, torch.float64)
-    rows = "B" if map_row is None else "M"
-    expected = {
-        "query": (query, "B P C", FLOATING[chosen]),
-        "key": (key, "B N C", (query.dtype,)),
-        "map_row": (map_row, "M", INTEGER),
-        "map_sum": (map_sum, f"{rows} P N", sums),
-    }
-    check_tensors(_NAME, expected)
-    check_heads(_NAME, heads, query.shape[2], chosen)
-    if chosen == "triton":
-        for name, (tensor, *_) in expected.items():
-            if tensor is not None:
-                check_last_stride(_NAME, name, tensor)
-    if map_row is not None and check_values:
-        check_rows(_NAME, "map_row", map_row, query.shape[0])
+attention_maps_operator = dispatch.operator(
+    _NAME,
+    "(Tensor query, Tensor key, int heads, Tensor? map_row, Tensor(a!) map_sum, float map_weight, float scale) -> ()",
+    _add,
+    lambda *_: None,
+)

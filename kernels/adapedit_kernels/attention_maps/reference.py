@@ -7,8 +7,10 @@ from torch import Tensor
 from adapedit_kernels.dispatch import to_dtype, wide_dtype
 
 
-def attention_maps(query: Tensor, key: Tensor, heads: int, *, scale: float) -> Tensor:
+def attention_maps(query: Tensor, key: Tensor, heads: int, map_row: Tensor | None, *, scale: float) -> Tensor:
     """``softmax(scale Q K^T)`` averaged over heads, [M, P, N]; half precision is computed in float32."""
+    if map_row is not None:
+        query, key = query.index_select(0, map_row), key.index_select(0, map_row)
     wide = wide_dtype(query)
     query, key = (to_dtype(t, wide).unflatten(-1, (heads, -1)).transpose(1, 2) for t in (query, key))
     probs = ((query * scale) @ key.transpose(-1, -2)).softmax(dim=-1)

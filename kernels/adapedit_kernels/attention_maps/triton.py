@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from adapedit_kernels.edited_attention.triton import LOG2_E, load_tile, logits_of, split_width, stride_unit
+from adapedit_kernels.edited_attention.triton import LOG2_E, block_of, load_tile, logits_of, split_width
 
 
 @triton.jit(do_not_specialize=["batch"])
@@ -36,13 +36,8 @@ def map_kernel(
     HEAD: tl.constexpr,
     TAIL: tl.constexpr,
     LISTED: tl.constexpr,
-    STRIDE_UNIT: tl.constexpr,
 ):
     """Probabilities [M, H, P, N] float32. All tokens are at hand: BLOCK_N of them and LAST_N more."""
-    query_batch_stride *= STRIDE_UNIT
-    query_pixel_stride *= STRIDE_UNIT
-    key_batch_stride *= STRIDE_UNIT
-    key_token_stride *= STRIDE_UNIT
     place = tl.program_id(2).to(tl.int64)
     head = tl.program_id(1)
     pixel = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
@@ -97,9 +92,7 @@ def map_tile(width: int, tokens: int) -> dict[str, int]:
     """Sizes of a program of :func:`map_kernel`, by the kernel's names: 77 tokens are 64 and 16."""
     head, tail = split_width(width)
     whole = max(16, 1 << (tokens.bit_length() - 1))
-    left = tokens - whole
-    last = 0 if left <= 0 else max(16, 1 << (left - 1).bit_length())
-    return {"BLOCK_P": 16, "BLOCK_N": whole, "LAST_N": last, "HEAD": head, "TAIL": tail}
+    return {"BLOCK_P": 16, "BLOCK_N": whole, "LAST_N": block_of(tokens - whole), "HEAD": head, "TAIL": tail}
 
 
 def launch(
@@ -111,21 +104,18 @@ def launch(
     map_weight: float,
     scale: float,
 ) -> None:
-    """Add to ``map_sum`` [M, P, N] in place, on arguments that :func:`check_arguments` has passed."""
+    """Add to ``map_sum`` [M, P, N] in place, on arguments that fit."""
     batch, pixels, channels = query.shape
     rows, tokens, width = len(map_sum), key.shape[1], channels // heads
     if map_sum.numel() == 0:
         return
     partial = torch.empty(rows, heads, pixels, tokens, dtype=torch.float32, device=query.device)
-    strides = (*query.stride()[:2], *key.stride()[:2])
-    unit = stride_unit((*strides, width))
     tile = map_tile(width, tokens)
     map_kernel[(triton.cdiv(pixels, tile["BLOCK_P"]), heads, rows)](
         *(query, key, map_row, partial, scale * LOG2_E, batch, heads, pixels, tokens),
-        *(stride // unit for stride in strides),
+        *(*query.stride()[:2], *key.stride()[:2]),
         WIDTH=width,
         LISTED=map_row is not None,
-        STRIDE_UNIT=unit,
         num_warps=4,
         **tile,
     )

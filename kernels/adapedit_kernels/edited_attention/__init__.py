@@ -11,22 +11,13 @@ With ``M = softmax(scale Q K^T)``, ``R = M_source A`` and ``W = u + v S`` an edi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from adapedit_kernels.dispatch import (
-    FLOATING,
-    INTEGER,
-    check_heads,
-    check_last_stride,
-    check_rows,
-    check_tensors,
-    implementation_for,
-    launch,
-    operator_implementation,
-)
+from adapedit_kernels import dispatch
+from adapedit_kernels.dispatch import FLOATING, INTEGER
 from adapedit_kernels.edited_attention import reference
 from adapedit_kernels.errors import AdapEditError
 
@@ -94,76 +85,33 @@ def edited_attention(
         AdapEditError: shapes, dtypes, devices or strides that don't fit, rows outside the batch.
         ImplementationError: the named implementation can't run here.
     """
-    edits = _edits(edited_row, source_row, prepared, spatial_map)
-    chosen = implementation_for(_NAME, implementation, query, key, value)
-    check_arguments(query, key, value, heads, edits, check_values=check_values, chosen=chosen)
+    chosen = dispatch.implementation_for(_NAME, implementation, query, key, value)
+    given, own = {"source_row": source_row, "prepared": prepared}, (query.dtype,)
+    expected: dict[str, Any] = dispatch.attention_tensors(query, key, chosen) | {
+        "value": (value, "B N C", own)
+    }
+    if edited_row is not None:
+        if missing := [name for name, tensor in given.items() if tensor is None]:
+            raise AdapEditError(
+                f"{_NAME}: {missing[0]} is None and edited_row is not; give all of the edit or none"
+            )
+        expected |= {
+            "edited_row": (edited_row, "E", INTEGER),
+            "source_row": (source_row, "E", INTEGER),
+            "prepared": (prepared, "2 E 1 N C" if spatial_map is None else "2 E 2 N C", own),
+            "spatial_map": (spatial_map, "E P", FLOATING["reference"]),
+        }
+    dispatch.check_attention(_NAME, expected, heads, chosen, check_values=check_values)
     scale = (query.shape[-1] // heads) ** -0.5 if scale is None else float(scale)
+    edits = [tensor for tensor, *_ in list(expected.values())[3:] if tensor is not None]
     if chosen == "triton" and edits:
         return edited_attention_operator(query, key, value, heads, edits, scale)
-    return reference.edited_attention(query, key, value, heads, edits, scale=scale)
+    return reference.edited_attention(query, key, value, heads, edits, scale)
 
 
-def _edits(
-    edited_row: Tensor | None, source_row: Tensor | None, prepared: Tensor | None, spatial_map: Tensor | None
-) -> list[Tensor]:
-    """What is given of the edited rows, or nothing."""
-    if edited_row is None:
-        return []
-    for name, tensor in {"source_row": source_row, "prepared": prepared}.items():
-        if tensor is None:
-            raise AdapEditError(
-                f"{_NAME}: {name} is None and edited_row is not; give all of the edit or none"
-            )
-    return [tensor for tensor in (edited_row, source_row, prepared, spatial_map) if tensor is not None]
-
-
-@torch.library.custom_op("adapedit_kernels::edited_attention", mutates_args=())
-def edited_attention_operator(
-    query: Tensor, key: Tensor, value: Tensor, heads: int, edits: list[Tensor], scale: float
-) -> Tensor:
-    if operator_implementation(query) == "reference":
-        return reference.edited_attention(query, key, value, heads, edits, scale=scale)
-    out = reference.edited_attention(query, key, value, heads, (), scale=scale)
-    launch(_NAME, query, key, out, heads, edits, scale)
-    return out
-
-
-@edited_attention_operator.register_fake
-def _(query: Tensor, *_: object) -> Tensor:
-    return torch.empty_like(query, memory_format=torch.contiguous_format)
-
-
-def check_arguments(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    heads: int,
-    edits: Sequence[Tensor],
-    *,
-    check_values: bool,
-    chosen: str,
-) -> None:
-    """Raise AdapEditError unless the arguments fit together and the chosen implementation takes them.
-
-    edits: edited row, source row, prepared values, and the spatial map where there is one; none: no row is edited.
-    """
-    floating, own = FLOATING[chosen], (query.dtype,)
-    expected = {
-        "query": (query, "B P C", floating),
-        "key": (key, "B N C", own),
-        "value": (value, "B N C", own),
-    }
-    if edits:
-        halves = "2 E 2 N C" if len(edits) > 3 else "2 E 1 N C"
-        kinds = (("E", INTEGER), ("E", INTEGER), (halves, own), ("E P", FLOATING["reference"]))
-        names = ("edited_row", "source_row", "prepared", "spatial_map")
-        for name, tensor, (axes, dtypes) in zip(names, edits, kinds, strict=False):
-            expected[name] = (tensor, axes, dtypes)
-    check_tensors(_NAME, expected)
-    check_heads(_NAME, heads, query.shape[2], chosen)
-    if chosen == "triton":
-        for name, (tensor, *_) in expected.items():
-            check_last_stride(_NAME, name, tensor)
-    if edits and check_values:
-        for name, rows in zip(("edited_row", "source_row"), edits, strict=False):
-            check_rows(_NAME, name, rows, query.shape[0])
+edited_attention_operator = dispatch.operator(
+    _NAME,
+    "(Tensor query, Tensor key, Tensor value, int heads, Tensor[] edits, float scale) -> Tensor",
+    reference.edited_attention,
+    lambda query, *_: torch.empty_like(query, memory_format=torch.contiguous_format),
+)

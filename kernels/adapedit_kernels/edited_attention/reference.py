@@ -39,13 +39,7 @@ def prepare_values(
 
 
 def edited_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    heads: int,
-    edits: Sequence[Tensor],
-    *,
-    scale: float,
+    query: Tensor, key: Tensor, value: Tensor, heads: int, edits: Sequence[Tensor], scale: float
 ) -> Tensor:
     """Fused attention of all rows, and of the edited ones twice more, in the place of theirs.
 

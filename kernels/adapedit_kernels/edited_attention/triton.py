@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from adapedit_kernels.edited_attention.reference import edited_attention
+
 LOG2_E = 1.4426950408889634
 
 
@@ -80,7 +82,8 @@ def _block(
 
 
 # By default Triton compiles anew for a number that is 1, and for one that 16 divides: rows come and go in a server.
-@triton.jit(do_not_specialize=["batch", "value_half_stride"])
+# All strides of a model are such multiples, which lets it load 16 bytes at a time.
+@triton.jit(do_not_specialize=["batch"])
 def edited_attention_kernel(
     query,
     key,
@@ -114,21 +117,9 @@ def edited_attention_kernel(
     TAIL: tl.constexpr,
     SPATIAL: tl.constexpr,
     LSE: tl.constexpr,
-    STRIDE_UNIT: tl.constexpr,
     STAGES: tl.constexpr,
 ):
     """Keys are taken BLOCK_N at a time and, where LAST_N is not 0, as many as that at the end."""
-    # A multiple that the compiler sees lets it load 16 bytes at a time, whatever the heads' width.
-    query_batch_stride *= STRIDE_UNIT
-    query_pixel_stride *= STRIDE_UNIT
-    key_batch_stride *= STRIDE_UNIT
-    key_token_stride *= STRIDE_UNIT
-    value_half_stride *= STRIDE_UNIT
-    value_edit_stride *= STRIDE_UNIT
-    value_part_stride *= STRIDE_UNIT
-    value_token_stride *= STRIDE_UNIT
-    out_batch_stride *= STRIDE_UNIT
-    out_pixel_stride *= STRIDE_UNIT
     edit = tl.program_id(2).to(tl.int64)
     head = tl.program_id(1)
     pixel = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
@@ -207,14 +198,12 @@ class Tile(NamedTuple):
 def split_width(width: int) -> tuple[int, int]:
     """Channels of a head as two powers of two of at least 16, the second 0 where one holds all."""
     head = max(16, 1 << (width.bit_length() - 1))
-    rest = width - head
-    return head, 0 if rest <= 0 else max(16, 1 << (rest - 1).bit_length())
+    return head, block_of(width - head)
 
 
-def last_block(tokens: int, block: int) -> int:
-    """Width of the last block of keys: the least power of two from 16 on that holds what is left; 0: nothing is."""
-    left = tokens % block
-    return 0 if not left else max(16, 1 << (left - 1).bit_length())
+def block_of(size: int) -> int:
+    """The least power of two from 16 on that holds so many; 0 where there are none."""
+    return max(16, 1 << (size - 1).bit_length()) if size > 0 else 0
 
 
 def choose_tile(dtype: torch.dtype, width: int, pixels: int, tokens: int) -> Tile:
@@ -223,18 +212,22 @@ def choose_tile(dtype: torch.dtype, width: int, pixels: int, tokens: int) -> Til
     if dtype == torch.float32:  # no tensor cores: operands live in registers, so they are cut finer
         return Tile(16, 16, 0, head, tail, 1, 4)
     block = 64 if width <= 64 or (width <= 96 and pixels >= 1024) else 32
-    last = last_block(tokens, block)
+    last = block_of(tokens % block)
     last = 0 if last == block else last
     large = pixels >= 1024 and width <= 96
     return Tile(64 if large else 16, block, last, head, tail, 2, 8 if width > 96 else 4)
 
 
-def stride_unit(strides: Sequence[int]) -> int:
-    """The larger of 8 and 1 that divides all strides: 8 elements let the kernel load 16 bytes at a time."""
-    return 8 if all(stride % 8 == 0 for stride in strides) else 1
-
-
 def launch(
+    query: Tensor, key: Tensor, value: Tensor, heads: int, edits: Sequence[Tensor], scale: float
+) -> Tensor:
+    """Plain attention of all rows, and the edited ones in their place."""
+    out = edited_attention(query, key, value, heads, (), scale)
+    write_edited(query, key, out, heads, edits, scale)
+    return out
+
+
+def write_edited(
     query: Tensor,
     key: Tensor,
     out: Tensor,
@@ -244,7 +237,7 @@ def launch(
     *,
     log_sum_exp: Tensor | None = None,
 ) -> None:
-    """Write the edited rows of ``out`` [B, P, H D], on arguments that :func:`check_arguments` has passed.
+    """Write the edited rows of ``out`` [B, P, H D], on arguments that fit.
 
     log_sum_exp: [E, H, P] float32 contiguous, of the edited rows' own logits.
     """
@@ -253,18 +246,15 @@ def launch(
     entries, width = len(edited_row), channels // heads
     if out.numel() == 0 or not entries:
         return
-    strides = (*query.stride()[:2], *key.stride()[:2], *prepared.stride()[:4], *out.stride()[:2])
-    unit = stride_unit((*strides, width))
     tile = choose_tile(query.dtype, width, pixels, key.shape[1])
     edited_attention_kernel[(triton.cdiv(pixels, tile.BLOCK_P), heads, entries)](
         *(query, key, prepared, out, edited_row, source_row),
         *(spatial_map[0] if spatial_map else None, log_sum_exp, scale * LOG2_E),
         *(batch, heads, pixels, key.shape[1]),
-        *(stride // unit for stride in strides),
+        *(*query.stride()[:2], *key.stride()[:2], *prepared.stride()[:4], *out.stride()[:2]),
         spatial_map[0].stride(0) if spatial_map else 0,
         WIDTH=width,
         SPATIAL=bool(spatial_map),
         LSE=log_sum_exp is not None,
-        STRIDE_UNIT=unit,
         **tile._asdict(),
     )

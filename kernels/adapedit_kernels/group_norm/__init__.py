@@ -5,14 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from adapedit_kernels.dispatch import (
-    FLOATING,
-    check_contiguous,
-    check_tensors,
-    implementation_for,
-    launch,
-    operator_implementation,
-)
+from adapedit_kernels import dispatch
 from adapedit_kernels.errors import AdapEditError
 from adapedit_kernels.group_norm import reference
 
@@ -51,38 +44,23 @@ def group_norm(
         AdapEditError: shapes, dtypes or devices that don't fit.
         ImplementationError: the named implementation can't run here.
     """
-    chosen = implementation_for(_NAME, implementation, x, weight, bias)
-    if chosen == "triton":
-        return group_norm_operator(x, weight, bias, groups, eps, silu)
-    return _computed(chosen, x, weight, bias, groups, eps, silu)
-
-
-@torch.library.custom_op("adapedit_kernels::group_norm", mutates_args=())
-def group_norm_operator(
-    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
-) -> Tensor:
-    """The norm as a PyTorch operator, one node to compilers and exporters."""
-    return _computed(operator_implementation(x), x, weight, bias, groups, eps, silu)
-
-
-@group_norm_operator.register_fake
-def _(x: Tensor, *_: object) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.channels_last)
-
-
-def _computed(
-    chosen: str, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
-) -> Tensor:
-    """Check the arguments and run the chosen implementation on them."""
-    kinds = FLOATING[chosen]
+    chosen = dispatch.implementation_for(_NAME, implementation, x, weight, bias)
+    kinds = dispatch.FLOATING[chosen]
     expected = {"x": (x, "B C h w", kinds), "weight": (weight, "C", kinds), "bias": (bias, "C", kinds)}
-    check_tensors(_NAME, expected)
+    dispatch.check_tensors(_NAME, expected)
     if groups < 1 or x.shape[1] % groups:
         raise AdapEditError(
             f"{_NAME}: groups is {groups}, wanted a divisor of {x.shape[1]}, the channels of x; change it"
         )
     if chosen == "reference":
         return reference.group_norm(x, weight, bias, groups, eps, silu)
-    check_contiguous(_NAME, expected, but=("x",))
-    result: Tensor = launch(_NAME, x, weight, bias, groups, eps, silu)
-    return result
+    dispatch.check_layout(_NAME, expected, free=("x",))
+    return group_norm_operator(x, weight, bias, groups, eps, silu)
+
+
+group_norm_operator = dispatch.operator(
+    _NAME,
+    "(Tensor x, Tensor weight, Tensor bias, int groups, float eps, bool silu) -> Tensor",
+    reference.group_norm,
+    lambda x, *_: torch.empty_like(x, memory_format=torch.channels_last),
+)

@@ -89,16 +89,6 @@ def launch(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, sil
     sizes = (pixels, channels, per_group, groups)
     blocks = {"BLOCK_P": block_p, "BLOCK_C": block_c, "num_warps": 4}
     moments_kernel[grid](x, moments, *sizes, **blocks)
-    norm_kernel[grid](
-        x,
-        moments,
-        weight,
-        bias,
-        out,
-        *sizes,
-        eps,
-        SILU=silu,
-        BLOCK_S=triton.next_power_of_2(grid[0]),
-        **blocks,
-    )
+    parts = triton.next_power_of_2(grid[0])
+    norm_kernel[grid](x, moments, weight, bias, out, *sizes, eps, SILU=silu, BLOCK_S=parts, **blocks)
     return out

@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from adapedit_kernels.dispatch import (
-    FLOATING,
-    INTEGER,
-    check_contiguous,
-    check_rows,
-    check_tensors,
-    implementation_for,
-    launch,
-    operator_implementation,
-)
+from adapedit_kernels import dispatch
+from adapedit_kernels.dispatch import FLOATING, INTEGER
 from adapedit_kernels.errors import AdapEditError
 from adapedit_kernels.guided_step import reference
 
@@ -37,6 +26,7 @@ _AXES = {
     "blend_source": "K",
 }
 _INDICES = ("guidance_rows", "blend_source")
+_PAIRS = (("noise", "noise_weight"), ("blend_mask", "blend_source"))
 
 
 def guided_step(
@@ -81,53 +71,33 @@ def guided_step(
         AdapEditError: shapes, dtypes or devices that don't fit, indices out of range.
         ImplementationError: the named implementation can't run here.
     """
-    chosen = implementation_for(_NAME, implementation, noise_pred, latents)
+    chosen = dispatch.implementation_for(_NAME, implementation, noise_pred, latents)
     weights = (guidance_rows, guidance_weights, sample_weight, output_weight)
     arguments = (noise_pred, latents, *weights, noise, noise_weight, blend_mask, blend_source)
-    if chosen == "triton":
-        return guided_step_operator(*arguments, check_values)
-    return _computed(chosen, arguments, check_values)
-
-
-@torch.library.custom_op(
-    "adapedit_kernels::guided_step",
-    mutates_args=(),
-    schema="(Tensor noise_pred, Tensor latents, Tensor guidance_rows, Tensor guidance_weights, "
-    "Tensor sample_weight, Tensor output_weight, Tensor? noise, Tensor? noise_weight, Tensor? blend_mask, "
-    "Tensor? blend_source, bool check_values) -> Tensor",
-)
-def guided_step_operator(noise_pred: Tensor, latents: Tensor, *others: Any) -> Tensor:
-    """The step as a PyTorch operator, one node to compilers and exporters."""
-    *rest, check_values = others
-    return _computed(operator_implementation(latents), (noise_pred, latents, *rest), check_values)
-
-
-@guided_step_operator.register_fake
-def _(noise_pred: Tensor, latents: Tensor, *_: object) -> Tensor:
-    return torch.empty_like(latents)
-
-
-def _computed(chosen: str, arguments: Sequence[Any], check_values: bool) -> Tensor:
-    """Check the arguments, those of `_AXES` in its order, and run the chosen implementation on them."""
     given = dict(zip(_AXES, arguments, strict=True))
-    _check_pair(given, "noise", "noise_weight")
-    _check_pair(given, "blend_mask", "blend_source")
+    for pair in _PAIRS:
+        missing, present = sorted(pair, key=lambda name: given[name] is not None)
+        if given[missing] is None and given[present] is not None:
+            raise AdapEditError(f"{_NAME}: {present} is given without {missing}; give both or neither")
     kinds = {name: INTEGER if name in _INDICES else FLOATING[chosen] for name in _AXES}
     # The latents first: what does not fit them is named.
     order = ("latents", *(name for name in _AXES if name != "latents"))
     expected = {name: (given[name], _AXES[name], kinds[name]) for name in order}
-    check_tensors(_NAME, expected)
+    dispatch.check_tensors(_NAME, expected)
     if check_values:
-        check_rows(_NAME, "guidance_rows", given["guidance_rows"], given["noise_pred"].shape[0])
-        if given["blend_source"] is not None:
-            check_rows(_NAME, "blend_source", given["blend_source"], given["latents"].shape[0])
+        dispatch.check_rows(_NAME, "guidance_rows", guidance_rows, noise_pred.shape[0])
+        if blend_source is not None:
+            dispatch.check_rows(_NAME, "blend_source", blend_source, latents.shape[0])
     if chosen == "reference":
         return reference.guided_step(*arguments)
-    check_contiguous(_NAME, expected, but=("noise_pred",))
-    return launch(_NAME, *arguments)
+    dispatch.check_layout(_NAME, expected, free=("noise_pred",))
+    return guided_step_operator(*arguments)
 
 
-def _check_pair(given: Mapping[str, Any], first: str, second: str) -> None:
-    if (given[first] is None) != (given[second] is None):
-        missing, present = (first, second) if given[first] is None else (second, first)
-        raise AdapEditError(f"{_NAME}: {present} is given without {missing}; give both or neither")
+guided_step_operator = dispatch.operator(
+    _NAME,
+    "(Tensor noise_pred, Tensor latents, Tensor guidance_rows, Tensor guidance_weights, Tensor sample_weight, "
+    "Tensor output_weight, Tensor? noise, Tensor? noise_weight, Tensor? blend_mask, Tensor? blend_source) -> Tensor",
+    reference.guided_step,
+    lambda noise_pred, latents, *_: torch.empty_like(latents),
+)

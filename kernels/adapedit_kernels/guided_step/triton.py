@@ -82,30 +82,21 @@ def guided_step_kernel(
     tl.store(out + track * size + place, result.to(out.dtype.element_ty), mask=inside)
 
 
-def launch(
-    noise_pred: Tensor,
-    latents: Tensor,
-    guidance_rows: Tensor,
-    guidance_weights: Tensor,
-    sample_weight: Tensor,
-    output_weight: Tensor,
-    noise: Tensor | None,
-    noise_weight: Tensor | None,
-    blend_mask: Tensor | None,
-    blend_source: Tensor | None,
-) -> Tensor:
-    """Launch the kernel on arguments that fit; takes any strides of ``noise_pred``, else contiguous tensors."""
+def launch(noise_pred: Tensor, latents: Tensor, *others: Tensor | None) -> Tensor:
+    """Launch the kernel on arguments that fit; takes any strides of ``noise_pred``, else contiguous tensors.
+
+    others: the rest of the reference's arguments, in its order, which is the kernel's.
+    """
     out = torch.empty_like(latents)
     tracks, channels, height, width = latents.shape
     if out.numel() == 0:
         return out
+    guidance_rows, _, _, _, noise, _, blend_mask, _ = others
+    assert guidance_rows is not None
     grid = (triton.cdiv(channels * height * width, _BLOCK), tracks)
-    weights = (guidance_rows, guidance_weights, sample_weight, output_weight)
     sizes = (noise_pred.shape[0], tracks, guidance_rows.shape[1], channels, height, width)
     guided_step_kernel[grid](
-        *(noise_pred, latents, *weights, noise, noise_weight, blend_mask, blend_source, out),
-        *sizes,
-        *noise_pred.stride(),
+        *(noise_pred, latents, *others, out, *sizes, *noise_pred.stride()),
         BLOCK=_BLOCK,
         NOISE=noise is not None,
         BLEND=blend_mask is not None,

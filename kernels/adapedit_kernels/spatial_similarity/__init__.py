@@ -5,15 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from adapedit_kernels.dispatch import (
-    BOOL,
-    FLOATING,
-    check_contiguous,
-    check_tensors,
-    implementation_for,
-    launch,
-    operator_implementation,
-)
+from adapedit_kernels import dispatch
+from adapedit_kernels.dispatch import BOOL, FLOATING
 from adapedit_kernels.errors import AdapEditError
 from adapedit_kernels.spatial_similarity import reference
 
@@ -46,29 +39,7 @@ def spatial_similarity(
         AdapEditError: shapes, dtypes or devices that don't fit.
         ImplementationError: the named implementation can't run here.
     """
-    chosen = implementation_for(_NAME, implementation, features, key_embedding)
-    if chosen == "triton":
-        return spatial_similarity_operator(features, key_embedding, lambda_spatial, centre)
-    return _computed(chosen, features, key_embedding, lambda_spatial, centre)
-
-
-@torch.library.custom_op("adapedit_kernels::spatial_similarity", mutates_args=())
-def spatial_similarity_operator(
-    features: Tensor, key_embedding: Tensor, lambda_spatial: Tensor, centre: Tensor
-) -> Tensor:
-    """The similarity as a PyTorch operator, one node to compilers and exporters."""
-    return _computed(operator_implementation(features), features, key_embedding, lambda_spatial, centre)
-
-
-@spatial_similarity_operator.register_fake
-def _(features: Tensor, *_: object) -> Tensor:
-    return features.new_empty(features.shape[:2], dtype=torch.float32)
-
-
-def _computed(
-    chosen: str, features: Tensor, key_embedding: Tensor, lambda_spatial: Tensor, centre: Tensor
-) -> Tensor:
-    """Check the arguments and run the chosen implementation on them."""
+    chosen = dispatch.implementation_for(_NAME, implementation, features, key_embedding)
     floating = FLOATING[chosen]
     expected = {
         "features": (features, "B P V", floating),
@@ -76,10 +47,18 @@ def _computed(
         "lambda_spatial": (lambda_spatial, "B", floating),
         "centre": (centre, "B", BOOL),
     }
-    check_tensors(_NAME, expected)
+    dispatch.check_tensors(_NAME, expected)
     if 0 in features.shape:
         raise AdapEditError(f"{_NAME}: features {list(features.shape)} hold nothing")
     if chosen == "reference":
         return reference.spatial_similarity(features, key_embedding, lambda_spatial, centre)
-    check_contiguous(_NAME, expected, but=("features",))
-    return launch(_NAME, features, key_embedding, lambda_spatial, centre)
+    dispatch.check_layout(_NAME, expected, free=("features",))
+    return spatial_similarity_operator(features, key_embedding, lambda_spatial, centre)
+
+
+spatial_similarity_operator = dispatch.operator(
+    _NAME,
+    "(Tensor features, Tensor key_embedding, Tensor lambda_spatial, Tensor centre) -> Tensor",
+    reference.spatial_similarity,
+    lambda features, *_: features.new_empty(features.shape[:2], dtype=torch.float32),
+)

@@ -5,17 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from adapedit_kernels.dispatch import (
-    BOOL,
-    FLOATING,
-    INTEGER,
-    check_contiguous,
-    check_last_stride,
-    check_tensors,
-    implementation_for,
-    launch,
-    operator_implementation,
-)
+from adapedit_kernels import dispatch
+from adapedit_kernels.dispatch import BOOL, FLOATING, INTEGER
 from adapedit_kernels.errors import AdapEditError
 from adapedit_kernels.word_relation import reference
 from adapedit_kernels.word_relation.reference import RelationKnobs, WordRelation
@@ -62,39 +53,7 @@ def word_relation(
         AdapEditError: shapes, dtypes or devices that don't fit.
         ImplementationError: the named implementation can't run here.
     """
-    chosen = implementation_for(_NAME, implementation, maps, features)
-    if chosen == "triton":
-        return WordRelation(*word_relation_operator(maps, features, key_tokens, word_of_token, list(knobs)))
-    return _computed(chosen, maps, features, key_tokens, word_of_token, knobs)
-
-
-@torch.library.custom_op("adapedit_kernels::word_relation", mutates_args=())
-def word_relation_operator(
-    maps: Tensor, features: Tensor, key_tokens: Tensor, word_of_token: Tensor, knobs: list[Tensor]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The fields of :class:`WordRelation` from a PyTorch operator, one node to compilers and exporters."""
-    chosen = operator_implementation(maps)
-    found = _computed(chosen, maps, features, key_tokens, word_of_token, RelationKnobs(*knobs))
-    return found.relation, found.word_steps, found.key_embedding, found.default_steps
-
-
-@word_relation_operator.register_fake
-def _(maps: Tensor, features: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    batch, _pixels, tokens = maps.shape
-    relation, steps = (maps.new_empty(batch, tokens, dtype=torch.float32) for _ in range(2))
-    key = maps.new_empty(batch, features.shape[2], dtype=torch.float32)
-    return relation, steps, key, maps.new_empty(batch, dtype=torch.float32)
-
-
-def _computed(
-    chosen: str,
-    maps: Tensor,
-    features: Tensor,
-    key_tokens: Tensor,
-    word_of_token: Tensor,
-    knobs: RelationKnobs,
-) -> WordRelation:
-    """Check the arguments and run the chosen implementation on them."""
+    chosen = dispatch.implementation_for(_NAME, implementation, maps, features)
     floating = FLOATING[chosen]
     switches = ("relative", "centre", "released")
     expected = {
@@ -104,7 +63,7 @@ def _computed(
         "word_of_token": (word_of_token, "B N", INTEGER),
         **{n: (knob, "B", BOOL if n in switches else floating) for n, knob in knobs._asdict().items()},
     }
-    check_tensors(_NAME, expected)
+    dispatch.check_tensors(_NAME, expected)
     if 0 in maps.shape or 0 in features.shape:
         raise AdapEditError(
             f"{_NAME}: maps {list(maps.shape)} and features {list(features.shape)} hold nothing"
@@ -116,6 +75,20 @@ def _computed(
             f"{_NAME}: {maps.shape[2]} tokens, the kernel takes 1 to {MAX_TOKENS}; "
             "name implementation='reference'"
         )
-    check_last_stride(_NAME, "maps", maps)
-    check_contiguous(_NAME, expected, but=("maps", "features"))
-    return launch(_NAME, maps, features, key_tokens, word_of_token, knobs)
+    dispatch.check_layout(_NAME, expected, last=("maps",), free=("features",))
+    return WordRelation(*word_relation_operator(maps, features, key_tokens, word_of_token, list(knobs)))
+
+
+def _fake(maps: Tensor, features: Tensor, *_: object) -> tuple[Tensor, ...]:
+    batch, _pixels, tokens = maps.shape
+    shapes = ((batch, tokens), (batch, tokens), (batch, features.shape[2]), (batch,))
+    return tuple(maps.new_empty(shape, dtype=torch.float32) for shape in shapes)
+
+
+word_relation_operator = dispatch.operator(
+    _NAME,
+    "(Tensor maps, Tensor features, Tensor key_tokens, Tensor word_of_token, Tensor[] knobs) "
+    "-> (Tensor relation, Tensor word_steps, Tensor key_embedding, Tensor default_steps)",
+    reference.word_relation,
+    _fake,
+)

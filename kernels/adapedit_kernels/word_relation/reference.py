@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -105,9 +106,10 @@ def pixel_weights(maps: Tensor, knobs: RelationKnobs) -> Tensor:
 
 
 def word_relation(
-    maps: Tensor, features: Tensor, key_tokens: Tensor, word_of_token: Tensor, knobs: RelationKnobs
+    maps: Tensor, features: Tensor, key_tokens: Tensor, word_of_token: Tensor, knobs: Iterable[Tensor]
 ) -> WordRelation:
     """See :func:`adapedit_kernels.word_relation.word_relation`; both forms of a switch are computed, and one taken."""
+    knobs = RelationKnobs(*knobs)
     wide = wide_dtype(maps, features)
     maps, features = to_dtype(maps, wide), to_dtype(features, wide)
     centre, released = knobs.centre[:, None, None], knobs.released[:, None]

@@ -6,6 +6,8 @@ token's embedding, and embeddings are brought to length 1 right after.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import triton
 import triton.language as tl
@@ -196,9 +198,10 @@ def finish_kernel(
 
 
 def launch(
-    maps: Tensor, features: Tensor, key_tokens: Tensor, word_of_token: Tensor, knobs: RelationKnobs
+    maps: Tensor, features: Tensor, key_tokens: Tensor, word_of_token: Tensor, knobs: Iterable[Tensor]
 ) -> WordRelation:
     """Launch the kernels on arguments that fit; features of any strides."""
+    knobs = RelationKnobs(*knobs)
     batch, pixels, tokens = maps.shape
     channels = features.shape[2]
 

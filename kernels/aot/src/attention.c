@@ -59,11 +59,6 @@ static uint64_t address(const void *pointer)
     return (uint64_t)(uintptr_t)pointer;
 }
 
-static int32_t units(int64_t stride)
-{
-    return (int32_t)(stride / STRIDE_UNIT);
-}
-
 static unsigned blocks(int64_t size, const struct adapedit_binary *binary)
 {
     return (unsigned)((size + binary->block - 1) / binary->block);
@@ -116,16 +111,16 @@ adapedit_kernels_status adapedit_kernels_edited_attention(adapedit_kernels *hand
         .heads = args->heads,
         .pixels = args->pixels,
         .tokens = args->tokens,
-        .query_batch_stride = units(args->query_strides[0]),
-        .query_pixel_stride = units(args->query_strides[1]),
-        .key_batch_stride = units(args->key_strides[0]),
-        .key_token_stride = units(args->key_strides[1]),
-        .value_half_stride = units(args->edits * 2 * part),
-        .value_edit_stride = units(2 * part),
-        .value_part_stride = units(part),
-        .value_token_stride = units(channels),
-        .out_batch_stride = units(args->out_strides[0]),
-        .out_pixel_stride = units(args->out_strides[1]),
+        .query_batch_stride = (int32_t)args->query_strides[0],
+        .query_pixel_stride = (int32_t)args->query_strides[1],
+        .key_batch_stride = (int32_t)args->key_strides[0],
+        .key_token_stride = (int32_t)args->key_strides[1],
+        .value_half_stride = (int32_t)(args->edits * 2 * part),
+        .value_edit_stride = (int32_t)(2 * part),
+        .value_part_stride = (int32_t)part,
+        .value_token_stride = (int32_t)channels,
+        .out_batch_stride = (int32_t)args->out_strides[0],
+        .out_pixel_stride = (int32_t)args->out_strides[1],
         .spatial_map_stride = args->pixels,
     };
     void *pointers[] = edited_attention_kernel_pointers(&parameters);
@@ -169,10 +164,10 @@ adapedit_kernels_status adapedit_kernels_attention_maps(adapedit_kernels *handle
         .heads = args->heads,
         .pixels = args->pixels,
         .tokens = args->tokens,
-        .query_batch_stride = units(args->query_strides[0]),
-        .query_pixel_stride = units(args->query_strides[1]),
-        .key_batch_stride = units(args->key_strides[0]),
-        .key_token_stride = units(args->key_strides[1]),
+        .query_batch_stride = (int32_t)args->query_strides[0],
+        .query_pixel_stride = (int32_t)args->query_strides[1],
+        .key_batch_stride = (int32_t)args->key_strides[0],
+        .key_token_stride = (int32_t)args->key_strides[1],
     };
     void *pointers[] = map_kernel_pointers(&parameters);
     adapedit_grid grid = {blocks(args->pixels, maps), (unsigned)args->heads, (unsigned)args->maps};

@@ -10,7 +10,7 @@
 struct adapedit_binary {
     const char *name;  /* variant */
     const char *entry; /* kernel's name in the binary */
-    int target, pixels_from, block, num_warps, shared, registers, stack, spilled;
+    int target, pixels_from, block, num_warps, shared, registers, spilled;
     size_t cubin_offset, cubin_size, ptx_offset, ptx_size;
 };
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from adapedit_kernels import edited_attention
-from adapedit_kernels.edited_attention.triton import choose_tile, launch
+from adapedit_kernels.edited_attention.triton import choose_tile, write_edited
 from tests.kernels.inputs import AttentionShape, assert_close, attention_inputs, poisoned, widen
 
 SHAPES = {
@@ -73,7 +73,7 @@ def test_the_log_of_the_sum_of_powers_is_the_rows_own() -> None:
     given, out = inputs.arguments(), torch.zeros_like(inputs.tensors[0])
     found = poisoned(torch.zeros(2, 2, 17)).contiguous()
     edits = [given[name] for name in ("edited_row", "source_row", "prepared", "spatial_map")]
-    launch(given["query"], given["key"], out, 2, edits, 0.3, log_sum_exp=found)
+    write_edited(given["query"], given["key"], out, 2, edits, 0.3, log_sum_exp=found)
     query, key = (t.double().unflatten(-1, (2, -1)).transpose(1, 2)[[1, 2]] for t in inputs.tensors[:2])
     assert_close(found, (0.3 * query @ key.transpose(-1, -2)).logsumexp(-1), torch.float32)
     assert_close(out[[1, 2]], edited_attention(**inputs.arguments(widen), scale=0.3)[[1, 2]], torch.float32)
