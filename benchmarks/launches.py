@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
+from diffusers import UNet2DConditionModel
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from adapedit.architectures import NOISE, TOKENS
+from adapedit.architectures import ARCHITECTURES, NOISE, TOKENS
 from adapedit.checkpoints import BUILTIN
 from adapedit.configs import ModelFacts
 from adapedit.edit import passes, prepare
@@ -30,7 +31,7 @@ from adapedit.model import EditModel
 from adapedit.sharing import Caches
 from adapedit_engine.batch import Batch
 from adapedit_engine.cache import HostCopy
-from adapedit_engine.models.text import HIDDEN
+from adapedit_engine.models.text import HIDDEN, POOLED
 from adapedit_engine.plan import EditPlan
 from adapedit_engine.runners.pytorch import PyTorchRunner
 from adapedit_engine.step import run
@@ -128,8 +129,11 @@ class Shape(EditModel):
     """A model of which there is a UNet without values; its text encoder and VAE give zeros."""
 
     def encode_ids(self, input_ids: Tensor) -> dict[str, Tensor]:
-        shape = (*input_ids.shape[1:], self.runner.specs.text_channels)
-        return {HIDDEN: torch.zeros(shape, dtype=self.runner.dtype)}
+        specs, (rows, tokens) = self.runner.specs, input_ids.shape[1:]
+        shapes: dict[str, tuple[int, ...]] = {HIDDEN: (rows, tokens, specs.text_channels)}
+        if POOLED in specs.conditioning:
+            shapes[POOLED] = (rows, *specs.conditioning[POOLED])
+        return {name: torch.zeros(shape, dtype=self.runner.dtype) for name, shape in shapes.items()}
 
 
 def shape_of(unet: Any, side: int) -> Shape:
@@ -197,9 +201,9 @@ def one_step(runner: Any, plan: EditPlan, recorder: Recorder) -> tuple[Any, Pass
 
 
 def models() -> dict[str, Shape]:
-    """A model in each published shape; that of Stable Diffusion XL without its added embeddings."""
+    """A model in each published shape."""
     with DEVICE:
-        known, wide = shapes.unet(), shapes.wide_unet()
+        known, wide = shapes.unet(), UNet2DConditionModel.from_config(ARCHITECTURES["xl_base"]["unet"])
     return {"Stable Diffusion v1.4": shape_of(known.half(), 64), "SDXL": shape_of(wide.half(), 128)}
 
 

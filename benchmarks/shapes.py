@@ -62,21 +62,6 @@ def unet(in_channels: int = 4) -> UNet2DConditionModel:
     return UNet2DConditionModel.from_config({**ARCHITECTURES["v1"]["unet"], "in_channels": in_channels})
 
 
-def wide_unet() -> UNet2DConditionModel:
-    """A UNet as wide and as deep as Stable Diffusion XL's, which takes no added embeddings."""
-    cross = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
-    return UNet2DConditionModel(
-        sample_size=128,
-        block_out_channels=(320, 640, 1280),
-        down_block_types=("DownBlock2D", cross[0], cross[0]),
-        up_block_types=(cross[1], cross[1], "UpBlock2D"),
-        transformer_layers_per_block=(1, 2, 10),
-        attention_head_dim=(5, 10, 20),
-        cross_attention_dim=2048,
-        use_linear_projection=True,
-    )
-
-
 def save_stable_diffusion(folder: Path, kind: str = "v1") -> dict[str, int]:
     """A whole checkpoint of a published architecture, by its name in `ARCHITECTURES`. Returns parameters by part."""
     write_architecture(kind, folder)

@@ -162,7 +162,8 @@ def check(
     from adapedit.cli import show
     from adapedit_engine.bundle import Bundle
     from adapedit_engine.runners.base import BUNDLE_RUNNERS, open_bundle_runner, why_not
-    from adapedit_export.parity import Reference, check_runner
+    from adapedit_export.check import check_runner
+    from adapedit_export.parity import Reference
 
     bundle = Bundle.open(folder)
     reference = Reference.load(bundle.folder)

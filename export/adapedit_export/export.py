@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -38,9 +38,11 @@ from adapedit_engine.scheduler import denoise
 from adapedit_export.graphs import Modules, VaeDecoder
 from adapedit_export.onnx import save, trace
 from adapedit_export.options import ExportError, ExportOptions, Precision
-from adapedit_export.parity import Finding, Progress, Reference, check_runner, random_call, random_plan, shown
+from adapedit_export.parity import Progress, Reference, random_call, random_plan, shown
 from adapedit_export.quantisation import STEPS, plans_of, quantise, record
-from adapedit_export.rewrite import rewrite
+
+if TYPE_CHECKING:
+    from adapedit_export.check import Finding
 
 FACTS_FILE = "adapedit.json"
 PACKAGES = ("adapedit", "torch", "diffusers", "transformers", "onnx", "onnxruntime", "onnxscript")
@@ -83,7 +85,8 @@ def export_bundle(
     """
     options = options or ExportOptions()
     say = progress or (lambda _: None)
-    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
+    needed = ("onnx", "onnxscript", "onnxruntime", *["polygraphy"] * options.check)
+    missing = [name for name in needed if find_spec(name) is None]
     if missing:
         raise ExportError(f"an export needs {', '.join(missing)}; pip install 'adapedit[onnx]'")
     if options.check and (reason := why_not("onnxruntime")) is not None:
@@ -109,6 +112,8 @@ def export_bundle(
             graphs["unet"] = quantise(folder, graphs["unet"], calls, options.precision)
             manifest = exporter.manifest(graphs, folder)
         if options.check:
+            from adapedit_export.check import check_runner
+
             runner = open_bundle_runner(Bundle(folder=folder, manifest=manifest))
             findings = check_runner(runner, reference, progress=say)
             runner.close()
@@ -150,6 +155,8 @@ class _Exporter:
 
     def write(self, name: str, folder: Path) -> GraphSpec:
         """Trace a graph and save it in the chosen precision."""
+        from adapedit_export.rewrite import rewrite  # needs onnx_ir
+
         precision = self.options.precision.base
         modules = self.modules.half(name) if precision is Precision.FLOAT16 else self.modules
         with modules.controlled.attached():
@@ -181,9 +188,8 @@ class _Exporter:
             self.modules.controlled.specs,
             Schedule.from_scheduler(self.checkpoint.scheduler, self.options.check_steps),
             dict(zip(self.checkpoint.text.outputs, told, strict=True)),
-            height=self.modules.height,
-            width=self.modules.width,
-            guidance_scale=self.checkpoint.guidance_scale,
+            (self.modules.height, self.modules.width),
+            self.checkpoint.guidance_scale,
         )
         with PyTorchRunner(self.checkpoint.unet, map_divisor=self.checkpoint.map_divisor) as runner:
             found = denoise([plan], runner)[0]
@@ -211,7 +217,7 @@ class _Exporter:
             dict(zip(text.outputs, text(*ids), strict=True)),
             Schedule.from_scheduler(self.checkpoint.scheduler, STEPS),
             (height * modules.vae_factor, width * modules.vae_factor),
-            (modules.controlled.specs.out_channels, height, width),
+            (height, width),
             self.checkpoint.guidance_scale,
         )
 
@@ -244,7 +250,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def refuse_wrong(findings: list[Finding], precision: Precision) -> None:
+def refuse_wrong(findings: Sequence[Finding], precision: Precision) -> None:
     """In float32 the graphs are PyTorch's, or they are wrong; in less, only what is not finite is refused."""
     for finding in findings:
         broken = finding.largest == float("inf")
@@ -257,7 +263,7 @@ def refuse_wrong(findings: list[Finding], precision: Precision) -> None:
             )
 
 
-def _parity(findings: list[Finding]) -> dict[str, dict[str, Parity]]:
+def _parity(findings: Sequence[Finding]) -> dict[str, dict[str, Parity]]:
     found: dict[str, dict[str, Parity]] = {}
     for f in findings:
         found.setdefault(f.stage, {})[f.output] = Parity(largest=f.largest, mean=f.mean, ratio=f.ratio)

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from adapedit_engine.manifest import EDITS, MAPS, ROWS
 from adapedit_engine.models.controls import EDIT_NAMES, SELF_NAMES, Controls
-from adapedit_engine.models.layers import SIZES
-from adapedit_engine.models.text import POOLED, TextEncoders
+from adapedit_engine.models.text import TextEncoders
 from adapedit_engine.models.unet import OUTPUT_NAMES, ControlledUNet
 
 MAX_ROWS = 63  # from 64 on diffusers' upsampling takes another path, which is traced as a limit
@@ -41,42 +40,16 @@ class UNetGraph(nn.Module):
         self.widths = text_widths(controlled)
 
     def forward(
-        self,
-        sample: Tensor,
-        timestep: Tensor,
-        projected_text: Tensor,
-        edited_row: Tensor,
-        source_row: Tensor,
-        token_map: Tensor,
-        own_weight: Tensor,
-        spatial_weight: Tensor,
-        spatial_map: Tensor,
-        map_row: Tensor,
-        self_query_row: Tensor,
-        self_key_row: Tensor,
-        self_value_row: Tensor,
-        text_embeds: Tensor | None = None,
-        time_ids: Tensor | None = None,
+        self, sample: Tensor, timestep: Tensor, projected_text: Tensor, **others: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        brought = {POOLED: text_embeds, SIZES: time_ids}
+        """others: controls, and what else rows bring, by name."""
         parts = projected_text.split(self.widths, dim=-1)
         noise_pred, maps, features = self.controlled(
             sample,
             timestep,
-            controls=Controls(
-                edited_row=edited_row,
-                source_row=source_row,
-                token_map=token_map,
-                own_weight=own_weight,
-                spatial_weight=spatial_weight,
-                spatial_map=spatial_map,
-                map_row=map_row,
-                self_query_row=self_query_row,
-                self_key_row=self_key_row,
-                self_value_row=self_value_row,
-            ),
+            controls=Controls.from_dict(others),
             projected=tuple(zip(parts[::2], parts[1::2], strict=True)),
-            conditioning={name: tensor for name, tensor in brought.items() if tensor is not None},
+            conditioning={name: others[name] for name in self.controlled.specs.conditioning},
         )
         return noise_pred, maps, features
 

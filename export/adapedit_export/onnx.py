@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from adapedit_engine.bundle import DTYPES
 from adapedit_engine.manifest import EDITS, MAPS, ROWS, GraphSpec, TensorSpec
@@ -36,13 +37,13 @@ def trace(traceable: Traceable, opset: int) -> Any:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
-                traceable.module.eval(),
-                kwargs=traceable.inputs,
+                _ByName(traceable.module).eval(),
+                kwargs={"inputs": traceable.inputs},
                 dynamo=True,
                 opset_version=opset,
                 input_names=list(traceable.inputs),
                 output_names=list(traceable.outputs),
-                dynamic_shapes=shapes if traceable.open_sides else None,
+                dynamic_shapes={"inputs": shapes} if traceable.open_sides else None,
                 verbose=False,
             )
     except Exception as error:
@@ -54,6 +55,17 @@ def trace(traceable: Traceable, opset: int) -> Any:
     clean(program.model)
     _check_inputs(program.model, traceable)
     return program.model
+
+
+class _ByName(nn.Module):
+    """A module of tensors by name as one of a dictionary, which the tracer takes as it is."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, inputs: dict[str, Tensor]) -> Any:
+        return self.module(**inputs)
 
 
 def clean(model: Any) -> None:

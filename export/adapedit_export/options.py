@@ -23,7 +23,7 @@ class Precision(Enum):
     """How numbers are stored and multiplied.
 
     float32: everything.
-    float16: everything but what the PyTorch modules themselves widen (edited attention, statistics of norms).
+    float16: everything but what the PyTorch modules themselves widen (maps, prepared values, statistics of norms).
     mixed:   weights and products of convolutions and matrices in float16, all between them in float32; the
              VAE, which overflows in float16 for some checkpoints, stays in float32.
     int8, fp8: convolutions and matrices of the UNet in eight bits, the rest in float32.

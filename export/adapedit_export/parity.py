@@ -1,9 +1,9 @@
-"""Parity: what PyTorch computed is kept in the bundle, and a runner is held to it wherever the bundle goes."""
+"""Parity: what PyTorch computed, kept in the bundle, so that a runner can be held to it wherever the bundle goes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,7 @@ from adapedit_engine.models.controls import SELF_NAMES
 from adapedit_engine.models.layers import SIZES, ModelSpecs
 from adapedit_engine.models.text import HIDDEN
 from adapedit_engine.plan import CrossEdit, EditOutcome, EditPlan, SelfEdit, held_steps
-from adapedit_engine.runners.base import RunnerError
-from adapedit_engine.runners.graphs import DTYPES, BundleRunner
 from adapedit_engine.schedule import Schedule
-from adapedit_engine.scheduler import denoise
-from adapedit_export.options import Precision
 
 Progress = Callable[[str], None]
 REFERENCE_FILE = "reference.safetensors"
@@ -102,26 +98,50 @@ def random_call(
     return call
 
 
+def unedited_plan(
+    specs: ModelSpecs,
+    schedule: Schedule,
+    told: Mapping[str, Tensor],
+    size: tuple[int, int],
+    guidance_scale: float,
+    generator: torch.Generator,
+) -> EditPlan:
+    """Plain generation of some tracks.
+
+    told: what text encoders make of the prompts, [tracks, 2, ...] each: of the empty one and the track's own. size: of
+    the latents.
+    """
+    told = {name: value.float() for name, value in told.items()}
+    hidden = told.pop(HIDDEN)
+    tracks, shape = len(hidden), (specs.out_channels, *size)
+    return EditPlan(
+        schedule=schedule,
+        latents=torch.randn(tracks, *shape, generator=generator) * schedule.init_noise_sigma,
+        encoder_hidden_states=hidden,
+        conditioning=told,
+        guidance_weights=torch.tensor([[1 - guidance_scale, guidance_scale]]).repeat(tracks, 1),
+        noise=torch.randn(len(schedule), *shape, generator=generator) if schedule.stochastic else None,
+    )
+
+
 def random_plan(
     specs: ModelSpecs,
     schedule: Schedule,
     told: Mapping[str, Tensor],
-    *,
-    height: int,
-    width: int,
+    size: tuple[int, int],
     guidance_scale: float,
 ) -> EditPlan:
     """An edit of a source and a target that uses every kind of control.
 
-    told: what text encoders make of three prompts, empty, source and target, [3, ...] each.
+    told: what text encoders make of three prompts, empty, source and target, [3, ...] each. size: of the latents.
     """
     generator = torch.Generator().manual_seed(1)
-    told = {name: torch.stack([value[[0, 1]], value[[0, 2]]]).float() for name, value in told.items()}
-    hidden = told.pop(HIDDEN)
+    told = {name: torch.stack([value[[0, 1]], value[[0, 2]]]) for name, value in told.items()}
     if SIZES in specs.conditioning:
         told[SIZES] = torch.randint(2048, (6,), generator=generator).float().expand(2, 2, -1)
-    steps, tokens, layers = len(schedule), hidden.shape[2], specs.self_layers
-    map_height, map_width = specs.map_size(height, width)
+    plain = unedited_plan(specs, schedule, told, size, guidance_scale, generator)
+    steps, tokens, layers = len(schedule), told[HIDDEN].shape[2], specs.self_layers
+    map_height, map_width = specs.map_size(*size)
     own_weight, word_steps = torch.zeros(2, tokens), torch.rand(2, tokens, generator=generator)
     own_weight[1, 2] = 1
     token_map = torch.eye(tokens)
@@ -133,14 +153,9 @@ def random_plan(
             taken[0, 1, index] = torch.tensor([0, max(1, held_steps(0.4, steps))])
         elif layer.place == "up":
             taken[1, 1, index] = torch.tensor([held_steps(0.8, steps), steps])
-    shape = (specs.out_channels, height, width)
-    return EditPlan(
-        schedule=schedule,
-        latents=torch.randn(1, *shape, generator=generator).expand(2, -1, -1, -1).clone()
-        * schedule.init_noise_sigma,
-        encoder_hidden_states=hidden,
-        conditioning=told,
-        guidance_weights=torch.tensor([[1 - guidance_scale, guidance_scale]]).repeat(2, 1),
+    return replace(
+        plain,
+        latents=plain.latents[[0, 0]],
         source_track=(0, 0),
         cross_attention=CrossEdit(
             token_map=token_map.repeat(2, 1, 1),
@@ -150,82 +165,8 @@ def random_plan(
             spatial_map=across.flatten().repeat(2, 1),
         ),
         self_attention=SelfEdit(query=taken[0], key=taken[0], value=taken[1]),
-        noise=torch.randn(steps, *shape, generator=generator) if schedule.stochastic else None,
         collect=True,
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """One output of one stage, against the reference.
-
-    stage:   a graph ("random inputs"), or "edit".
-    largest: difference; of pictures in grey levels.
-    ratio:   norm of the error over norm of the reference.
-    limit:   what `measure` ("largest" or "ratio") may be.
-    """
-
-    runner: str
-    stage: str
-    output: str
-    largest: float
-    mean: float
-    ratio: float
-    measure: str
-    limit: float
-
-    @property
-    def passed(self) -> bool:
-        return bool(getattr(self, self.measure) <= self.limit)
-
-
-def check_runner(
-    runner: BundleRunner, reference: Reference, *, progress: Progress | None = None
-) -> list[Finding]:
-    """Run everything that the reference holds. Raises `RunnerError` where the runner can't run here."""
-    say = progress or (lambda _: None)
-    precision = Precision(runner.bundle.manifest.precision)
-    if not runner.capabilities.exact and precision is Precision.FLOAT32:
-        precision = Precision.MIXED
-    found = []
-    for graph, call in reference.calls.items():
-        say(f"{runner.name}: {graph}")
-        spec = runner.bundle.graph(graph)
-        inputs = {t.name: call[t.name].to(DTYPES[t.dtype]) for t in spec.inputs}
-        outputs = runner.run_graph(graph, inputs)
-        for tensor in spec.outputs:
-            limit = precision.ratio_limit * _looseness(runner)
-            found.append(_compare(runner.name, graph, tensor.name, outputs, call, "ratio", limit))
-    if reference.edit is not None:
-        say(f"{runner.name}: an edit of {reference.edit.steps} steps")
-        found += _check_edit(runner, reference, reference.edit, precision)
-    return found
-
-
-def _looseness(runner: BundleRunner) -> float:
-    """Factor on limits that were set for float16: bfloat16 has three bits less of a number."""
-    return 1.0 if runner.capabilities.exact else 5.0
-
-
-def _check_edit(
-    runner: BundleRunner, reference: Reference, plan: EditPlan, precision: Precision
-) -> list[Finding]:
-    with runner:
-        outcome = denoise([plan], runner)[0]
-        pictures = runner.decode(outcome.latents)
-    got = shown(outcome, pictures)
-    exact = precision is Precision.FLOAT32
-    loose = 5.0 if precision.quantised else _looseness(runner)
-    limits = {
-        "latents": ("ratio", 1e-3 if exact else 0.1 * loose),
-        "maps": ("largest", 1e-4 if exact else 1e-2 * loose),
-        "features": ("ratio", 1e-3 if exact else 0.1 * loose),
-        "pictures": ("largest" if exact else "mean", precision.image_limit),
-    }
-    return [
-        _compare(runner.name, "edit", name, got, reference.outcome, *limits[name])
-        for name in reference.outcome
-    ]
 
 
 def shown(outcome: EditOutcome, pictures: Tensor) -> dict[str, Tensor]:
@@ -237,31 +178,3 @@ def shown(outcome: EditOutcome, pictures: Tensor) -> dict[str, Tensor]:
         "features": outcome.features,
         "pictures": (pictures * 255).round(),
     }
-
-
-def _compare(
-    runner: str,
-    stage: str,
-    output: str,
-    got: dict[str, Tensor],
-    wanted: dict[str, Tensor],
-    measure: str,
-    limit: float,
-) -> Finding:
-    one, other = got[output].detach().cpu().double(), wanted[output].double()
-    if one.shape != other.shape:
-        raise RunnerError(
-            f"{runner}: {stage} gave {output} of shape {tuple(one.shape)}, the reference has {tuple(other.shape)}"
-        )
-    # What is not finite is not near anything.
-    error = torch.nan_to_num((one - other).abs(), nan=torch.inf, posinf=torch.inf)
-    return Finding(
-        runner=runner,
-        stage=stage,
-        output=output,
-        largest=float(error.max()),
-        mean=float(error.mean()),
-        ratio=float(error.norm() / other.norm().clamp_min(1e-30)),
-        measure=measure,
-        limit=limit,
-    )

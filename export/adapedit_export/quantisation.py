@@ -30,6 +30,7 @@ from adapedit_engine.runners.graphs import BundleRunner, Session
 from adapedit_engine.schedule import Schedule
 from adapedit_engine.scheduler import denoise
 from adapedit_export.options import ExportError, Precision
+from adapedit_export.parity import unedited_plan
 
 STEPS = 10
 """Of the trajectory of each prompt, all of which are looked at: ranges differ from step to step."""
@@ -42,13 +43,13 @@ def plans_of(
     told: Mapping[str, Tensor],
     schedule: Schedule,
     pixels: tuple[int, int],
-    shape: tuple[int, int, int],
+    size: tuple[int, int],
     guidance_scale: float,
 ) -> list[EditPlan]:
     """Plans of unedited tracks, two a plan.
 
     told: what text encoders make of the empty prompt and of those to calibrate on, [1 + prompts, ...] each. pixels:
-    height and width of the pictures. shape: of latents. Raises `ExportError` for a model that takes a picture, too.
+    height and width of the pictures. size: of latents. Raises `ExportError` for a model that takes a picture, too.
     """
     if specs.in_channels != specs.out_channels:
         raise ExportError(
@@ -58,22 +59,10 @@ def plans_of(
     generator = torch.Generator().manual_seed(0)
     found = []
     for some in torch.arange(1, len(told[HIDDEN])).split(2):
-        rows = {name: torch.stack([v[[0, i]] for i in some.tolist()]).float() for name, v in told.items()}
-        hidden = rows.pop(HIDDEN)
+        rows = {name: torch.stack([v[[0, i]] for i in some.tolist()]) for name, v in told.items()}
         if SIZES in specs.conditioning:
             rows[SIZES] = torch.tensor([*pixels, 0, 0, *pixels]).float().expand(len(some), 2, -1)
-        found.append(
-            EditPlan(
-                schedule=schedule,
-                latents=torch.randn(len(some), *shape, generator=generator) * schedule.init_noise_sigma,
-                encoder_hidden_states=hidden,
-                conditioning=rows,
-                guidance_weights=torch.tensor([[1 - guidance_scale, guidance_scale]]).repeat(len(some), 1),
-                noise=torch.randn(len(schedule), *shape, generator=generator)
-                if schedule.stochastic
-                else None,
-            )
-        )
+        found.append(unedited_plan(specs, schedule, rows, size, guidance_scale, generator))
     return found
 
 

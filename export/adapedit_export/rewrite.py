@@ -9,127 +9,103 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from adapedit_export.options import ExportError, Precision
 
 
-def rewrite(model: Any, precision: Precision, *, mixed: bool = True) -> None:
-    """Bring an `onnx_ir.Model` into the forms for `precision`; mixed: this graph is one of those that are mixed."""
-    graph = model.graph
+def rewrite(model: ir.Model, precision: Precision, *, mixed: bool = True) -> None:
+    """Bring a model into the forms for `precision`; mixed: this graph is one of those that are mixed."""
+    forms = {"Attention": _keep_heads_together}
     if precision is not Precision.FLOAT16:
         # In float16 the operator stays: what it computes in float32 inside would be lost.
-        for node in list(graph):
-            if node.op_type == "GroupNormalization":
-                _spell_group_norm(node, graph)
+        forms["GroupNormalization"] = _spell_group_norm
     if precision is Precision.FLOAT32:
-        speed_up(model)
-    if precision is Precision.MIXED and mixed:
-        mix(model)
-    _drop_unused(graph)
-
-
-def speed_up(model: Any) -> None:
-    """Fewer nodes for graphs in float32 on the CPU."""
-    forms = {"Attention": _keep_heads_together, "Split": _multiply_apart, "Conv": _fold_scale}
+        forms |= {"Split": _multiply_apart, "Conv": _fold_scale}
     for node in list(model.graph):
         if node.op_type in forms:
-            forms[node.op_type](node, model.graph)
-    _drop_unused(model.graph)
+            forms[node.op_type](node)
+    if precision is Precision.MIXED and mixed:
+        mix(model)
+    RemoveUnusedNodesPass()(model)
 
 
-def mix(model: Any) -> None:
+def mix(model: ir.Model) -> None:
     """Multiply weights, and fused attention, in float16; everything between them stays in float32.
 
-    Cross-attention multiplies activations with each other and is left alone: its maps are edited.
     Raises `ExportError` for weights that float16 can't hold.
     """
     halves: dict[Any, Any] = {}
     for node in list(model.graph):
         weighted = any(v is not None and v.is_initializer() for v in node.inputs[1:])
         if node.op_type == "Attention" or (node.op_type in ("Conv", "Gemm", "MatMul") and weighted):
-            _halve(node, model.graph, halves)
+            _halve(node, halves)
 
 
-def _spell_group_norm(node: Any, graph: Any) -> None:
+def _spell_group_norm(node: Any) -> None:
     """A `GroupNormalization` as a reshape, an `InstanceNormalization` over groups, and scale and bias.
 
     ONNX Runtime takes the operator apart into a dozen nodes, among them casts and two reductions; this form runs in
     one pass over the values.
     """
-    import onnx_ir as ir
-
     source, scale, bias = node.inputs
-    old = node.outputs[0]
+    old, graph = node.outputs[0], node.graph
     groups, epsilon = node.attributes["num_groups"].as_int(), node.attributes["epsilon"].as_float()
     sides = [int(side) for side in source.shape[1:]]
-    per_channel = [sides[0]] + [1] * (len(sides) - 1)
-    steps: list[Any] = []
 
-    def step(kind: str, inputs: list[Any], shape: Any, **attributes: Any) -> Any:
-        name = f"{old.name}_{kind.lower()}_{len(steps)}"
-        steps.append(_node(kind, inputs, name, source.dtype, shape, **attributes))
-        return steps[-1].outputs[0]
-
-    def reshaped(weight: Any) -> Any:
+    def of_channels(weight: Any) -> Any:
         # Norms of different rank may share a weight.
-        return _constant(f"{weight.name}_of_{len(sides)}_sides", _array(weight).reshape(per_channel), graph)
+        array = _array(weight).reshape([sides[0]] + [1] * (len(sides) - 1))
+        return _constant(f"{weight.name}_of_{len(sides)}_sides", array, graph)
 
     flat = _constant(f"groups_{groups}", np.array([0, groups, -1], np.int64), graph)
     back = _constant("sides_" + "_".join(map(str, sides)), np.array([0, *sides], np.int64), graph)
     ones = _constant(f"ones_{groups}", np.ones(groups, np.float32), graph)
     zeros = _constant(f"zeros_{groups}", np.zeros(groups, np.float32), graph)
-    grouped = step("Reshape", [source, flat], ir.Shape([source.shape[0], groups, None]))
-    normed = step("InstanceNormalization", [grouped, ones, zeros], grouped.shape, epsilon=epsilon)
-    whole = step("Reshape", [normed, back], source.shape)
-    scaled = step("Mul", [whole, reshaped(scale)], source.shape)
-    shifted = step("Add", [scaled, reshaped(bias)], source.shape)
-    graph.insert_before(node, steps)
-    _replace(old, shifted, graph)
-    graph.remove(node, safe=True)
+    value = _insert(node, "Reshape", [source, flat], "grouped", ir.Shape([source.shape[0], groups, None]))
+    value = _insert(
+        node, "InstanceNormalization", [value, ones, zeros], "normed", value.shape, epsilon=epsilon
+    )
+    value = _insert(node, "Reshape", [value, back], "whole", source.shape)
+    value = _insert(node, "Mul", [value, of_channels(scale)], "scaled", source.shape)
+    _replace(old, _insert(node, "Add", [value, of_channels(bias)], "shifted", source.shape))
 
 
-def _keep_heads_together(node: Any, graph: Any) -> None:
+def _keep_heads_together(node: Any) -> None:
     """Attention on [B, P, H * D] instead of [B, H, P, D]: four transposes and four reshapes less."""
     split = [_made_by(value, "Transpose") for value in node.inputs[:3]]
-    whole = [_made_by(step.inputs[0], "Reshape") if step is not None else None for step in split]
+    whole: list[Any] = [_made_by(step.inputs[0], "Reshape") if step is not None else None for step in split]
     transpose = _only_user(node.outputs[0], "Transpose")
     reshape = _only_user(transpose.outputs[0], "Reshape") if transpose is not None else None
-    sources = [step.inputs[0] for step in whole if step is not None]
-    if reshape is None or len(sources) != len(whole) or any(node.inputs[3:]):
+    if reshape is None or None in whole or any(node.inputs[3:]):
         return
-    import onnx_ir as ir
-
-    sources = [_joined(*pair, node, graph) for pair in zip(sources, node.inputs[:3], strict=True)]
+    sources = [
+        _joined(step.inputs[0], heads, node) for step, heads in zip(whole, node.inputs[:3], strict=True)
+    ]
     heads, old = node.inputs[0].shape[1], reshape.outputs[0]
     counts = {"q_num_heads": heads, "kv_num_heads": heads}
     shape = ir.Shape([*transpose.outputs[0].shape[:2], None])
-    made = _node("Attention", sources, f"{old.name}_whole", old.dtype, shape, **counts)
-    made.attributes.update(node.attributes)
-    graph.insert_before(node, made)
+    made = _insert(node, "Attention", sources, "whole", shape, **counts)
+    made.producer().attributes.update(node.attributes)
     if len(old.shape) == 3:
-        made.outputs[0].shape = old.shape
-        _replace(old, made.outputs[0], graph)
+        made.shape = old.shape
+        _replace(old, made)
     else:  # rows are split afterwards
-        reshape.replace_input_with(0, made.outputs[0])
-    _drop([reshape, transpose, node, *split, *whole], graph)
+        reshape.replace_input_with(0, made)
 
 
-def _joined(source: Any, split: Any, node: Any, graph: Any) -> Any:
+def _joined(source: Any, split: Any, node: Any) -> Any:
     """What was split at once into rows and heads, [..., N, H * D], as [B, N, H * D]; split: [B, H, N, D]."""
     if len(source.shape) == 3:
         return source
-    import onnx_ir as ir
-
     _, heads, length, width = split.shape
-    shape = ir.Shape([None, length, heads * width])
     sides = (-1, length, heads * width)
-    flat = _constant("rows_joined_{}_{}".format(*sides[1:]), np.array(sides, np.int64), graph)
-    made = _node("Reshape", [source, flat], f"{source.name}_joined", source.dtype, shape)
-    graph.insert_before(node, made)
-    return made.outputs[0]
+    flat = _constant("rows_joined_{}_{}".format(*sides[1:]), np.array(sides, np.int64), node.graph)
+    return _insert(node, "Reshape", [source, flat], f"{source.name}_joined", ir.Shape([None, *sides[1:]]))
 
 
-def _multiply_apart(node: Any, graph: Any) -> None:
+def _multiply_apart(node: Any) -> None:
     """A product that is cut into two halves (gated units) as two products: nothing is copied afterwards."""
     add = _made_by(node.inputs[0], "Add")
     product = _made_by(add.inputs[0], "MatMul") if add is not None else None
@@ -139,19 +115,16 @@ def _multiply_apart(node: Any, graph: Any) -> None:
     if not (weight.is_initializer() and bias.is_initializer()):
         return
     half = weight.shape[1] // 2
-    for number, old in enumerate(list(node.outputs)):
+    for number, old in enumerate(node.outputs):
         part = slice(number * half, (number + 1) * half)
-        halves = [_constant(f"{v.name}_half_{number}", _array(v)[..., part], graph) for v in (weight, bias)]
-        multiplied = _node(
-            "MatMul", [product.inputs[0], halves[0]], f"{old.name}_product", old.dtype, old.shape
-        )
-        added = _node("Add", [multiplied.outputs[0], halves[1]], f"{old.name}_sum", old.dtype, old.shape)
-        graph.insert_before(node, [multiplied, added])
-        _replace(old, added.outputs[0], graph)
-    _drop([node, add, product], graph)
+        halves = [
+            _constant(f"{v.name}_half_{number}", _array(v)[..., part], node.graph) for v in (weight, bias)
+        ]
+        value = _insert(node, "MatMul", [product.inputs[0], halves[0]], f"product_{number}", old.shape)
+        _replace(old, _insert(node, "Add", [value, halves[1]], f"sum_{number}", old.shape))
 
 
-def _fold_scale(node: Any, graph: Any) -> None:
+def _fold_scale(node: Any) -> None:
     """Scale and bias of a norm that goes straight into a 1 x 1 convolution: part of its weight and bias."""
     add = _made_by(node.inputs[0], "Add")
     scaled = _made_by(add.inputs[0], "Mul") if add is not None else None
@@ -166,31 +139,30 @@ def _fold_scale(node: Any, graph: Any) -> None:
     moved = bias + weight[:, :, 0, 0] @ _array(shift).astype(np.float64).reshape(-1)
     for place, array in ((1, folded), (2, moved)):
         name = f"{node.inputs[place].name}_of_{node.outputs[0].name}"
-        node.replace_input_with(place, _constant(name, array.astype(np.float32), graph))
+        node.replace_input_with(place, _constant(name, array.astype(np.float32), node.graph))
     node.replace_input_with(0, scaled.inputs[0])
-    _drop([add, scaled], graph)
 
 
-def _halve(node: Any, graph: Any, halves: dict[Any, Any]) -> None:
+def _halve(node: Any, halves: dict[Any, Any]) -> None:
     """Casts around a node. halves: of values, by these; every value is cast once."""
-    import onnx_ir as ir
-
-    half, wide = ir.DataType.FLOAT16, ir.DataType.FLOAT
+    half, wide, graph = ir.DataType.FLOAT16, ir.DataType.FLOAT, node.graph
     for place, value in enumerate(node.inputs):
         if value is None or value.dtype != wide:
             continue
         if value not in halves and value.is_initializer():
             halves[value] = _constant(f"{value.name}_half", _half_array(value), graph)
         elif value not in halves:
-            cast = _node("Cast", [value], f"{value.name}_half", half, value.shape, to=half)
-            producer = value.producer()
-            graph.insert_before(node, cast) if producer is None else graph.insert_after(producer, cast)
-            halves[value] = cast.outputs[0]
+            halves[value] = _insert(node, "Cast", [value], f"{value.name}_half", value.shape, half, to=half)
         node.replace_input_with(place, halves[value])
     for value in node.outputs:
-        back = _node("Cast", [value], f"{value.name}_wide", wide, value.shape, to=wide)
+        back = ir.node("Cast", [value], attributes={"to": wide})
+        back.outputs[0].name, back.outputs[0].dtype, back.outputs[0].shape = (
+            f"{value.name}_wide",
+            wide,
+            value.shape,
+        )
         graph.insert_after(node, back)
-        _replace(value, back.outputs[0], graph)
+        _replace(value, back.outputs[0])
         value.dtype = half
 
 
@@ -223,48 +195,34 @@ def _array(value: Any) -> Any:
     return value.const_value.numpy()
 
 
-def _node(kind: str, inputs: list[Any], name: str, dtype: Any, shape: Any, **attributes: Any) -> Any:
-    import onnx_ir as ir
-
+def _insert(
+    before: Any, kind: str, inputs: list[Any], name: str, shape: Any, dtype: Any = None, **attributes: Any
+) -> Any:
+    """The output of a new node in front of another, of its dtype unless another is named."""
     made = ir.node(kind, inputs, attributes=attributes)
-    out = made.outputs[0]
-    out.name, out.dtype, out.shape = name, dtype, shape
-    return made
+    out, old = made.outputs[0], before.outputs[0]
+    out.name, out.dtype, out.shape = f"{old.name}_{name}", dtype or old.dtype, shape
+    before.graph.insert_before(before, made)
+    return out
 
 
 def _constant(name: str, array: Any, graph: Any) -> Any:
     """An initializer, or the one that has this name."""
-    import onnx_ir as ir
-
     if name not in graph.initializers:
-        array = np.ascontiguousarray(array)
+        tensor = ir.tensor(np.ascontiguousarray(array), name=name)
         graph.initializers[name] = ir.Value(
-            name=name,
-            shape=ir.Shape(array.shape),
-            type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
-            const_value=ir.tensor(array, name=name),
+            name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
         )
     return graph.initializers[name]
 
 
-def _replace(old: Any, new: Any, graph: Any) -> None:
+def _replace(old: Any, new: Any) -> None:
     """Let all read `new` who read `old`, but for its own maker."""
     for user, index in list(old.uses()):
         if user is not new.producer():
             user.replace_input_with(index, new)
+    graph = new.producer().graph
     for place, output in enumerate(graph.outputs):
         if output is old:
             old.name, new.name = f"{old.name}_before", old.name
             graph.outputs[place] = new
-
-
-def _drop(nodes: list[Any], graph: Any) -> None:
-    """Remove the nodes that nothing reads any more, users before makers."""
-    for node in nodes:
-        if node.graph is graph and not any(v.uses() or v.is_graph_output() for v in node.outputs):
-            graph.remove(node, safe=True)
-
-
-def _drop_unused(graph: Any) -> None:
-    for name in [name for name, value in graph.initializers.items() if not value.uses()]:
-        del graph.initializers[name]

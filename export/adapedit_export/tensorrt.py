@@ -102,7 +102,7 @@ def serialise(
     Raises `ExportError` where TensorRT does not take the graph, `BundleError` where it sees another than the manifest.
     """
     messages = Messages(tensorrt)
-    with _polygraphy(tensorrt, messages) as backend:
+    with polygraphy_backend(tensorrt, messages) as backend:
         try:
             parsed = backend.SetDecomposableAttentions(
                 backend.NetworkFromOnnxPath(str(path), strongly_typed=True)
@@ -137,7 +137,7 @@ def serialise(
 
 
 @contextmanager
-def _polygraphy(tensorrt: TensorRT, messages: Messages) -> Iterator[Any]:
+def polygraphy_backend(tensorrt: TensorRT, messages: Messages | None = None) -> Iterator[Any]:
     """Polygraphy's loaders over a flavour, which tell `messages` what the library says, and print nothing.
 
     A process has one flavour: Polygraphy decides for TensorRT or TensorRT for RTX when it is imported.
@@ -157,7 +157,7 @@ def _polygraphy(tensorrt: TensorRT, messages: Messages) -> Iterator[Any]:
     from polygraphy.backend.trt import util
     from polygraphy.logger import G_LOGGER
 
-    util.TRT_LOGGER = messages.logger
+    util.TRT_LOGGER = (messages or Messages(tensorrt)).logger
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL + 1):
         yield backend
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from adapedit.cli import show
 from adapedit_engine.bundle import PLANS_FOLDER, Bundle, write_record
 from adapedit_engine.manifest import GRAPHS, FileSpec, PlanKey, PlanRecord
-from adapedit_export.parity import Finding
+from adapedit_export.check import Finding
 from tests.engine.test_bundle import a_manifest
 
 ODD = (1234.5678, 0.000123456, 9.87654e-11)

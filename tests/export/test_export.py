@@ -18,9 +18,10 @@ from adapedit_engine.manifest import GRAPHS, BundleError
 from adapedit_engine.models.unet import INPUT_NAMES, OUTPUT_NAMES
 from adapedit_engine.runners.base import BUNDLE_RUNNERS, why_not
 from adapedit_export import export as export_module
+from adapedit_export.check import Finding
 from adapedit_export.export import export_bundle, refuse_wrong
 from adapedit_export.options import ExportError, ExportOptions, Precision
-from adapedit_export.parity import REFERENCE_FILE, Finding, Reference
+from adapedit_export.parity import REFERENCE_FILE, Reference
 
 CONTROLS = INPUT_NAMES[3:]
 

@@ -10,8 +10,9 @@ from adapedit_engine.bundle import Bundle
 from adapedit_engine.manifest import GraphSpec
 from adapedit_engine.runners.base import open_bundle_runner, why_not
 from adapedit_engine.workloads import WORKLOADS
+from adapedit_export.check import check_runner
 from adapedit_export.options import ExportError, ExportOptions, Precision
-from adapedit_export.parity import Reference, check_runner
+from adapedit_export.parity import Reference
 from adapedit_export.quantisation import layers, quantise
 from adapedit_export.tensorrt import BuildOptions, build_plans
 from tests.helpers.edits import SOURCE, TARGET

@@ -7,7 +7,8 @@ import onnx
 import onnx_ir
 import pytest
 
-from adapedit_export.rewrite import speed_up
+from adapedit_export.options import Precision
+from adapedit_export.rewrite import rewrite
 
 ort = pytest.importorskip("onnxruntime")
 
@@ -55,7 +56,7 @@ def before_and_after(text: str) -> tuple[list[str], list[str]]:
     """Kinds of nodes before and after; the values are compared here."""
     old = onnx.shape_inference.infer_shapes(onnx.parser.parse_model(text), data_prop=True)
     model = onnx_ir.from_proto(old)
-    speed_up(model)
+    rewrite(model, Precision.FLOAT32)
     new = onnx_ir.to_proto(model)
     onnx.checker.check_model(new)
     generator = np.random.default_rng(0)
