@@ -12,8 +12,7 @@ from torch import Tensor
 
 from adapedit_engine.bundle import find_plan, read_plan
 from adapedit_engine.manifest import GraphSpec
-from adapedit_engine.runners import RunnerError
-from adapedit_engine.runners.base import capability_of
+from adapedit_engine.runners.base import RunnerError, capability_of
 from adapedit_engine.runners.graphs import DTYPES, BundleRunner
 from adapedit_engine.runners.onnxruntime import PROVIDERS
 from adapedit_engine.runners.tensorrt import FLAVOURS, load
@@ -74,7 +73,7 @@ def check_runner(
         spec = runner.bundle.graph(graph)
         inputs = {t.name: call[t.name].to(DTYPES[t.dtype]) for t in spec.inputs}
         limits = dict.fromkeys([t.name for t in spec.outputs], ("ratio", precision.ratio_limit * loose))
-        found += _compare(_runner_of(runner, graph, spec), runner.name, graph, inputs, call, limits)
+        found += _compare(_runner_of(runner, graph, inputs), runner.name, graph, inputs, call, limits)
     if (plan := reference.edit) is not None:
         say(f"{runner.name}: an edit of {plan.steps} steps")
 
@@ -96,7 +95,7 @@ def check_runner(
     return found
 
 
-def _runner_of(runner: BundleRunner, graph: str, spec: GraphSpec) -> BaseRunner:
+def _runner_of(runner: BundleRunner, graph: str, inputs: Mapping[str, Tensor]) -> BaseRunner:
     """Polygraphy's runner of a graph where it has one for the library, else this project's."""
     provider = PROVIDERS.get(runner.name)
     if provider is not None and provider.plugin is None:
@@ -107,10 +106,13 @@ def _runner_of(runner: BundleRunner, graph: str, spec: GraphSpec) -> BaseRunner:
 
         tensorrt, gpu = load(runner.name), capability_of(runner.device.index)
         library: dict[str, Any] = {"family": tensorrt.family, "version": tensorrt.version, "lean": False}
-        plan = read_plan(runner.bundle, find_plan(runner.bundle, graph, **library, compute_capability=gpu))
-        with polygraphy_backend(tensorrt) as backend:
-            return backend.TrtRunner(backend.EngineFromBytes(plan), name=runner.name)
-    return _Own(runner.name, spec, lambda inputs: runner.run_graph(graph, inputs))
+        record = find_plan(runner.bundle, graph, **library, compute_capability=gpu)
+        profile = record.key.profile_of({name: tuple(tensor.shape) for name, tensor in inputs.items()})
+        if profile is not None:  # else this project's says which rows the plan takes
+            with polygraphy_backend(tensorrt) as backend:
+                engine = backend.EngineFromBytes(read_plan(runner.bundle, record))
+                return backend.TrtRunner(engine, name=runner.name, optimization_profile=profile)
+    return _Own(runner.name, runner.bundle.graph(graph), lambda given: runner.run_graph(graph, given))
 
 
 class _Own(BaseRunner):

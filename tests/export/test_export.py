@@ -9,6 +9,7 @@ from pathlib import Path
 
 import onnx
 import pytest
+import torch
 
 from adapedit.cli.main import run
 from adapedit.loading import load_model
@@ -16,7 +17,8 @@ from adapedit.model import checkpoint_of
 from adapedit_engine.bundle import Bundle
 from adapedit_engine.manifest import GRAPHS, BundleError
 from adapedit_engine.models.unet import INPUT_NAMES, OUTPUT_NAMES
-from adapedit_engine.runners.base import BUNDLE_RUNNERS, why_not
+from adapedit_engine.runners.base import BUNDLE_RUNNERS, RunnerError, open_bundle_runner, why_not
+from adapedit_export import check
 from adapedit_export import export as export_module
 from adapedit_export.check import Finding
 from adapedit_export.export import export_bundle, refuse_wrong
@@ -122,6 +124,43 @@ def test_an_export_that_fails_leaves_nothing(tiny_folder, tmp_path, monkeypatch)
     with pytest.raises(ExportError, match="on fire"):
         export_bundle(checkpoint_of(load_model(tiny_folder)), tmp_path / "b")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_graphs_run_in_polygraphy_s_own_runner_where_it_has_one(bundle):
+    from polygraphy.backend.onnxrt import OnnxrtRunner
+
+    for name, own in {"onnxruntime": False, "openvino": True}.items():
+        if why_not(name) is None:
+            made = check._runner_of(open_bundle_runner(bundle, name), "text_projection", {})
+            assert isinstance(made, check._Own) is own and isinstance(made, OnnxrtRunner) is not own
+
+
+def test_a_check_finds_what_is_wrong(bundle):
+    call, runner = (
+        Reference.load(bundle.folder).calls["text_projection"],
+        open_bundle_runner(bundle, "onnxruntime"),
+    )
+
+    def found(wanted: torch.Tensor) -> Finding:
+        calls = {"text_projection": call | {"projected_text": wanted}}
+        (finding,) = check.check_runner(runner, Reference(calls=calls, edit=None, outcome={}))
+        return finding
+
+    right = call["projected_text"]
+    assert found(right) and found(right).largest < 1e-4
+    apart = found(right + 0.5)
+    assert (
+        not apart
+        and apart.largest == pytest.approx(0.5, rel=1e-3)
+        and apart.mean == pytest.approx(0.5, rel=1e-3)
+    )
+    nowhere = right.clone()
+    nowhere[0, 0, 0] = float("nan")
+    assert found(nowhere).largest == float("inf")
+    with pytest.raises(
+        RunnerError, match="text_projection gave projected_text of shape .*, the reference has"
+    ):
+        found(right[:1])
 
 
 def test_a_graph_that_differs_is_no_bundle():
