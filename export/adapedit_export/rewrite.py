@@ -209,9 +209,10 @@ def _insert(
 def _constant(name: str, array: Any, graph: Any) -> Any:
     """An initializer, or the one that has this name."""
     if name not in graph.initializers:
-        tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+        array = np.ascontiguousarray(array)
+        tensor = ir.tensor(array, name=name)
         graph.initializers[name] = ir.Value(
-            name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+            name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
         )
     return graph.initializers[name]
 

@@ -10,11 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from adapedit_engine.runners.tensorrt import load, why_not_load
+from adapedit_export.options import Precision
 from adapedit_kernels import edited_attention, prepare_values
 from tests.kernels.inputs import AttentionShape, assert_close, attention_inputs
 
-ort = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
+from adapedit_export.rewrite import rewrite
+
+ort = pytest.importorskip("onnxruntime")
 
 SHAPE, EDITED = AttentionShape(4, 2, 9, 77, 8), [3, 1]
 SCALE = 0.25  # ONNX has it, and its root, in float32, which holds these exactly
@@ -61,15 +64,14 @@ def graph(
 ) -> tuple[torch.dtype, Path]:
     dtype, path = DTYPES[request.param], tmp_path_factory.mktemp("layer") / f"{request.param}.onnx"
     given = inputs(dtype, 0)[0]
-    torch.onnx.export(
-        Layer().eval(),
-        kwargs=given,
-        f=path,
-        dynamo=True,
-        opset_version=23,
-        input_names=list(given),
-        verbose=False,
+    program = torch.onnx.export(
+        Layer().eval(), kwargs=given, dynamo=True, opset_version=23, input_names=list(given), verbose=False
     )
+    assert program is not None
+    rewrite(program.model, Precision.FLOAT16 if dtype == torch.float16 else Precision.FLOAT32)
+    attention = [node for node in program.model.graph if node.op_type == "Attention"]
+    assert len(attention) == 2 and all("q_num_heads" in node.attributes for node in attention)
+    program.save(path)
     return dtype, path
 
 
