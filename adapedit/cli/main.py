@@ -94,8 +94,9 @@ def _app() -> Callable[..., object]:
     )
 
     app.callback()(root)
+    own = {service.serve: service.ServeCommand}
     for command, lines in {**edits.COMMANDS, **bundles.COMMANDS, **service.COMMANDS}.items():
-        app.command(epilog=examples(*lines))(unfolded(command))
+        app.command(epilog=examples(*lines), cls=own.get(command))(unfolded(command))
     return app
 
 

@@ -1,29 +1,57 @@
-"""The command that serves edits over HTTP."""
+"""The command that serves edits over HTTP. Settings are options of it, which are made only when it is called."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import typer
+from typer.core import TyperCommand
+
 from adapedit.cli import options as o
 
-OPEN = partial(o.option, panel="Who may come")
+SETTINGS = "Settings: as NAME in the file and ADAPEDIT_NAME in the environment, too"
+
+
+class ServeCommand(TyperCommand):
+    """A command that has an option for each setting, too."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        from adapedit.http import require
+
+        require("serve", "fastapi", "uvicorn", "pydantic_settings", "prometheus_client", "python_multipart")
+        from adapedit.http.settings import Settings
+
+        def settings(**_: Any) -> None: ...
+
+        kinds: dict[str, Any] = {}
+        for name, field in Settings.model_fields.items():
+            flag, help, default = f"--{name.replace('_', '-')}", field.description or "", field.default
+            if field.annotation is bool:
+                kinds[name] = Annotated[bool | None, o.option(help, flag, panel=SETTINGS)]
+            elif name != "models":
+                shown = default.human_readable() if hasattr(default, "human_readable") else default
+                help = help if default is None else f"{help} By default {shown}."
+                kinds[name] = Annotated[str | None, o.option(help, flag, panel=SETTINGS, metavar="VALUE")]
+        keyword, settings.__annotations__ = inspect.Parameter.KEYWORD_ONLY, kinds
+        settings.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [inspect.Parameter(name, keyword, default=None, annotation=kind) for name, kind in kinds.items()]
+        )
+        app = typer.Typer(add_completion=False)
+        app.command()(settings)
+        return [*typer.main.get_command(app).params, *super().get_params(ctx)]
+
+    def invoke(self, ctx: Any) -> Any:
+        own = {parameter.name for parameter in self.params}
+        ctx.obj = {name: ctx.params.pop(name) for name in set(ctx.params) - own}
+        return super().invoke(ctx)
 
 
 def serve(
+    ctx: typer.Context,
     *,
-    settings: Annotated[
-        Path | None, o.option("A TOML file of settings; flags and ADAPEDIT_… go before it.", metavar="FILE")
-    ] = None,
-    host: Annotated[o.Text, OPEN("Where to listen; by default this machine alone.")] = None,
-    port: Annotated[int | None, OPEN("By default 8000; 0: any that is free.")] = None,
-    keys: Annotated[Path | None, OPEN("A file of API keys, see --make-key.", metavar="FILE")] = None,
-    insecure: Annotated[bool, OPEN("Let others come without a key.", "--insecure")] = False,
-    make_key: Annotated[
-        o.Text, OPEN("Print a fresh key and its line for the file, and end.", "--make-key", metavar="NAME")
-    ] = None,
     model: Annotated[
         o.Texts,
         o.option(
@@ -36,43 +64,24 @@ def serve(
     dtype: Annotated[
         Literal["float32", "float16", "bfloat16"] | None, o.option("Of weights.", panel=o.MODEL)
     ] = None,
-    max_rows: Annotated[int | None, o.option("Rows of a call at most.", panel=o.MODEL)] = None,
-    budget: Annotated[o.Text, o.option("Memory for edits in flight, such as 8GiB.", panel=o.MODEL)] = None,
-    calibrate: Annotated[
-        bool, o.option("Measure what calls take, and keep it.", "--calibrate", panel=o.MODEL)
-    ] = False,
-    data: Annotated[Path | None, o.option("Folder of accepted edits and results.", panel=o.OUTPUT)] = None,
-    set_: Annotated[
-        o.Texts,
-        o.option("Any other setting, such as max_steps=50; may be repeated.", "--set", metavar="NAME=VALUE"),
+    settings: Annotated[
+        Path | None, o.option("A TOML file of settings; flags and ADAPEDIT_… go before it.", metavar="FILE")
+    ] = None,
+    make_key: Annotated[
+        o.Text, o.option("Print a fresh key and its line for the file of keys, and end.", metavar="NAME")
     ] = None,
 ) -> None:
     """Serve edits over HTTP: jobs that outlive the process, OpenAI's image routes, metrics."""
-    from adapedit.http import require
-
-    require("serve", "fastapi", "uvicorn", "pydantic_settings", "prometheus_client", "python_multipart")
+    from adapedit.http.limits import Keys
     from adapedit.http.settings import ModelSource, Settings
 
     if make_key is not None:
-        from adapedit.http.limits import Keys
-
         print(*Keys.make(make_key), sep="\n")
         return
-    from adapedit.cli import knobs
-
-    more = {"runner": runner, "device": None if device == "auto" else device, "dtype": dtype}
-    flags: dict[str, Any] = {
-        "host": host,
-        "port": port,
-        "keys": keys,
-        "insecure": insecure or None,
-        "models": [ModelSource.named(text, **more) for text in model] if model else None,
-        "max_rows": max_rows,
-        "budget": budget,
-        "calibrate": calibrate or None,
-        "data": data,
-    }
-    flags = {name: value for name, value in flags.items() if value is not None} | knobs.parse(set_)
+    flags = {name: value for name, value in ctx.obj.items() if value is not None}
+    if model:
+        more = {"runner": runner, "device": None if device == "auto" else device, "dtype": dtype}
+        flags["models"] = [ModelSource.named(text, **more) for text in model]
     found = Settings.read(settings, flags)
     from adapedit.http.process import run
 

@@ -51,54 +51,65 @@ class ModelSource(BaseModel):
 
 
 class Settings(BaseSettings):
-    """Of `adapedit serve`.
-
-    host, port:      what it listens on. insecure: other hosts than this machine may come without a key.
-    keys:            file of API keys, see `Keys`; None: nobody needs one.
-    data:            folder of the database, of pictures that came and of results.
-    models:          the first is what a request gets that names none.
-    max_rows, budget: see `EditServer`; budget: bytes, or "8GiB". calibrate: measure what calls take, and keep it.
-    max_pending:     edits that may wait for each model; more are refused with 429.
-    quota, keep:     bytes of all results, and seconds for which they are kept.
-    max_…:           of one request: bytes of its body, pixels of a picture that comes and of one that is made, steps,
-                     characters of a text, pictures of one call.
-    body_timeout:    seconds in which a request has to arrive, headers in a third of it.
-    rate, burst:     edits a minute for each key (without keys: for each address), and how many at once.
-    drain:           seconds after SIGTERM in which running edits may end; what waits is done after the next start.
-    max_attempts:    times that an edit is begun before a killed server counts as its fault.
-    traces:          address of an OpenTelemetry collector (OTLP over HTTP).
-    """
+    """Of `adapedit serve`. models: the first is what a request gets that names none."""
 
     model_config = SettingsConfigDict(
-        frozen=True, extra="forbid", env_prefix="ADAPEDIT_", env_nested_delimiter="__"
+        frozen=True,
+        extra="forbid",
+        env_prefix="ADAPEDIT_",
+        env_nested_delimiter="__",
+        use_attribute_docstrings=True,
     )
 
-    host: str = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65535)] = 8000
-    insecure: bool = False
-    keys: Path | None = None
-    data: Path = Path("out/serve")
     models: Annotated[tuple[ModelSource, ...], AfterValidator(_not_empty)] = (
         ModelSource(name="builtin", source="builtin"),
     )
+    host: str = "127.0.0.1"
+    """Where to listen; other machines want keys, or insecure."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """0: any that is free."""
+    keys: Path | None = None
+    """A file of API keys, see --make-key."""
+    insecure: bool = False
+    """Let others come without a key."""
+    data: Path = Path("out/serve")
+    """Folder of the database, of pictures that came, and of results."""
     max_rows: Count = 32
+    """Rows of a call at most."""
     budget: Bytes | None = None
+    """Memory for edits in flight, such as 8GiB."""
     calibrate: bool = False
+    """Measure on CUDA what calls of each number of rows take, keep it in the data, and admit by it."""
     max_pending: Count = 256
+    """Edits that may wait for a model; more are 429."""
     quota: Bytes = ByteSize(10 * 2**30)
+    """Bytes of all results; beyond them 507."""
     keep: Seconds = 7 * 86400.0
+    """Seconds for which results are kept."""
     max_body: Bytes = ByteSize(32 * 2**20)
+    """Bytes of a request."""
     max_picture_pixels: Count = 16 * 2**20
+    """Of a picture that comes."""
     max_pixels: Count = 2**21
+    """Of a picture that is made."""
     max_steps: Count = 200
+    """Of an edit."""
     max_text: Count = 2000
+    """Characters of a prompt."""
     max_pictures: Annotated[int, Field(ge=1, le=10)] = 10
+    """Of one call of OpenAI's routes."""
     body_timeout: Seconds = 60.0
+    """Seconds in which a request has to arrive, its headers in a third of it."""
     rate: Annotated[float, Field(gt=0)] = 600.0
+    """Edits a minute for each key; without keys, for each address."""
     burst: Count = 100
+    """Of those, how many at once."""
     drain: Seconds = 25.0
+    """Seconds for what runs, after SIGTERM; what waits is done after the next start."""
     max_attempts: Count = 5
+    """Times that an edit is begun before it counts as what killed the server."""
     traces: str | None = None
+    """An OpenTelemetry collector (OTLP over HTTP), such as http://127.0.0.1:4318."""
 
     @model_validator(mode="after")
     def _closed(self) -> Settings:

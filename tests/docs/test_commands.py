@@ -34,6 +34,8 @@ NOT_RUN = {
     "source": "is for a terminal",
     "pip": "changes the environment",
     "pre-commit": "changes the clone",
+    "python3 -m venv /tmp/aiperf": "fetches hundreds of megabytes",
+    "/tmp/aiperf/bin/aiperf profile": "takes an environment of its own, and a server",
     "python -m benchmarks.latency": "takes minutes; its options have to be there",
     "python -m benchmarks.runners": "takes minutes",
     "python -m benchmarks.serving": "takes minutes",

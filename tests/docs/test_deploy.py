@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ import yaml
 from adapedit.http.settings import Settings
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+WHERE = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 INSTRUCTIONS = {"FROM", "ARG", "ENV", "WORKDIR", "COPY", "RUN", "USER", "VOLUME", "EXPOSE"}
 INSTRUCTIONS |= {"STOPSIGNAL", "HEALTHCHECK", "ENTRYPOINT", "CMD"}
 
@@ -66,6 +69,13 @@ def test_the_probes_are_routes_and_the_grace_is_longer_than_the_drain():
     mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
     assert mounts["keys"] == environment()["ADAPEDIT_KEYS"]
     assert environment()["ADAPEDIT_DATA"].startswith(mounts["edits"])
+
+
+@pytest.mark.skipif(shutil.which("hadolint", path=WHERE) is None, reason="needs hadolint")
+def test_the_linter_takes_the_containerfile():
+    tool = str(shutil.which("hadolint", path=WHERE))
+    done = subprocess.run([tool, str(DEPLOY / "Containerfile")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")

@@ -32,7 +32,7 @@ class Process:
         self._ready = threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        if not self._ready.wait(300):
+        if not self._ready.wait(900):
             self.popen.kill()
             raise AssertionError(f"it is not ready: {self.lines}")
         port = next(line["port"] for line in self.lines if "port" in line)
@@ -66,7 +66,7 @@ def process(*args) -> Iterator[Process]:
 
 
 def test_a_terminated_server_drains(tiny_folder: Path, tmp_path: Path):
-    with process(tiny_folder, tmp_path, "--port", "0", "--set", "drain=30", "--max-rows", "4") as server:
+    with process(tiny_folder, tmp_path, "--port", "0", "--drain", "30", "--max-rows", "4") as server:
         fields = [{**FIELDS, "num_inference_steps": 40, "seed": seed} for seed in range(4)]
         ids = [server.client.post("/v1/edits", json=one).json()["id"] for one in fields]
         server.popen.send_signal(signal.SIGTERM)
@@ -89,10 +89,10 @@ def test_a_terminated_server_drains(tiny_folder: Path, tmp_path: Path):
     ("flags", "said"),
     [
         (["--host", "0.0.0.0"], "no keys; give a file by --keys, or --insecure"),
-        (["--set", "colour=3"], "colour"),
+        (["--colour", "3"], "colour"),
         (["--keys", "nowhere"], "check the path"),
         (["--settings", "nowhere"], "no settings file"),
-        (["--port", "70000"], "port is 70000"),
+        (["--port", "70000"], "port is '70000'"),
     ],
 )
 def test_what_is_wrong_is_one_line_and_two(flags, said, tmp_path, capsys, monkeypatch):
