@@ -148,20 +148,29 @@ class Sides:
 
 
 def load(options: Any) -> Any:
-    """The model; where it sleeps, with a runner that gives what it gave before, after a while."""
+    """The model; where it sleeps, with a runner and a decoder that give what they gave before, after a while."""
     model = common.pipeline(options).model
     if not options.asleep:
         return model
-    real, known = model.runner.infer, {}
+    known: dict[Any, Any] = {}
 
-    def infer(inputs: Any, outputs: Any = None, **more: Any) -> Any:
-        key = (tuple(inputs["sample"].shape), outputs)
-        if key not in known:
-            known[key] = real(inputs, outputs, **more)
-        time.sleep(options.sleep)
-        return {name: tensor.clone() for name, tensor in known[key].items()}
+    def sleeping(real: Any, key_of: Any, copy: Any) -> Any:
+        def call(*given: Any, **more: Any) -> Any:
+            key = (real, *key_of(*given))
+            if key not in known:
+                known[key] = real(*given, **more)
+            time.sleep(options.sleep)
+            return copy(known[key])
 
-    model.runner.infer = infer
+        return call
+
+    model.runner.infer = sleeping(
+        model.runner.infer,
+        lambda inputs, outputs=None: (tuple(inputs["sample"].shape), outputs),
+        lambda found: {name: tensor.clone() for name, tensor in found.items()},
+    )
+    decode = sleeping(model.decode, lambda latents: tuple(latents.shape), lambda found: found.clone())
+    object.__setattr__(model, "decode", decode)  # of what is frozen
     return model
 
 

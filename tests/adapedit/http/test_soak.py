@@ -22,6 +22,8 @@ from tests.adapedit.http.test_process import Process
 from tests.helpers.service import FIELDS
 
 ABORTED, FAILING = 0.10, 0.05
+PATIENCE = 600.0
+"""Seconds for any one thing: a busy machine takes a minute for the server's start."""
 METHODS = ("adapedit", "prompt-to-prompt", "masactrl", "plain")
 
 
@@ -46,6 +48,7 @@ class Soak:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60)
         self.folder, self.data, self.kills = folder, data, kills
         random_ = random.Random(3)
         self.asked = [wanted(place, random_) for place in range(edits)]
@@ -57,22 +60,21 @@ class Soak:
         more = (
             "--port",
             str(self.port),
-            "--set",
-            "max_attempts=50",
-            "--set",
-            "burst=100000",
-            "--set",
-            "rate=1000000",
+            "--max-attempts",
+            "50",
+            "--burst",
+            "100000",
+            "--rate",
+            "1000000",
         )
         return Process(self.folder, self.data, *more)
 
     def call(self, verb: str, path: str, **more: Any) -> httpx.Response:
         """A request that is made again until it is answered by a server that takes it."""
-        until = time.monotonic() + 120
+        until = time.monotonic() + PATIENCE
         while True:
             try:
-                with httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=20) as client:
-                    answer = client.request(verb, path, **more)
+                answer = self.client.request(verb, path, **more)
                 if answer.status_code not in (429, 503):
                     return answer
             except httpx.TransportError:
@@ -99,19 +101,23 @@ class Soak:
 
     def run(self) -> dict[int, dict[str, Any]]:
         """All edits as they ended, by place; None of those that were aborted."""
-        server = self.start()
+        server = self.server = self.start()
         step = 4
         threads = [
             threading.Thread(target=self.ask, args=(range(k, len(self.asked), step),)) for k in range(step)
         ]
         for thread in threads:
             thread.start()
-        for _ in range(self.kills):
-            time.sleep(0.3 + len(self.asked) / 200 * random.random())
+        for kill in range(1, self.kills + 1):
+            until = time.monotonic() + PATIENCE
+            while len(self.ids) < kill * len(self.asked) // (self.kills + 1) and not self.told:
+                assert time.monotonic() < until
+                time.sleep(0.01)
+            time.sleep(0.3 * random.random())
             server.end(signal.SIGKILL)
             self.lines += server.lines
             server.client.close()
-            server = self.start()
+            server = self.server = self.start()
         for thread in threads:
             thread.join()
         assert not self.told, self.told
@@ -120,7 +126,7 @@ class Soak:
             if end == "cancelled":
                 assert server.client.get(f"/v1/edits/{self.ids[place]}").status_code == 404
                 continue
-            until = time.monotonic() + 120
+            until = time.monotonic() + PATIENCE
             while (edit := server.client.get(f"/v1/edits/{self.ids[place]}").json())["ended_at"] is None:
                 assert time.monotonic() < until
                 time.sleep(0.02)
@@ -143,7 +149,10 @@ def test_each_edit_ends_once_and_as_if_nothing_had_happened(
     tiny_folder: Path, tmp_path: Path, pipe: AdapEditPipeline, edits: int, kills: int
 ):
     soak = Soak(tiny_folder, tmp_path / "data", edits, kills)
-    found = soak.run()
+    try:
+        found = soak.run()
+    finally:
+        soak.server.popen.kill()
     assert {place: edit["status"] for place, edit in found.items()} == {
         place: end for place, (_, end) in enumerate(soak.asked) if end != "cancelled"
     }
