@@ -20,7 +20,6 @@ from adapedit.methods.base import one_line
 
 Body = TypeVar("Body", bound=BaseModel)
 
-MAX_FILES, MAX_FORM_FIELDS = 4, 64
 MAX_NESTING = 16
 MAX_PART = 256 * 1024
 """Bytes of a form's field that is no file."""
@@ -33,24 +32,24 @@ async def read_json(request: Request) -> dict[str, Any]:
     return await in_thread(parse_json, await request.body())
 
 
-async def read_form(request: Request) -> tuple[list[tuple[str, str]], list[tuple[str, bytes]]]:
-    """Fields and files of a form, each in order. Raises 415 and 400."""
+async def read_form(request: Request) -> tuple[list[tuple[str, str]], dict[str, bytes]]:
+    """Fields of a form in order, and its pictures by name. Raises 415 and 400."""
     if _media_type(request) != "multipart/form-data":
         raise _wrong_type(request, "multipart/form-data")
-    limits: dict[str, Any] = {
-        "max_files": MAX_FILES,
-        "max_fields": MAX_FORM_FIELDS,
-        "max_part_size": MAX_PART,
-    }
-    async with request.form(**limits) as form:
-        fields: list[tuple[str, str]] = []
-        files: list[tuple[str, bytes]] = []
+    fields: list[tuple[str, str]] = []
+    files: dict[str, bytes] = {}
+    async with request.form(max_files=4, max_fields=64, max_part_size=MAX_PART) as form:
         for name, value in form.multi_items():
-            if isinstance(value, UploadFile):
-                files.append((name, await value.read()))
-            else:
+            if not isinstance(value, UploadFile):
                 fields.append((name, value))
-        return fields, files
+            elif name == "request":
+                fields.append((name, (await value.read()).decode(errors="replace")))
+            elif (name := name.removesuffix("[]")) in PICTURES and name not in files:
+                files[name] = await value.read()
+            else:
+                message = f"the form has {name!r} as a file, wanted image and mask, once each"
+                raise ApiError(400, message, code="unknown_field", param=name[:64])
+    return fields, files
 
 
 async def read_edit(request: Request) -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -59,18 +58,13 @@ async def read_edit(request: Request) -> tuple[dict[str, Any], dict[str, bytes]]
         return await in_thread(with_files, await read_json(request))
     if _media_type(request) != "multipart/form-data":
         raise _wrong_type(request, "application/json or multipart/form-data")
-    given, sent = await read_form(request)
-    names = [name for name, _ in (*given, *sent)]
-    for name in names:
-        if name not in ("request", *PICTURES) or names.count(name) > 1:
-            message = f"the form has {name!r}, wanted request (JSON), and image and mask once each as files"
-            raise ApiError(400, message, code="unknown_field", param=name[:64])
-    texts, files = dict(given), dict(sent)
-    if "request" in files:
-        texts["request"] = files.pop("request").decode("utf-8", errors="replace")
-    if set(texts) != {"request"}:
-        raise ApiError(400, "the form has no field request; give the edit in it, as JSON", param="request")
-    fields = await in_thread(parse_json, texts["request"].encode(errors="replace"))
+    given, files = await read_form(request)
+    if [name for name, _ in given] != ["request"]:
+        message = (
+            "the form's fields are wrong, wanted request (the edit, as JSON), and image and mask as files"
+        )
+        raise ApiError(400, message, code="unknown_field", param="request")
+    fields = await in_thread(parse_json, given[0][1].encode(errors="replace"))
     for name in files:
         fields[name] = {**fields[name], "file": name} if isinstance(fields.get(name), Mapping) else name
     return fields, files

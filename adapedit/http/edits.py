@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from adapedit.http.bodies import read_edit
-from adapedit.http.events import SSE_HEADERS, Mailbox, listen, sse
+from adapedit.http.events import SSE_HEADERS, sse
 from adapedit.http.schema import EDIT_ID, Deleted, Edit, EditList, Failure, Status, Variant
 from adapedit.http.service import Owner, Parts
 
@@ -132,19 +130,6 @@ async def get_events(request: Request, id: Id, owner: Owner, service: Parts) -> 
 
     An edit with on_disconnect "cancel" ends when its last listener goes away.
     """
-    jobs = service.jobs
-    row, box = await service.run(jobs.find, id, owner), Mailbox()
-    await service.run(jobs.watch, row, box)
-
-    async def told() -> AsyncIterator[str]:
-        ended = False
-        try:
-            async for event in listen(box, request.is_disconnected):
-                ended = event is not None and event[0] in ("completed", "failed", "cancelled")
-                yield sse(event)
-        finally:
-            alone = jobs.unwatch(id, box)
-            if alone and not ended and row.on_disconnect == "cancel" and not jobs.draining:
-                asyncio.get_running_loop().run_in_executor(None, jobs.cancel, id)
-
-    return StreamingResponse(told(), media_type="text/event-stream", headers=SSE_HEADERS)
+    row = await service.run(service.jobs.find, id, owner)
+    told = (sse(event) async for event in service.follow(request, row))
+    return StreamingResponse(told, media_type="text/event-stream", headers=SSE_HEADERS)

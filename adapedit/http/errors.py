@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -59,6 +58,8 @@ class ApiError(Exception):
             return cls(422, str(error), code="too_large")
         if isinstance(error, OutputError):
             return cls(507, "the server can't write its results; free space on its disk", code="disk_full")
+        if isinstance(error, ClientDisconnect):
+            return cls(400, "the request was cut short; send it again")
         if isinstance(error, AdapEditError):
             return cls(400, str(error), code="invalid_value", param=field_of(str(error)))
         return cls(500, INTERNAL)
@@ -98,12 +99,7 @@ def where(error: BaseException) -> str:
 
 
 def answer_errors(app: FastAPI) -> None:
-    """Let an app answer every error so."""
-
-    @app.exception_handler(ApiError)
-    @app.exception_handler(AdapEditError)
-    def ours(_: Request, error: Exception) -> JSONResponse:
-        return ApiError.of(error).response()
+    """Let an app answer its framework's errors so. All others are answered at its border, see `limits`."""
 
     @app.exception_handler(RequestValidationError)
     def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -121,15 +117,6 @@ def answer_errors(app: FastAPI) -> None:
         if error.status_code == 404:
             message = "there is nothing at this path; see /openapi.json for what there is"
         return ApiError(error.status_code, message, headers=error.headers).response()
-
-    @app.exception_handler(ClientDisconnect)
-    def gone(_: Request, __: ClientDisconnect) -> JSONResponse:
-        return ApiError(400, "the request was cut short; send it again").response()
-
-    @app.exception_handler(Exception)
-    def fault(_: Request, error: Exception) -> JSONResponse:
-        logging.getLogger(__name__).error("a request failed", extra={"reason": where(error)})
-        return ApiError(500, "the server failed at this request; its log tells more").response()
 
 
 def _methods(app: FastAPI, path: str) -> list[str]:

@@ -24,7 +24,10 @@ from adapedit.http.telemetry import Metrics
 from adapedit.http.traces import Traces
 from adapedit.request import EditRequest
 from adapedit.result import EditResult
+from adapedit_engine.scheduler import DeadlineError
 
+MAX_FIELDS = 64 * 1024
+"""Characters of a request without its pictures."""
 SWEEP = 30.0
 """Seconds between two looks for results that are too old."""
 log = logging.getLogger(__name__)
@@ -36,7 +39,7 @@ class Jobs:
     def __init__(self, settings: Settings, load: Load = load_source) -> None:
         self.settings, self._load = settings, load
         self.store = Store(settings.data)
-        self.metrics = Metrics(lambda: {name: lane.counts for name, lane in self.lanes.items()})
+        self.metrics = Metrics(self._counts)
         self.traces = Traces(settings.traces)
         self.lanes: dict[str, Lane] = {}
         self.draining = False
@@ -54,7 +57,11 @@ class Jobs:
         for source in self.settings.models:
             self.lanes[source.name] = self._lane(source)
         for row in self.store.recover():
-            self._take_up(row)
+            if row.attempts >= self.settings.max_attempts:
+                message = f"the server was killed {row.attempts} times during this edit; send another, or a smaller one"
+                self._fail(row.id, ApiError(500, message, code="abandoned"))
+            elif row.model not in self.lanes:
+                self._fail(row.id, self.no_model(row.model))
         for lane in self.lanes.values():
             lane.start()
         self._sweeper.start()
@@ -71,28 +78,28 @@ class Jobs:
                 log.error("a model can't be reloaded", extra={"model": source.name})
                 continue
             with self._accepting, self._lock:
-                old = self.lanes.get(source.name)
-                self.lanes[source.name] = fresh
-                if old is not None:
-                    self._leaving.append(old)
-                    for job in old.leave():
-                        fresh.put(job)
+                old, self.lanes[source.name] = self.lanes.get(source.name), fresh
+                self._leaving += [] if old is None else [old]
+            if old is not None:
+                old.leave()
+            fresh.look()
             log.info("a model was loaded", extra={"model": source.name})
-        with self._accepting, self._lock:
-            for name in set(self.lanes) - {source.name for source in models}:
-                self._leaving.append(self.lanes.pop(name))
-                self._leaving[-1].close()
+        for name in set(self.lanes) - {source.name for source in models}:
+            with self._accepting, self._lock:
+                self._leaving.append(old := self.lanes.pop(name))
+            old.leave(empty=True)
 
     def drain(self, seconds: float) -> None:
         """Accept nothing more, and wait so long for what runs. What waits is left in the store."""
-        self.draining = True
-        lanes = self._all_lanes()
-        for lane in lanes:
-            for job in lane.leave():
-                if job.row.on_disconnect == "cancel":  # whoever waits for it will be gone by then
-                    self._fail(job, self._ending())
+        with self._accepting:
+            self.draining = True
+        for lane in self._all_lanes():
+            lane.leave()
+        for row in self.store.queued():
+            if row.on_disconnect == "cancel":  # whoever waits for it will be gone by then
+                self._fail(row.id, self._ending())
         until = time.monotonic() + seconds
-        for lane in lanes:
+        for lane in self._all_lanes():
             lane.join(until - time.monotonic())
 
     def close(self) -> None:
@@ -110,33 +117,19 @@ class Jobs:
         self.traces.close()
 
     def _all_lanes(self) -> list[Lane]:
-        with self._lock:
-            return [*self.lanes.values(), *self._leaving]
+        return [*self.lanes.values(), *self._leaving]
 
     def _lane(self, source: ModelSource) -> Lane:
-        return Lane(source, self.settings, load=self._load, begin=self._begin, ended=self._ended)
+        return Lane(source, self.settings, self, self._load)
 
-    def _take_up(self, row: Row) -> None:
-        """An edit that a killed server had accepted: done, given up, or made again."""
-        folder = self.store.results / row.id
-        if (folder / archive.EDIT).is_file():
-            described = json.loads((folder / archive.EDIT).read_text(encoding="utf-8"))
-            self.store.end(row.id, "completed", size=archive.size(folder), outcome=_outcome(described))
-        elif row.attempts >= self.settings.max_attempts:
-            message = (
-                f"the server was killed {row.attempts} times during this edit; send another, or a smaller one"
-            )
-            self._fail(Job(row), ApiError(500, message, code="abandoned"))
-        elif row.model not in self.lanes:
-            self._fail(Job(row), _no_model(row.model, self.lanes))
-        else:
-            job = self._live[row.id] = Job(row)
-            self.lanes[row.model].put(job)
+    def _counts(self) -> dict[str, Any]:
+        return {name: (self.store.waiting(name), *lane.counts) for name, lane in self.lanes.items()}
 
     def _sweep(self) -> None:
         while not self._closing.wait(SWEEP):
-            with self._lock:  # with what has ended its model goes
-                self._leaving = [lane for lane in self._leaving if lane.alive]
+            self._leaving = [
+                lane for lane in self._leaving if lane.alive
+            ]  # with what has ended its model goes
             try:
                 if gone := self.store.remove_expired(self.settings.keep):
                     log.info("edits expired", extra={"count": gone})
@@ -147,10 +140,12 @@ class Jobs:
 
     def lane(self, model: str | None) -> Lane:
         """The model of that name, or the first. Raises 404, and 503 where it is not ready."""
+        if self.draining:
+            raise self._ending()
         name = next(iter(self.lanes)) if model is None else model
-        if name not in self.lanes:
-            raise _no_model(name, self.lanes)
-        lane = self.lanes[name]
+        lane = self.lanes.get(name)
+        if lane is None:
+            raise self.no_model(name)
         if lane.shown_state != "ready":
             message = f"model {name} is {lane.shown_state}; wait a little"
             raise ApiError.later(503, message, 1, code="not_ready")
@@ -169,8 +164,15 @@ class Jobs:
         check(request, self.settings, lane.side)
         lane.check(request)
         wired = made.to_wire()[0]
+        if (size := len(json.dumps(wired))) > MAX_FIELDS:
+            message = f"the request has {size} characters, at most {MAX_FIELDS} are taken"
+            raise ApiError(422, message, code="too_long")
+        digest = _digest(wired, files)
         values = {
             "owner": owner,
+            "key": key,
+            "digest": digest,
+            "trace": self.traces.here(),
             "model": lane.name,
             "method": request.method.name,
             "priority": made.priority,
@@ -179,7 +181,6 @@ class Jobs:
             "fields": {name: value for name, value in wired.items() if name not in DELIVERY},
             "created": time.time(),
         }
-        digest = _digest(wired, files)
         with self._accepting:
             if self.draining:
                 raise self._ending()
@@ -188,18 +189,22 @@ class Jobs:
                 return known, False
             lane = self.lane(lane.name)  # it may have been reloaded
             self._refuse_full(lane)
-            row = self.store.add(values, files, key, digest)
-            job = self._live[row.id] = Job(row, trace=self.traces.here())
-            lane.put(job)
+            row = self.store.add(values, files)
         log.info("accepted", extra={"edit": row.id, "model": row.model, "method": row.method})
+        lane.look()
         return row, True
 
     def _ending(self) -> ApiError:
         return ApiError.later(503, "the server is about to end; try another, or again later", 10, "draining")
 
+    def no_model(self, name: str) -> ApiError:
+        """What to answer where nothing is called so."""
+        message = f"there is no model {name!r} here; use one of: {', '.join(self.lanes)}"
+        return ApiError(404, message, code="model_not_found", param="model")
+
     def _refuse_full(self, lane: Lane) -> None:
-        if lane.waiting >= self.settings.max_pending:
-            message = f"{lane.waiting} edits wait already; try again later"
+        if (waiting := self.store.waiting(lane.name)) >= self.settings.max_pending:
+            message = f"{waiting} edits wait already; try again later"
             raise ApiError.later(429, message, lane.seconds_to_wait, code="queue_full")
         if self.store.bytes >= self.settings.quota:
             self.store.remove_expired(self.settings.keep)
@@ -216,11 +221,8 @@ class Jobs:
 
     def view(self, row: Row) -> Edit:
         """An edit as routes show it."""
-        with self._lock:
-            job, lane = self._live.get(row.id), self.lanes.get(row.model)
-        outcome, ended = row.outcome or {}, row.status in ENDED
-        step, steps = (row.steps, row.steps) if job is None or ended else (job.step, job.steps)
-        queued = row.status == "queued"
+        job, outcome = self._live.get(row.id), row.outcome or {}
+        step, steps = (row.steps, row.steps) if job is None or row.status in ENDED else (job.step, job.steps)
         return Edit(
             id=row.id,
             created_at=int(row.created),
@@ -231,7 +233,7 @@ class Jobs:
             priority=row.priority,
             on_disconnect=row.on_disconnect,  # type: ignore[arg-type]
             progress={"step": step, "steps": steps},  # type: ignore[arg-type]
-            position=lane.position(job) if queued and job is not None and lane is not None else None,
+            position=self.store.before(row) if row.status == "queued" else None,
             error=None if row.error is None else row.error["error"],
             timings=outcome.get("timings", {}),
             request=row.fields,
@@ -262,8 +264,7 @@ class Jobs:
 
     def cancel(self, id: str) -> None:
         """End an edit as cancelled, where it has not ended."""
-        if self.store.end(id, "cancelled"):
-            self._stop(id, "cancelled")
+        self._end(id, "cancelled")
 
     def remove(self, row: Row) -> None:
         """Forget an edit; one that runs is stopped."""
@@ -272,108 +273,104 @@ class Jobs:
 
     def watch(self, row: Row, box: Mailbox) -> None:
         """Tell a mailbox what happens to an edit, beginning with how it stands."""
-        with self._lock:
-            job = self._live.get(row.id)
-        if job is not None:
-            job.listen(box)
+        job = self._job(row)
+        job.listen(box)
         found = self.store.find(row.id)
-        if found is None:
-            box.put("cancelled", {"id": row.id})
-        elif found.status in ENDED:
-            box.put(found.status, self.view(found).model_dump(mode="json"))
+        if found is None or found.status in ENDED:
+            self.unwatch(row.id, box)
+            self._live.pop(row.id, None)
+            gone = ("cancelled", {"id": row.id})
+            box.put(*(gone if found is None else (found.status, self.view(found).model_dump(mode="json"))))
         else:
-            step, steps = (0, 0) if job is None else (job.step, job.steps)
-            box.put("step", {"id": row.id, "step": step, "steps": steps})
+            box.put("step", {"id": row.id, "step": job.step, "steps": job.steps})
 
     def unwatch(self, id: str, box: Mailbox) -> bool:
         """Tell it no more; whether nobody else listens."""
-        with self._lock:
-            job = self._live.get(id)
-            if job is None:
-                return True
+        job = self._live.get(id)
+        if job is not None:
             job.boxes.discard(box)
-            return not job.boxes
+        return job is None or not job.boxes
 
     def request_of(self, row: Row) -> EditRequest:
         """The request of an edit, with the pictures that came with it."""
         return confine(EditRequest.from_wire(row.fields, self.store.files(row.id)))
 
-    # -- the lanes' side
+    def _job(self, row: Row) -> Job:
+        with self._lock:
+            return self._live.setdefault(row.id, Job(row))
 
-    def _begin(self, job: Job) -> EditRequest | None:
-        """Whether an edit that was waited for is begun: its request; None where it was cancelled meanwhile."""
-        return self.request_of(job.row) if self.store.begin(job.row.id) else None
+    # -- for lanes
 
-    def _ended(self, job: Job, future: Future[EditResult]) -> Future[None]:
-        return self._saver.submit(self._keep, job, future)
+    def claim(self, model: str) -> Job | None:
+        """The edit whose turn it is, which is begun; None where none waits."""
+        with self._lock:
+            row = self.store.claim(model)
+            return None if row is None else self._job(row)
 
-    def _keep(self, job: Job, future: Future[EditResult]) -> None:
+    def expire(self, model: str) -> float | None:
+        """Fail what waits and is late; seconds until there is more to fail."""
+        ahead = {id: deadline - time.time() for id, deadline in self.store.deadlines(model).items()}
+        for id, seconds in ahead.items():
+            if seconds < 0:
+                self._fail(id, ApiError.of(DeadlineError.by(-seconds)))
+        return min((seconds + 0.001 for seconds in ahead.values() if seconds >= 0), default=None)
+
+    def ended(self, lane: Lane, job: Job, future: Future[EditResult]) -> None:
+        """Keep what came of an edit, beside the next steps, and let its lane know."""
+        self._saver.submit(self._keep, lane, job, future)
+
+    def _keep(self, lane: Lane, job: Job, future: Future[EditResult]) -> None:
+        id = job.row.id
         try:
-            self._finish(job, future.result())
-        except CancelledError:
-            if not self._closing.is_set():
-                self.cancel(job.row.id)
+            result = future.result()
+            described = archive.save(result, self.store.results / id)
+            outcome = _outcome(described, job.seconds(result.timings["decode"]))
+            size = archive.size(self.store.results / id)
+            if not self._end(id, "completed", size=size, steps=job.steps, outcome=outcome):
+                self.store.remove_results(id)  # it was cancelled or deleted while they were written
         except Exception as error:
             if self._closing.is_set():
                 return  # it is made by the next server
+            if isinstance(error, CancelledError):
+                self.cancel(id)
+                return
             found = ApiError.of(error)
             if found.status == 500:
-                log.error("an edit failed", extra={"edit": job.row.id, "reason": where(error)})
-            self._fail(job, found)
+                log.error("an edit failed", extra={"edit": id, "reason": where(error)})
+            self._fail(id, found)
+        finally:
+            lane.land(job)
 
-    def _finish(self, job: Job, result: EditResult) -> None:
-        id = job.row.id
-        folder = self.store.results / id
-        described = archive.save(result, folder)
-        seconds = job.seconds(result.timings["decode"])
-        outcome = _outcome({**described, "timings": seconds})
-        if not self.store.end(id, "completed", size=archive.size(folder), steps=job.steps, outcome=outcome):
-            # It was cancelled or deleted while it was written.
-            self.store.remove_results(id)
-            return
-        self._tell(job, "completed", seconds)
+    def _fail(self, id: str, error: ApiError) -> None:
+        self._end(id, "failed", error={"status": error.status, "error": error.body()})
 
-    def _fail(self, job: Job, error: ApiError) -> None:
-        kept = {"status": error.status, "error": error.body()}
-        if self.store.end(job.row.id, "failed", steps=job.step, error=kept):
-            self._tell(job, "failed", {}, error.code)
-
-    def _tell(self, job: Job, status: str, seconds: Mapping[str, float], reason: str | None = None) -> None:
-        row = self.store.find(job.row.id)
-        with self._lock:
-            self._live.pop(job.row.id, None)
-            boxes = tuple(job.boxes)
-        data = {"id": job.row.id} if row is None else self.view(row).model_dump(mode="json")
-        for box in boxes:
-            box.put(status, data)
-        self.metrics.observe(job.row.method, reason or status, job.stages(seconds))
-        more = {
-            "edit": job.row.id,
-            "model": job.row.model,
-            "method": job.row.method,
-            "reason": reason or status,
-        }
-        stages = {name: seconds[name] for name in ("queue", "prepare", "run", "decode") if name in seconds}
-        self.traces.edit(job.trace, {name: str(value) for name, value in more.items()}, stages)
-        log.info("ended", extra={**more, "seconds": round(time.time() - job.row.created, 3)})
-
-    def _stop(self, id: str, reason: str) -> None:
+    def _end(self, id: str, status: str, *, steps: int = 0, **kept: Any) -> bool:
+        """An edit ends, and whoever listens is told; whether it had not ended before."""
         with self._lock:
             job = self._live.get(id)
-        if job is None:
-            return
-        for lane in self._all_lanes():
-            lane.drop(job)
-        self._tell(job, reason, {})
+            steps = steps or (0 if job is None else job.step)
+            if not self.store.end(id, status, steps=steps, **kept):
+                return False
+            row = self.store.find(id)
+            self._live.pop(id, None)
+        if row is None:
+            return True
+        job = job or Job(row)
+        job.cancel()
+        data = self.view(row).model_dump(mode="json")
+        for box in tuple(job.boxes):
+            box.put(status, data)
+        seconds = job.seconds() | (row.outcome or {}).get("timings", {})
+        reason = status if row.error is None else row.error["error"]["code"]
+        facts = {"edit": id, "model": row.model, "method": row.method, "reason": reason}
+        self.metrics.observe(row.method, reason, seconds)
+        self.traces.edit(row.trace, facts, seconds)
+        log.info("ended", extra={**facts, "seconds": round(seconds["total"], 3)})
+        return True
 
 
 def _gone() -> ApiError:
     return ApiError(404, "there is no edit of this id; it may have expired", code="not_found", param="id")
-
-
-def _no_model(name: str, known: Mapping[str, Any]) -> ApiError:
-    message = f"there is no model {name!r} here; use one of: {', '.join(known)}"
-    return ApiError(404, message, code="model_not_found", param="model")
 
 
 def _digest(fields: Mapping[str, Any], files: Mapping[str, bytes]) -> str:
@@ -382,14 +379,12 @@ def _digest(fields: Mapping[str, Any], files: Mapping[str, bytes]) -> str:
     return hashlib.sha256(json.dumps([fields, sums], sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
-def _outcome(described: Mapping[str, Any]) -> dict[str, Any]:
+def _outcome(described: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[str, Any]:
     """What is kept in the database of a result. described: see `archive.save`."""
     spatial = ["spatial-map"] if described["spatial_map"] else []
-    variants = ["source", "target", "maps", *spatial, "arrays", "edit"]
-    timings = {name: round(value, 4) for name, value in described["timings"].items()}
     return {
         "words": described["words"],
         "warnings": described["warnings"],
-        "timings": timings,
-        "variants": variants,
+        "timings": {name: round(value, 4) for name, value in seconds.items()},
+        "variants": ["source", "target", "maps", *spatial, "arrays", "edit"],
     }

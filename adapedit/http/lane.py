@@ -1,4 +1,4 @@
-"""A served model: its queue by priority, its server, and the thread that feeds one from the other."""
+"""A served model: its server, and the thread that feeds it with what waits in the database."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import io
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -31,36 +31,33 @@ from adapedit.server import EditServer, ServerStats
 from adapedit_engine.scheduler import DeadlineError
 from adapedit_kernels.errors import AdapEditError
 
+if TYPE_CHECKING:
+    from adapedit.http.jobs import Jobs
+
 RECENT = 32
 """Edits whose times say how long the next will take."""
 
 
 @dataclass(eq=False)
 class Job:
-    """An edit that has not ended. Times are those of `time.monotonic`; 0: not yet. trace: where its spans belong."""
+    """What a process knows of an edit that has not ended. Times are those of `time.time`; 0: not yet."""
 
     row: Row
     step: int = 0
     steps: int = 0
-    came: float = field(default_factory=time.monotonic)
     taken: float = 0.0
     prepared: float = 0.0
     first: float = 0.0
     last: float = 0.0
-    dropped: bool = False
+    cancelled: bool = False
     future: Future[EditResult] | None = None
     boxes: set[Mailbox] = field(default_factory=set)
     previews: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=MAX_PREVIEWS))
-    trace: Any = None
     lock: threading.Lock = field(default_factory=threading.Lock)
-
-    @property
-    def order(self) -> tuple[int, int]:
-        return -self.row.priority, self.row.number
 
     def tell(self, step: int, steps: int) -> None:
         """A step is done. Where an edit is tried again after an error, its steps are told once."""
-        self.last = time.monotonic()
+        self.last = time.time()
         self.first = self.first or self.last
         self.steps = steps
         if step > self.step:
@@ -87,24 +84,32 @@ class Job:
         for data in previews:
             box.put("preview", data)
 
-    def seconds(self, decode: float) -> dict[str, float]:
-        """Of a completed edit, by what they were spent on."""
-        now = time.monotonic()
-        return {
-            "queue": self.taken - self.came,
-            "prepare": self.prepared - self.taken,
-            "run": max(0.0, self.last - self.prepared),
-            "decode": decode,
-            "total": now - self.came,
-        }
+    def run(self, future: Future[EditResult]) -> None:
+        """It runs, and ends with this future."""
+        self.future = future
+        if self.cancelled:
+            future.cancel()
 
-    def stages(self, seconds: Mapping[str, float]) -> dict[str, float]:
-        """Of any edit that ended, as metrics have them."""
-        found = {"edit": time.monotonic() - self.came}
-        found |= {name: seconds[name] for name in ("queue", "prepare", "decode") if name in seconds}
+    def cancel(self) -> None:
+        """Stop it, now or as soon as it would run."""
+        self.cancelled = True
+        if self.future is not None:
+            self.future.cancel()
+
+    def seconds(self, decode: float | None = None) -> dict[str, float]:
+        """By what they were spent on, as far as it has come; step: of one."""
+        created = self.row.created
+        marks = {
+            "queue": (created, self.taken),
+            "prepare": (self.taken, self.prepared),
+            "run": (self.prepared, self.last),
+        }
+        found = {name: end - start for name, (start, end) in marks.items() if end}
         if self.step > 1:
             found["step"] = (self.last - self.first) / (self.step - 1)
-        return found
+        if decode is not None:
+            found["decode"] = decode
+        return {name: max(0.0, taken) for name, taken in {**found, "total": time.time() - created}.items()}
 
 
 Load = Callable[[ModelSource], EditModel]
@@ -119,31 +124,21 @@ def load_source(source: ModelSource) -> EditModel:
 
 
 class Lane:
-    """One model. begin: the request of an edit whose turn it is, or None; ended: called with what came of it.
+    """One model. Several of one name share what waits.
 
     state: "loading", "ready", "ended", or in a line what is wrong. side: of the model's pictures.
     """
 
-    def __init__(
-        self,
-        source: ModelSource,
-        settings: Settings,
-        *,
-        load: Load,
-        begin: Callable[[Job], EditRequest | None],
-        ended: Callable[[Job, Future[EditResult]], Future[None]],
-    ) -> None:
+    def __init__(self, source: ModelSource, settings: Settings, jobs: Jobs, load: Load) -> None:
         self.source, self.name, self.state, self.since = source, source.name, "loading", int(time.time())
         self.model: EditModel | None = None
-        self._settings, self._load, self._begin_job, self._end_job = settings, load, begin, ended
-        self._waiting: list[Job] = []
+        self._settings, self._jobs, self._load = settings, jobs, load
         self._flying: set[Job] = set()
         self._recent: deque[float] = deque(maxlen=RECENT)
-        self._wake, self._words = threading.Condition(), threading.Lock()
-        self._open = True
+        self._wake, self._words, self._settled = threading.Event(), threading.Lock(), threading.Event()
+        self._takes, self._stays, self._aborts = True, True, False
         self._vocabulary: Vocabulary | None = None
         self._server: EditServer | None = None
-        self._settled = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"adapedit-{self.name}", daemon=True)
 
     # -- for jobs
@@ -156,52 +151,32 @@ class Lane:
         self._settled.wait()
         return self.state == "ready"
 
-    def put(self, job: Job) -> None:
-        """Let an edit wait."""
-        with self._wake:
-            self._waiting.append(job)
-            self._waiting.sort(key=lambda one: one.order)
-            self._wake.notify()
+    def look(self) -> None:
+        """Something waits, or has gone."""
+        self._wake.set()
 
-    def drop(self, job: Job) -> None:
-        """Stop an edit that waits or runs here."""
-        with self._wake:
-            if job in self._waiting:
-                self._waiting.remove(job)
-            job.dropped, future = True, job.future
-        if future is not None:
-            future.cancel()
-
-    def leave(self) -> list[Job]:
-        """Take no more from the queue; what waits."""
-        with self._wake:
-            self._open, left, self._waiting = False, self._waiting, []
-            self._wake.notify()
-            return left
-
-    def close(self) -> None:
-        """End when the queue is empty."""
-        with self._wake:
-            self._open = False
-            self._wake.notify()
+    def leave(self, *, empty: bool = False) -> None:
+        """End after what runs; empty: after what waits, too."""
+        self._takes, self._stays = empty, False
+        self.look()
 
     def abort(self) -> None:
         """End at once."""
+        self._aborts = True
         self.leave()
-        with self._wake:
-            flying = [job.future for job in self._flying if job.future is not None]
-        for future in flying:
-            future.cancel()
+        for job in tuple(self._flying):
+            job.cancel()
 
     def join(self, seconds: float | None) -> None:
         """Wait until it has ended."""
         if self._thread.ident is not None:
             self._thread.join(seconds if seconds is None else max(0.0, seconds))
 
-    def position(self, job: Job) -> int | None:
-        """Edits before one that waits."""
-        with self._wake:
-            return self._waiting.index(job) if job in self._waiting else None
+    def land(self, job: Job) -> None:
+        """What came of an edit is kept."""
+        self._flying.discard(job)
+        self._recent.append(time.time())
+        self.look()
 
     @property
     def alive(self) -> bool:
@@ -214,20 +189,15 @@ class Lane:
         return self.state if self.state in ("loading", "ready", "ended") else "failed"
 
     @property
-    def waiting(self) -> int:
-        return len(self._waiting)
-
-    @property
-    def counts(self) -> tuple[int, int, ServerStats | None]:
-        """Edits running, edits waiting, and the server's own counts."""
-        return len(self._flying), len(self._waiting), None if self._server is None else self._server.stats
+    def counts(self) -> tuple[int, ServerStats | None]:
+        """Edits running, and the server's own counts."""
+        return len(self._flying), None if self._server is None else self._server.stats
 
     @property
     def seconds_to_wait(self) -> float:
         """A guess after how long there will be room for another edit."""
-        if len(self._recent) < 2:
-            return 1.0
-        return (self._recent[-1] - self._recent[0]) / (len(self._recent) - 1)
+        recent = tuple(self._recent)
+        return (recent[-1] - recent[0]) / (len(recent) - 1) if len(recent) > 1 else 1.0
 
     @property
     def side(self) -> int:
@@ -289,9 +259,6 @@ class Lane:
                 self._settled.set()
                 while (job := self._next()) is not None:
                     self._submit(server, job)
-                while self._flying:
-                    with self._wake:
-                        self._wake.wait_for(lambda: not self._flying)
             self.state = "ended"
         except AdapEditError as error:
             self.state = str(error)
@@ -306,41 +273,23 @@ class Lane:
         So many are under way that the server can fill its rows, and prepare the next beside them.
         """
         ahead = max(2, self._settings.max_rows // 2)
-        with self._wake:
-            while True:
-                late = self._late()
-                if late is not None:
-                    return late
-                if self._waiting and len(self._flying) < ahead:
-                    job = self._waiting.pop(0)
-                    self._flying.add(job)
-                    return job
-                if not self._open and not self._waiting:
-                    return None
-                self._wake.wait(self._until_late())
-
-    def _late(self) -> Job | None:
-        """One whose deadline has passed: it goes first, to be told so."""
-        now = time.time()
-        for job in self._waiting:
-            if job.row.deadline is not None and job.row.deadline < now:
-                self._waiting.remove(job)
+        while True:
+            self._wake.clear()
+            seconds = self._jobs.expire(self.name)
+            if self._takes and len(self._flying) < ahead and (job := self._jobs.claim(self.name)) is not None:
                 self._flying.add(job)
+                if self._aborts:
+                    job.cancel()
                 return job
-        return None
-
-    def _until_late(self) -> float | None:
-        dates = [job.row.deadline for job in self._waiting if job.row.deadline is not None]
-        return max(0.001, min(dates) - time.time()) if dates else None
+            if not (self._stays or self._flying):
+                return None
+            self._wake.wait(seconds)
 
     def _submit(self, server: EditServer, job: Job) -> None:
-        job.taken = time.monotonic()
         future: Future[EditResult]
+        job.taken = time.time()
         try:
-            request = self._begin_job(job)
-            if request is None:
-                self._land(job)
-                return
+            request = self._jobs.request_of(job.row)
             deadline = None if job.row.deadline is None else job.row.deadline - time.time()
             if deadline is not None and deadline < 0:
                 raise DeadlineError.by(-deadline)
@@ -351,21 +300,9 @@ class Lane:
                 raise  # the edit is the next process's
             future = Future()
             future.set_exception(error)
-        job.prepared = time.monotonic()
-        with self._wake:
-            job.future, dropped = future, job.dropped
-        if dropped:
-            future.cancel()
-        future.add_done_callback(lambda done: self._done(job, done))
-
-    def _done(self, job: Job, future: Future[EditResult]) -> None:
-        self._end_job(job, future).add_done_callback(lambda _: self._land(job))
-
-    def _land(self, job: Job) -> None:
-        with self._wake:
-            self._flying.discard(job)
-            self._recent.append(time.monotonic())
-            self._wake.notify_all()
+        job.prepared = time.time()
+        job.run(future)
+        future.add_done_callback(lambda done: self._jobs.ended(self, job, done))
 
 
 def golden(model: EditModel) -> EditRequest:
@@ -374,8 +311,6 @@ def golden(model: EditModel) -> EditRequest:
     fields: dict[str, Any] = {"source_prompt": words[0], "target_prompt": words[-1], "num_inference_steps": 2}
     specs = model.runner.specs
     if specs.in_channels == 2 * specs.out_channels:
-        from PIL import Image
-
         grey = Image.new("RGB", (model.side, model.side), (128, 128, 128))
         fields |= {"method": "instruct-pix2pix", "image": grey}
     return EditRequest.make(**fields)

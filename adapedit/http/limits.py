@@ -10,6 +10,7 @@ import re
 import secrets
 import time
 from collections import OrderedDict
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,15 +26,13 @@ from adapedit.http.telemetry import Metrics
 from adapedit.request import EditRequest
 from adapedit_kernels.errors import AdapEditError
 
-NAMES = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 OPEN = ("/health", "/health/ready")
 """Paths for which no key is wanted: probes have none."""
 MAX_CALLERS = 10_000
 LINGER = 1.0
 MAX_INNER = 10
 """Steps of an optimisation for each step that an edit may have."""
-MAX_FIELDS = 64 * 1024
-"""Characters of a request without its pictures."""
 
 
 class Keys:
@@ -51,27 +50,22 @@ class Keys:
             lines = file.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise AdapEditError(f"keys {file} can't be read ({error}); check the path") from error
-        for number, line in enumerate(lines, start=1):
-            name, _, digest = line.partition("#")[0].strip().partition(" ")
-            if not name:
+        mend = "make one by: adapedit serve --make-key NAME"
+        for number, text in enumerate(lines, start=1):
+            if not (line := text.partition("#")[0].strip()):
                 continue
-            if not NAMES.fullmatch(name) or not re.fullmatch("[0-9a-f]{64}", digest.strip()):
-                mend = "make one by: adapedit serve --make-key NAME"
-                raise AdapEditError(
-                    f"keys {file}, line {number}: wanted a name and the key's SHA-256; {mend}"
-                )
-            if name in self._hashes:
-                raise AdapEditError(
-                    f"keys {file}, line {number}: {name} is there twice; give each its own name"
-                )
-            self._hashes[name] = bytes.fromhex(digest.strip())
+            found = re.fullmatch(rf"({NAME})\s+([0-9a-f]{{64}})", line)
+            if found is None or found[1] in self._hashes:
+                wanted = "wanted a name, which no other line has, and the key's SHA-256"
+                raise AdapEditError(f"keys {file}, line {number}: {wanted}; {mend}")
+            self._hashes[found[1]] = bytes.fromhex(found[2])
         if not self._hashes:
-            raise AdapEditError(f"keys {file} has no key; make one by: adapedit serve --make-key NAME")
+            raise AdapEditError(f"keys {file} has no key; {mend}")
 
     @classmethod
     def make(cls, name: str) -> tuple[str, str]:
         """A fresh key, and its line for the file."""
-        if not NAMES.fullmatch(name):
+        if not re.fullmatch(NAME, name):
             raise AdapEditError(f"{name!r} is no name of a key; use letters, digits, '.', '_' and '-'")
         key = f"adapedit-{secrets.token_urlsafe(32)}"
         return key, f"{name} {hashlib.sha256(key.encode()).hexdigest()}"
@@ -121,32 +115,28 @@ def caller_of(request: Request, owner: str) -> str:
 
 def check(request: EditRequest, settings: Settings, side: int) -> None:
     """Raise for a request that asks for more than is allowed. side: of the model's own pictures, pixels."""
-    wanted = request.model_dump(mode="json", exclude_unset=True)
-    for name, text in _texts(wanted):
+    for name, text in _texts(request.model_dump(mode="json", exclude_unset=True)):
         if len(text) > settings.max_text:
             message = (
                 f"{name} has {len(text)} characters, at most {settings.max_text} are taken; say it shorter"
             )
             raise ApiError(422, message, code="too_long", param=name)
-    size = sum(len(name) + len(text) for name, text in _texts(wanted))
-    if size > MAX_FIELDS:
-        raise ApiError(
-            422, f"the request has {size} characters, at most {MAX_FIELDS} are taken", code="too_long"
-        )
-    if request.num_inference_steps > settings.max_steps:
-        message = (
-            f"num_inference_steps is {request.num_inference_steps}, at most {settings.max_steps} are run here"
-        )
+    steps, most = request.num_inference_steps, settings.max_steps
+    if steps > most:
+        message = f"num_inference_steps is {steps}, at most {most} are run here"
         raise ApiError(422, message, code="too_many_steps", param="num_inference_steps")
-    passes = request.num_inference_steps * getattr(request.inversion, "inner_steps", 1)
-    if passes > MAX_INNER * settings.max_steps:
-        most = MAX_INNER * settings.max_steps
-        message = f"inversion takes {passes} steps of optimisation, at most {most} are run here"
-        raise ApiError(422, f"{message}; lower inner_steps", code="too_many_steps", param="inversion")
-    pixels = (request.height or side) * (request.width or side)
-    if pixels > settings.max_pixels and (request.height or request.width):
-        message = f"{request.width or side} x {request.height or side} are {pixels} pixels, at most "
-        raise ApiError(422, f"{message}{settings.max_pixels} are made here", code="too_large", param="height")
+    inner, most = steps * getattr(request.inversion, "inner_steps", 1), MAX_INNER * most
+    if inner > most:
+        message = (
+            f"inversion takes {inner} steps of optimisation, at most {most} are run here; lower inner_steps"
+        )
+        raise ApiError(422, message, code="too_many_steps", param="inversion")
+    width, height = request.width or side, request.height or side
+    if width * height > settings.max_pixels and (request.width or request.height):
+        message = (
+            f"{width} x {height} are {width * height} pixels, at most {settings.max_pixels} are made here"
+        )
+        raise ApiError(422, message, code="too_large", param="height")
 
 
 def confine(request: EditRequest) -> EditRequest:
@@ -167,15 +157,17 @@ def check_picture(name: str, content: bytes, settings: Settings) -> None:
         raise ApiError(413, f"{message}; send a smaller one", code="picture_too_large", param=name)
 
 
-def _texts(value: Any, name: str = "") -> list[tuple[str, str]]:
+def _texts(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Every text in a value, keys, too, with the field that it is in."""
     if isinstance(value, dict):
-        found = [
-            pair for key, one in value.items() for pair in _texts(one, f"{name}.{key}" if name else str(key))
-        ]
-        return [*found, *((f"{name}.{key}".strip("."), str(key)) for key in value)]
-    if isinstance(value, (list, tuple)):
-        return [pair for one in value for pair in _texts(one, name)]
-    return [(name, value if isinstance(value, str) else repr(value))]
+        for key, one in value.items():
+            yield name or key, key
+            yield from _texts(one, f"{name}.{key}".lstrip("."))
+    elif isinstance(value, list):
+        for one in value:
+            yield from _texts(one, name)
+    elif isinstance(value, str):
+        yield name, value
 
 
 async def _discard(receive: Receive) -> None:
@@ -202,6 +194,7 @@ class Border:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+
         begun = False
 
         async def sending(message: Message) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import re
@@ -16,7 +17,7 @@ from starlette.requests import ClientDisconnect
 from adapedit.http.bodies import parse_body, parse_json, read_form, read_json
 from adapedit.http.edits import Key
 from adapedit.http.errors import ApiError
-from adapedit.http.events import SSE_HEADERS, Mailbox, listen, sse
+from adapedit.http.events import SSE_HEADERS, sse
 from adapedit.http.schema import ENDED, EditBody, Failure, ImageBody
 from adapedit.http.service import Owner, Parts, Service
 from adapedit.http.store import Row
@@ -57,14 +58,7 @@ PICTURES: dict[int | str, Any] = {
 )
 async def edit_image(request: Request, owner: Owner, service: Parts, idempotency_key: Key = None) -> Response:
     """Edit a picture. Without source_prompt by a method that needs none."""
-    given, sent = await read_form(request)
-    files: dict[str, bytes] = {}
-    for name, content in sent:
-        name = name.removesuffix("[]")
-        if name not in ("image", "mask") or name in files:
-            message = f"the form has {name!r} as a file, wanted one image and at most one mask"
-            raise ApiError(400, message, code="unknown_field", param=name[:64])
-        files[name] = content
+    given, files = await read_form(request)
     if "image" not in files:
         raise ApiError(400, "image is missing; send the picture as a file of the form", param="image")
     return await _answer(request, owner, service, _unfold(given), files, idempotency_key)
@@ -102,18 +96,10 @@ async def _answer(
             422, f"n is {body.n}, at most {service.settings.max_pictures} are made here", param="n"
         )
     rows = await _accept(service, fields, files, owner, key)
-    keep = fields[0]["on_disconnect"] == "keep"
     if body.stream:
-        told = _streamed(request, service, rows[0], body, f"image_{kind}", keep)
+        told = _streamed(request, service, rows[0], body, f"image_{kind}")
         return StreamingResponse(told, media_type="text/event-stream", headers=SSE_HEADERS)
-    try:
-        for row in rows:
-            await _ended(request, service, row)
-    except BaseException:
-        if not keep and not service.jobs.draining:
-            for row in rows:
-                await service.run(service.jobs.cancel, row.id)
-        raise
+    await asyncio.gather(*(_ended(request, service, row) for row in rows))
     data = [await _picture(request, service, row, body) for row in rows]
     facts = {"created": int(time.time()), "output_format": body.output_format, "data": data}
     return JSONResponse(facts, headers={"X-Edit-Ids": ",".join(row.id for row in rows)})
@@ -168,22 +154,10 @@ async def _accept(
     return rows
 
 
-async def _events(request: Request, service: Service, row: Row) -> AsyncIterator[Any]:
-    box = Mailbox()
-    await service.run(service.jobs.watch, row, box)
-    try:
-        async for event in listen(box, request.is_disconnected):
-            yield event
-    finally:
-        service.jobs.unwatch(row.id, box)
-
-
 async def _ended(request: Request, service: Service, row: Row) -> None:
     """Wait for the end. Raises `ClientDisconnect` where nobody waits with us."""
-    last = None
-    async for event in _events(request, service, row):
-        last = event or last
-    if last is None or last[0] not in ENDED:
+    told = {event[0] async for event in service.follow(request, row) if event is not None}
+    if told.isdisjoint(ENDED):
         raise ClientDisconnect
 
 
@@ -208,7 +182,7 @@ def _encoded(png: bytes, body: ImageBody) -> str:
 
 
 async def _streamed(
-    request: Request, service: Service, row: Row, body: ImageBody, kind: str, keep: bool
+    request: Request, service: Service, row: Row, body: ImageBody, kind: str
 ) -> AsyncIterator[str]:
     """Events as OpenAI names them."""
     facts = {
@@ -218,9 +192,9 @@ async def _streamed(
         "background": "opaque",
         "output_format": body.output_format,
     }
-    ended, shown = False, 0
+    shown = 0
     try:
-        async for event in _events(request, service, row):
+        async for event in service.follow(request, row):
             if event is None:
                 yield sse(None)
             elif event[0] == "preview" and shown < (body.partial_images or 0):
@@ -229,14 +203,10 @@ async def _streamed(
                 shown += 1
                 yield sse((f"{kind}.partial_image", {"type": f"{kind}.partial_image", **data}))
             elif event[0] in ENDED:
-                ended = True
                 data = (await _picture(request, service, row, body)) | facts
                 yield sse((f"{kind}.completed", {"type": f"{kind}.completed", **data}))
     except ApiError as error:
         yield sse(("error", {"error": error.body()}))
-    finally:
-        if not (ended or keep or service.jobs.draining):
-            service.jobs.cancel(row.id)
 
 
 def _unfold(given: list[tuple[str, str]]) -> dict[str, Any]:

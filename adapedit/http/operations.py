@@ -56,10 +56,7 @@ def get_model(model: str, owner: Owner, service: Parts) -> ServedModel:
     """One of them."""
     lane = service.jobs.lanes.get(model)
     if lane is None:
-        known = ", ".join(service.jobs.lanes)
-        raise ApiError(
-            404, f"there is no such model; use one of: {known}", code="model_not_found", param="model"
-        )
+        raise service.jobs.no_model(model)
     return _shown(lane)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
@@ -23,6 +24,9 @@ log = logging.getLogger(__name__)
 LAST_ANSWERS = 5
 """Seconds that answers may take once everything has ended."""
 MAX_CONNECTIONS = 1000
+SWITCH = 0.0005
+"""Seconds for which a thread keeps the interpreter from one that wants it. By Python's own 5 ms a model's thread, which
+gives it up at every operation, would wait that long each time for whoever checks a request or writes a result."""
 
 
 def run(
@@ -64,6 +68,7 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         if self.should_exit:
             return
+        sys.setswitchinterval(SWITCH)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGHUP, self._reload)
         assert sockets is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, TypeVar
@@ -14,10 +15,12 @@ from pydantic.json_schema import models_json_schema
 
 from adapedit import __version__
 from adapedit.http.errors import answer_errors
+from adapedit.http.events import Event, Mailbox, listen
 from adapedit.http.jobs import Jobs
 from adapedit.http.limits import Border, Keys, Rates, caller_of
-from adapedit.http.schema import AlignmentBody, EditBody, Failure, ImageBody, limit_document
+from adapedit.http.schema import ENDED, AlignmentBody, EditBody, Failure, ImageBody, limit_document
 from adapedit.http.settings import Settings
+from adapedit.http.store import Row
 
 Found = TypeVar("Found")
 ACCEPTING = 4
@@ -27,7 +30,7 @@ STATUSES = (400, 401, 404, 408, 409, 413, 415, 422, 429, 503)
 
 
 class Service:
-    """What routes work with. Its functions for them: `run`, and `take` for rates."""
+    """What routes work with. Its functions for them: `run`, `follow`, and `take` for rates."""
 
     def __init__(self, settings: Settings, jobs: Jobs) -> None:
         self.settings, self.jobs = settings, jobs
@@ -41,6 +44,22 @@ class Service:
     def take(self, request: Request, owner: str, count: int = 1) -> None:
         """Count edits of a caller. Raises 429."""
         self.rates.take(caller_of(request, owner), count)
+
+    async def follow(self, request: Request, row: Row) -> AsyncIterator[Event | None]:
+        """What happens to an edit up to its end, or until the request's sender is gone; None where nothing does.
+
+        An edit with on_disconnect "cancel" ends when its last listener goes away.
+        """
+        jobs, box, ended = self.jobs, Mailbox(), False
+        await self.run(jobs.watch, row, box)
+        try:
+            async for event in listen(box, request.is_disconnected):
+                ended = event is not None and event[0] in ENDED
+                yield event
+        finally:
+            alone = jobs.unwatch(row.id, box)
+            if alone and not ended and row.on_disconnect == "cancel" and not jobs.draining:
+                asyncio.get_running_loop().run_in_executor(None, jobs.cancel, row.id)
 
 
 _bearer = HTTPBearer(auto_error=False, description="An API key, where the server wants one.")

@@ -1,6 +1,7 @@
 """Accepted edits, their pictures, results and idempotency keys: SQLite, and a folder an edit beside it.
 
-Each edit ends once: `end` is a single update of a row that has not ended, and a result's folder is whole before it.
+The database is the queue. Each edit ends once: `end` is a single update of a row that has not ended, and a result's
+folder is whole before it.
 """
 
 from __future__ import annotations
@@ -13,32 +14,37 @@ import shutil
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from adapedit.http.archive import EDIT
 from adapedit.http.errors import ApiError
 from adapedit_kernels.errors import AdapEditError
 
-VERSION = 1
+VERSION = 2
 TABLES = f"""
 CREATE TABLE IF NOT EXISTS edits (
-    number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, owner TEXT NOT NULL, model TEXT NOT NULL,
-    method TEXT NOT NULL, status TEXT NOT NULL, priority INTEGER NOT NULL, deadline REAL, on_disconnect TEXT NOT NULL,
-    fields TEXT NOT NULL, created REAL NOT NULL, ended REAL, attempts INTEGER NOT NULL DEFAULT 0, steps INTEGER NOT NULL
-    DEFAULT 0, bytes INTEGER NOT NULL DEFAULT 0, error TEXT, outcome TEXT
+    number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, owner TEXT NOT NULL, key TEXT,
+    digest TEXT NOT NULL, trace TEXT, model TEXT NOT NULL, method TEXT NOT NULL, status TEXT NOT NULL DEFAULT 'queued',
+    priority INTEGER NOT NULL, deadline REAL, on_disconnect TEXT NOT NULL, fields TEXT NOT NULL, created REAL NOT NULL,
+    ended REAL, attempts INTEGER NOT NULL DEFAULT 0, steps INTEGER NOT NULL DEFAULT 0, bytes INTEGER NOT NULL,
+    error TEXT, outcome TEXT
 );
 CREATE INDEX IF NOT EXISTS edits_of_owner ON edits (owner, number);
-CREATE INDEX IF NOT EXISTS edits_by_status ON edits (status, ended);
-CREATE TABLE IF NOT EXISTS keys (
-    owner TEXT NOT NULL, key TEXT NOT NULL, digest TEXT NOT NULL,
-    edit TEXT NOT NULL REFERENCES edits (id) ON DELETE CASCADE, PRIMARY KEY (owner, key)
-);
-CREATE INDEX IF NOT EXISTS keys_of_edit ON keys (edit);
+CREATE INDEX IF NOT EXISTS edits_by_status ON edits (status, model, ended);
+CREATE UNIQUE INDEX IF NOT EXISTS edits_by_key ON edits (owner, key);
 PRAGMA user_version = {VERSION};
+"""
+PRAGMAS = ("journal_mode = WAL", "synchronous = FULL", "secure_delete = ON")
+CLAIM = """
+UPDATE edits SET status = 'in_progress', attempts = attempts + 1 WHERE number = (
+    SELECT number FROM edits WHERE status = 'queued' AND model = ? ORDER BY priority DESC, number LIMIT 1
+) RETURNING *
+"""
+END = """
+UPDATE edits SET status = ?, ended = ?, bytes = bytes + ?, steps = max(steps, ?), error = ?, outcome = ?
+WHERE id = ? AND status IN ('queued', 'in_progress')
 """
 
 
@@ -46,12 +52,16 @@ PRAGMA user_version = {VERSION};
 class Row:
     """An edit as it is kept. times: seconds since 1970; fields: of the request, without its pictures' bytes.
 
-    error: its status and object. outcome: words, warnings and timings of one that is completed.
+    key, digest: the Idempotency-Key it came with, and of what is the same for the same request. trace: where its spans
+    belong. error: its status and object. outcome: words, warnings and timings of one that is completed.
     """
 
     number: int
     id: str
     owner: str
+    key: str | None
+    digest: str
+    trace: str | None
     model: str
     method: str
     status: str
@@ -96,66 +106,40 @@ class Store:
             ) from error
         self._lock = threading.RLock()
         self._database.row_factory = sqlite3.Row
-        self._open()
-
-    def _open(self) -> None:
-        with self._lock:
-            for pragma in (
-                "journal_mode = WAL",
-                "synchronous = FULL",
-                "foreign_keys = ON",
-                "secure_delete = ON",
-            ):
-                self._database.execute(f"PRAGMA {pragma}")
-            found = self._database.execute("PRAGMA user_version").fetchone()[0]
-            if found not in (0, VERSION):
-                raise AdapEditError(
-                    f"the database is of version {found}, wanted {VERSION}; give another --data"
-                )
-            self._database.executescript(TABLES)
-            self.bytes = int(self._value("SELECT coalesce(sum(bytes), 0) FROM edits"))
+        for pragma in PRAGMAS:
+            self._do(f"PRAGMA {pragma}")
+        if (found := self._do("PRAGMA user_version")[0][0]) not in (0, VERSION):
+            raise AdapEditError(f"the database is of version {found}, wanted {VERSION}; give another --data")
+        self._database.executescript(TABLES)
+        self.bytes = int(self._do("SELECT coalesce(sum(bytes), 0) FROM edits")[0][0])
 
     def close(self) -> None:
         with self._lock:
             self._database.close()
             self._claim.close()
 
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def _do(self, query: str, *values: Any) -> list[Any]:
         with self._lock:
-            self._database.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._database
-            except BaseException:
-                self._database.execute("ROLLBACK")
-                raise
-            self._database.execute("COMMIT")
+            return self._database.execute(query, values).fetchall()
 
-    def _value(self, query: str, *values: Any) -> Any:
-        with self._lock:
-            return self._database.execute(query, values).fetchone()[0]
+    def _rows(self, query: str, *values: Any) -> list[Row]:
+        return [Row.of(row) for row in self._do(f"SELECT * FROM edits WHERE {query}", *values)]
 
     # -- accepting
 
     def known(self, owner: str, key: str | None, digest: str) -> Row | None:
         """The edit that the same key and body made earlier. Raises 409 for a key that came with another body."""
-        if key is None:
-            return None
-        with self._lock:
-            query = "SELECT digest, edit FROM keys WHERE owner = ? AND key = ?"
-            found = self._database.execute(query, (owner, key)).fetchone()
-        if found is None:
-            return None
-        if found["digest"] != digest:
+        found = next(iter(self._rows("owner = ? AND key = ?", owner, key)), None)
+        if found is not None and found.digest != digest:
             message = "the Idempotency-Key was used for another request; give each request its own"
             raise ApiError(409, message, code="idempotency_key_reused", param="Idempotency-Key")
-        return self.find(found["edit"])
+        return found
 
-    def add(self, values: Mapping[str, Any], files: Mapping[str, bytes], key: str | None, digest: str) -> Row:
-        """Keep an edit, its pictures first. values: of a row but for its number and id."""
-        id = f"edit_{secrets.token_hex(16)}"
-        fields = json.dumps(values["fields"], allow_nan=False)
+    def add(self, values: Mapping[str, Any], files: Mapping[str, bytes]) -> Row:
+        """Keep an edit, its pictures first. values: of its row, as far as they have no defaults."""
+        id, fields = f"edit_{secrets.token_hex(16)}", json.dumps(values["fields"], allow_nan=False)
         size = len(fields) + sum(map(len, files.values()))
+        row = {**values, "id": id, "fields": fields, "bytes": size}
         try:
             if files:
                 (self.inputs / id).mkdir(mode=0o700)
@@ -164,114 +148,104 @@ class Store:
                     file.write(content)
                     file.flush()
                     os.fsync(file.fileno())
-            row = {
-                **values,
-                "id": id,
-                "fields": fields,
-                "status": "queued",
-                "bytes": size,
-            }
-            with self._transaction() as database:
-                names, marks = ", ".join(row), ", ".join("?" * len(row))
-                database.execute(f"INSERT INTO edits ({names}) VALUES ({marks})", tuple(row.values()))
-                if key is not None:
-                    database.execute("INSERT INTO keys VALUES (?, ?, ?, ?)", (row["owner"], key, digest, id))
+            marks = ", ".join("?" * len(row))
+            query = f"INSERT INTO edits ({', '.join(row)}) VALUES ({marks}) RETURNING *"
+            with self._lock:
+                (made,) = self._do(query, *row.values())
                 self.bytes += size
         except BaseException:
             self._remove_files(id)
             raise
-        made = self.find(id)
-        assert made is not None
-        return made
+        return Row.of(made)
 
     # -- reading
 
     def find(self, id: str, owner: str | None = None) -> Row | None:
         """The edit, where there is one, of that owner."""
-        with self._lock:
-            row = self._database.execute("SELECT * FROM edits WHERE id = ?", (id,)).fetchone()
-        return Row.of(row) if row is not None and owner in (None, row["owner"]) else None
+        found = next(iter(self._rows("id = ?", id)), None)
+        return found if found is not None and owner in (None, found.owner) else None
 
     def page(self, owner: str, after: int | None, newest: bool, limit: int, **like: str | None) -> list[Row]:
         """At most `limit` edits behind a number. like: values that they have; None: any."""
-        chosen = {name: value for name, value in like.items() if value is not None}
-        where = ["owner = ?", *(f"{name} = ?" for name in chosen)]
-        values: list[Any] = [owner, *chosen.values()]
+        chosen = {"owner": owner} | {name: value for name, value in like.items() if value is not None}
+        where, values = [f"{name} = ?" for name in chosen], list[Any](chosen.values())
         if after is not None:
             where.append("number < ?" if newest else "number > ?")
             values.append(after)
         order = "DESC" if newest else "ASC"
-        query = f"SELECT * FROM edits WHERE {' AND '.join(where)} ORDER BY number {order} LIMIT ?"
-        with self._lock:
-            return [Row.of(row) for row in self._database.execute(query, (*values, limit)).fetchall()]
+        return self._rows(f"{' AND '.join(where)} ORDER BY number {order} LIMIT ?", *values, limit)
 
     def files(self, id: str) -> dict[str, bytes]:
         """The pictures that came with an edit, by name."""
         folder = self.inputs / id
         return {path.name: path.read_bytes() for path in folder.iterdir()} if folder.is_dir() else {}
 
+    def queued(self) -> list[Row]:
+        """What waits, for any model."""
+        return self._rows("status = 'queued' ORDER BY number")
+
+    def deadlines(self, model: str) -> dict[str, float]:
+        """Of what waits for a model, by id."""
+        query = (
+            "SELECT id, deadline FROM edits WHERE status = 'queued' AND model = ? AND deadline IS NOT NULL"
+        )
+        return dict(map(tuple, self._do(query, model)))
+
+    def waiting(self, model: str) -> int:
+        """How many wait for a model."""
+        query = "SELECT count(*) FROM edits WHERE status = 'queued' AND model = ?"
+        return int(self._do(query, model)[0][0])
+
+    def before(self, row: Row) -> int:
+        """How many go before one that waits."""
+        query = "SELECT count(*) FROM edits WHERE status = 'queued' AND model = ? AND (-priority, number) < (?, ?)"
+        return int(self._do(query, row.model, -row.priority, row.number)[0][0])
+
     # -- changing
 
-    def begin(self, id: str) -> bool:
-        """A waiting edit is begun; whether it still waited."""
-        query = "UPDATE edits SET status = 'in_progress', attempts = attempts + 1 WHERE id = ? AND status = 'queued'"
-        with self._lock:
-            return self._database.execute(query, (id,)).rowcount == 1
+    def claim(self, model: str) -> Row | None:
+        """The edit whose turn it is, which is begun; None where none waits."""
+        return next((Row.of(row) for row in self._do(CLAIM, model)), None)
 
     def end(
         self, id: str, status: str, *, size: int = 0, steps: int = 0, error: Any = None, outcome: Any = None
     ) -> bool:
         """An edit ends; whether it had not before. size: bytes of its result."""
-        query = (
-            "UPDATE edits SET status = ?, ended = ?, bytes = bytes + ?, steps = max(steps, ?), error = ?, outcome = ? "
-            "WHERE id = ? AND status IN ('queued', 'in_progress')"
-        )
         texts = [None if value is None else json.dumps(value, allow_nan=False) for value in (error, outcome)]
         with self._lock:
-            done = self._database.execute(query, (status, time.time(), size, steps, *texts, id)).rowcount == 1
+            done = self._database.execute(END, (status, time.time(), size, steps, *texts, id)).rowcount == 1
             self.bytes += size if done else 0
         return done
 
     def remove(self, id: str) -> bool:
-        """Forget an edit with its files and keys; whether it was there."""
-        with self._transaction() as database:
-            row = database.execute("SELECT bytes FROM edits WHERE id = ?", (id,)).fetchone()
-            if row is not None:
-                database.execute("DELETE FROM edits WHERE id = ?", (id,))
-                self.bytes -= row["bytes"]
+        """Forget an edit with its files and key; whether it was there."""
+        with self._lock:
+            gone = self._do("DELETE FROM edits WHERE id = ? RETURNING bytes", id)
+            self.bytes -= sum(row["bytes"] for row in gone)
         self._remove_files(id)
-        return row is not None
+        return bool(gone)
 
     def remove_expired(self, keep: float) -> int:
         """Forget what ended more than `keep` seconds ago; how many."""
-        with self._lock:
-            query = "SELECT id FROM edits WHERE ended IS NOT NULL AND ended < ?"
-            gone = [row["id"] for row in self._database.execute(query, (time.time() - keep,)).fetchall()]
-        count = sum(self.remove(id) for id in gone)
-        with self._lock:  # what was deleted is to leave the log of the database, too
-            self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        gone = self._do("SELECT id FROM edits WHERE ended < ?", time.time() - keep)
+        count = sum(self.remove(row["id"]) for row in gone)
+        self._do(
+            "PRAGMA wal_checkpoint(TRUNCATE)"
+        )  # what was deleted is to leave the log of the database, too
         return count
 
     def recover(self) -> list[Row]:
-        """What a server that was killed had accepted and not ended, in order of arrival; it waits again.
+        """What a server that was killed had accepted and not ended; it waits again.
 
-        Files of no edit are removed, and results that are not whole.
+        Files of no edit are removed, and results that are not whole or whose end was not written down.
         """
-        with self._lock:
-            self._database.execute("UPDATE edits SET status = 'queued' WHERE status = 'in_progress'")
-            ended = dict(self._database.execute("SELECT id, status FROM edits").fetchall())
-        for folder in (self.inputs, self.results):
-            for path in folder.iterdir():
-                kept = path.name in ended
-                if folder is self.results:
-                    kept = (
-                        kept and (path / EDIT).is_file() and ended[path.name] not in ("failed", "cancelled")
-                    )
-                if not kept:
-                    shutil.rmtree(path, ignore_errors=True)
-        with self._lock:
-            query = "SELECT * FROM edits WHERE status = 'queued' ORDER BY number"
-            return [Row.of(row) for row in self._database.execute(query).fetchall()]
+        self._do("UPDATE edits SET status = 'queued' WHERE status = 'in_progress'")
+        states = dict(map(tuple, self._do("SELECT id, status FROM edits")))
+        for path in (*self.inputs.iterdir(), *self.results.iterdir()):
+            state = states.get(path.name)
+            if state is None or (path.parent == self.results and state != "completed"):
+                shutil.rmtree(path, ignore_errors=True)
+        return self.queued()
 
     def remove_results(self, id: str) -> None:
         """Of an edit that was cancelled while they were written."""

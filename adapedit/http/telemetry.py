@@ -17,7 +17,7 @@ from adapedit.server import ServerStats
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 STAGES = {
-    "edit": "from its acceptance to its end",
+    "total": "from its acceptance to its end",
     "queue": "before it was prepared",
     "prepare": "aligning and encoding",
     "step": "of one step",
@@ -30,10 +30,13 @@ OF_SCHEDULER = {
 }
 
 
-class Metrics:
-    """What /metrics shows. look: the state of each model: edits running, edits waiting, counts of its server."""
+Look = Callable[[], Mapping[str, tuple[int, int, ServerStats | None]]]
 
-    def __init__(self, look: Callable[[], Mapping[str, tuple[int, int, ServerStats | None]]]) -> None:
+
+class Metrics:
+    """What /metrics shows. look: the state of each model: edits waiting, edits running, counts of its server."""
+
+    def __init__(self, look: Look) -> None:
         self.registry = CollectorRegistry()
         labels = ("method", "reason")
         self.ended = Counter("adapedit_edits", "Edits that ended.", labels, registry=self.registry)
@@ -41,7 +44,7 @@ class Metrics:
         self.refused = Counter("adapedit_refused", refused, ("status",), registry=self.registry)
         self._seconds = {
             name: Histogram(
-                f"adapedit_{name}_seconds",
+                f"adapedit_{'edit' if name == 'total' else name}_seconds",
                 f"Seconds of an edit {what}.",
                 buckets=SECONDS,
                 registry=self.registry,
@@ -53,8 +56,8 @@ class Metrics:
     def observe(self, method: str, reason: str, seconds: Mapping[str, float]) -> None:
         """An edit has ended. reason: completed, cancelled, or its error's code. seconds: by stage, as far as known."""
         self.ended.labels(method, reason).inc()
-        for name, value in seconds.items():
-            self._seconds[name].observe(value)
+        for name in self._seconds.keys() & seconds:
+            self._seconds[name].observe(seconds[name])
 
     def text(self) -> bytes:
         return generate_latest(self.registry)
@@ -63,7 +66,7 @@ class Metrics:
 class _Look(Collector):
     """Values that are read when they are asked for."""
 
-    def __init__(self, look: Callable[[], Mapping[str, tuple[int, int, ServerStats | None]]]) -> None:
+    def __init__(self, look: Look) -> None:
         self._look = look
 
     def describe(self) -> Iterable[Any]:
@@ -78,7 +81,7 @@ class _Look(Collector):
         }
         labels = ["model", "cache", "found"]
         caches = CounterMetricFamily("adapedit_cache_lookups", "Looked for in caches.", labels=labels)
-        for model, (runs, waits, stats) in self._look().items():
+        for model, (waits, runs, stats) in self._look().items():
             running.add_metric([model], runs)
             waiting.add_metric([model], waits)
             if stats is None:

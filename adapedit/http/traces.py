@@ -11,6 +11,9 @@ from typing import Any
 
 from adapedit.http import require
 
+STAGES = ("queue", "prepare", "run", "decode")
+"""One after the other."""
+
 
 class Traces:
     """Sends spans to a collector. address: of its OTLP over HTTP, such as http://127.0.0.1:4318; None: no spans."""
@@ -35,31 +38,34 @@ class Traces:
         off = {"metrics": False, "logs": False, "operation_spans": False, "auto_configure": False}
         return {"tracer_provider": self.provider, "tracing": self.provider is not None, **off}
 
-    def here(self) -> Any:
-        """Where spans belong that are made for the request of this thread."""
+    def here(self) -> str | None:
+        """Where spans belong that are made for the request of this thread, as W3C's traceparent."""
         if self.provider is None:
             return None
-        from opentelemetry import context
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-        return context.get_current()
+        carrier: dict[str, str] = {}
+        TraceContextTextMapPropagator().inject(carrier)
+        return carrier.get("traceparent")
 
-    def edit(self, parent: Any, facts: Mapping[str, str], seconds: Mapping[str, float]) -> None:
-        """Spans of an edit that has just ended. facts: id, model, method and reason; seconds: by stage, in order."""
+    def edit(self, parent: str | None, facts: Mapping[str, str], seconds: Mapping[str, float]) -> None:
+        """Spans of an edit that has just ended. facts: id, model, method and reason; seconds: by stage, and in all."""
         if self.provider is None:
             return
-        tracer, now = self.provider.get_tracer("adapedit"), time.time_ns()
         from opentelemetry import trace
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-        at = now - int(sum(seconds.values()) * 1e9)
-        span = tracer.start_span(
-            "edit", context=parent, start_time=at, attributes={f"adapedit.{k}": v for k, v in facts.items()}
-        )
-        inside = trace.set_span_in_context(span)
-        for name, taken in seconds.items():
-            end = at + int(taken * 1e9)
-            tracer.start_span(name, context=inside, start_time=at).end(end_time=end)
-            at = end
-        span.end(end_time=now)
+        above = TraceContextTextMapPropagator().extract({"traceparent": parent or ""})
+        tracer, now = self.provider.get_tracer("adapedit"), time.time_ns()
+        at = now - int(seconds["total"] * 1e9)
+        named = {f"adapedit.{name}": fact for name, fact in facts.items()}
+        span = tracer.start_span("edit", context=above, start_time=at, attributes=named)
+        for name in STAGES:
+            if name in seconds:
+                begun, at = at, at + int(seconds[name] * 1e9)
+                inside = tracer.start_span(name, context=trace.set_span_in_context(span), start_time=begun)
+                inside.end(end_time=at)
+        span.end(end_time=max(now, at))
 
     def close(self) -> None:
         """Send what is left."""

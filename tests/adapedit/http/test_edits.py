@@ -40,7 +40,7 @@ def test_an_edit_is_the_one_that_python_makes(service: Running, pipe: AdapEditPi
         [w.word_steps for w in wanted.words]
     )
     assert found["progress"] == {"step": 2, "steps": 2}
-    assert set(found["timings"]) == {"queue", "prepare", "run", "decode", "total"}
+    assert set(found["timings"]) == {"queue", "prepare", "run", "step", "decode", "total"}
     assert found["request"]["method"] == {"name": "adapedit", "lambda_tau": 0.5}
 
 

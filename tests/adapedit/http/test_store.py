@@ -17,6 +17,8 @@ from tests.helpers.service import serving, settings_for
 def add(store: Store, key: str | None = None, files: dict[str, bytes] | None = None, **values) -> str:
     known = {
         "owner": "",
+        "key": key,
+        "digest": "digest",
         "model": "m",
         "method": "plain",
         "priority": 0,
@@ -24,7 +26,7 @@ def add(store: Store, key: str | None = None, files: dict[str, bytes] | None = N
         "on_disconnect": "keep",
     }
     row = {**known, "fields": {"seed": 1}, "created": time.time(), **values}
-    return store.add(row, files or {}, key, "digest").id
+    return store.add(row, files or {}).id
 
 
 @pytest.fixture
@@ -36,7 +38,8 @@ def store(tmp_path: Path):
 
 def test_an_edit_ends_once(store: Store):
     id = add(store)
-    assert store.begin(id) and not store.begin(id)
+    assert store.claim("other") is None
+    assert store.claim("m").id == id and store.claim("m") is None
     assert store.end(id, "completed", size=3, steps=2, outcome={"words": []})
     assert not store.end(id, "failed", size=5) and not store.end(id, "cancelled")
     row = store.find(id)
@@ -47,8 +50,8 @@ def test_an_edit_ends_once(store: Store):
 def test_what_was_begun_waits_again_and_leavings_are_removed(tmp_path: Path):
     store = Store(tmp_path)
     begun, waiting, ended = add(store, files={"image": b"abc"}), add(store), add(store)
-    assert store.begin(begun) and store.begin(ended) and store.end(ended, "completed")
-    for id in (begun, "edit_of_nobody"):
+    assert store.claim("m").id == begun and store.end(ended, "completed")
+    for id in (begun, "edit_of_nobody"):  # one was killed before its end was written down
         (store.results / id).mkdir()
         (store.results / id / "source.png").write_bytes(b"half")
     (store.inputs / "edit_of_nobody").mkdir()
@@ -60,6 +63,13 @@ def test_what_was_begun_waits_again_and_leavings_are_removed(tmp_path: Path):
     assert again.files(begun) == {"image": b"abc"}
     assert list(again.results.iterdir()) == [] and [path.name for path in again.inputs.iterdir()] == [begun]
     again.close()
+
+
+def test_what_is_urgent_goes_first(store: Store):
+    first, second, urgent = add(store), add(store, deadline=5.0), add(store, priority=1)
+    assert [store.before(store.find(id)) for id in (first, second, urgent)] == [1, 2, 0]
+    assert store.waiting("m") == 3 and store.waiting("other") == 0 and store.deadlines("m") == {second: 5.0}
+    assert [store.claim("m").id for _ in range(3)] == [urgent, first, second]
 
 
 def test_keys_are_an_owners_own_and_go_with_the_edit(store: Store):
@@ -79,8 +89,8 @@ def test_edits_of_others_are_not_found(store: Store):
 
 
 def test_results_expire(store: Store):
-    old, running = add(store, files={"image": b"abc"}), add(store)
-    store.begin(running)
+    old, running = add(store, files={"image": b"abc"}), add(store, priority=1)
+    assert store.claim("m").id == running
     store.end(old, "completed")
     assert store.remove_expired(60) == 0
     assert store.remove_expired(-1) == 1
@@ -99,26 +109,22 @@ def test_a_folder_serves_one_process(store: Store, tmp_path: Path):
 def test_a_server_goes_on_with_what_an_earlier_one_had_accepted(tiny_folder: Path, tmp_path: Path):
     settings = settings_for(tiny_folder, tmp_path, max_attempts=2, max_rows=8)
     with serving(settings) as running:
-        done = running.done()
         ids = [running.edit(num_inference_steps=20, seed=seed).json()["id"] for seed in range(9)]
     store = Store(tmp_path)  # while none runs
     states = {id: store.find(id).status for id in ids}
     assert {"queued", "in_progress"} <= set(states.values())
-    hopeless, gone, written = ids[-1], ids[-2], ids[-3]
+    hopeless, gone = ids[-1], ids[-2]
     with store._lock:
         store._database.execute("UPDATE edits SET attempts = 2 WHERE id = ?", (hopeless,))
         store._database.execute("UPDATE edits SET model = 'gone' WHERE id = ?", (gone,))
-    (store.results / done["id"]).rename(store.results / written)
     store.close()
     with serving(settings) as running:
         ended = {id: running.ended(id) for id in ids}
-        assert {ended[id]["status"] for id in ids[:-3]} == {"completed"}
+        assert {ended[id]["status"] for id in ids[:-2]} == {"completed"}
         assert (
             ended[hopeless]["error"]["code"] == "abandoned"
             and ended[gone]["error"]["code"] == "model_not_found"
         )
-        # It was written before the server ended, and is not made again.
-        assert ended[written]["status"] == "completed" and ended[written]["words"] == done["words"]
 
 
 def test_a_disk_that_is_full_is_the_servers_fault(
