@@ -8,7 +8,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
@@ -193,8 +193,14 @@ class ImageInput(PictureFile):
 
     def open(self, size: tuple[int, int]) -> OpenedImage:
         """The picture at `size` (width, height). Raises `ImageError`."""
-        opened = open_image(self.read()[1], size=size, fit=self.fit, name=self.file)
-        return replace(opened, notes=(*self._notes, *opened.notes))
+        picture, notes = _decoded(self.read()[1], self.label)
+        if picture.size != size:
+            how = {"crop": "the middle of", "pad": "white bars around", "stretch": "stretched from"}[self.fit]
+            same = picture.width * size[1] == picture.height * size[0]
+            shown = f"{picture.width} x {picture.height} pixels"
+            notes.append(f"resized from {shown}" if same else f"{how} {shown}")
+        fitted = fit_picture(picture, size, self.fit)
+        return OpenedImage(picture=fitted, size=picture.size, notes=(*self._notes, *notes))
 
 
 class MaskInput(PictureFile):
@@ -262,19 +268,6 @@ def read_file(path: str | Path, what: str = "image") -> bytes:
     except (OSError, ValueError) as error:  # a name with a zero in it is a ValueError
         reason = getattr(error, "strerror", None) or error
         raise ImageError(f"{what} {path} can't be read ({reason})") from error
-
-
-def open_image(
-    content: bytes, *, size: tuple[int, int], fit: Fit = "crop", name: str = "image"
-) -> OpenedImage:
-    """Decode a picture and bring it to `size` (width, height). Raises `ImageError`; `name` is for its message."""
-    picture, notes = _decoded(content, f"image {name}")
-    if picture.size != size:
-        how = {"crop": "the middle of", "pad": "white bars around", "stretch": "stretched from"}[fit]
-        same = picture.width * size[1] == picture.height * size[0]
-        shown = f"{picture.width} x {picture.height} pixels"
-        notes.append(f"resized from {shown}" if same else f"{how} {shown}")
-    return OpenedImage(picture=fit_picture(picture, size, fit), size=picture.size, notes=tuple(notes))
 
 
 def picture_size(content: bytes, name: str) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,35 +16,56 @@ Pixels = Annotated[int | None, o.option("Of the pictures, in pixels.", panel=EXP
 BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder made by adapedit export.")]
 
 
-def export(
-    model: Annotated[
-        str,
-        typer.Argument(help="builtin, a folder in the diffusers layout, a .safetensors file, or a hub name."),
-    ],
-    out: Annotated[Path, o.option("Folder of the bundle; it appears whole or not at all.")],
+@dataclass(frozen=True, kw_only=True)
+class Graphs:
+    """How graphs are made."""
+
     precision: Annotated[
         Literal["float32", "float16", "mixed"],
         o.option("mixed: products in float16, the rest in float32.", panel=EXPORT),
-    ] = "float32",
+    ] = "float32"
     quantize: Annotated[
         Literal["int8", "fp8"] | None,
         o.option("The UNet's products in eight bits: int8 for CPUs, fp8 for GPUs.", panel=EXPORT),
-    ] = None,
+    ] = None
     calibrate: Annotated[
         Path | None,
         o.option(
             "A text file with a prompt a line, like those that will be edited.", panel=EXPORT, metavar="FILE"
         ),
-    ] = None,
+    ] = None
     rows: Annotated[
         int | None, o.option("Fix the rows of a call; by default any number.", panel=EXPORT, min=1)
-    ] = None,
-    height: Pixels = None,
-    width: Pixels = None,
-    opset: Annotated[int, o.option("Of ONNX; 23 has fused attention.", panel=EXPORT)] = 23,
+    ] = None
+    height: Pixels = None
+    width: Pixels = None
+    opset: Annotated[int, o.option("Of ONNX; 23 has fused attention.", panel=EXPORT)] = 23
     check_steps: Annotated[
         int, o.option("Steps of the edit that the graphs are checked along.", panel=EXPORT, min=0)
-    ] = 10,
+    ] = 10
+
+    def options(self) -> Any:
+        """The `ExportOptions`."""
+        from adapedit_export.options import ExportError, ExportOptions, Precision
+
+        given = vars(self).copy()
+        precision, quantize, file = (given.pop(name) for name in ("precision", "quantize", "calibrate"))
+        if quantize is not None and precision != "float32":
+            raise ExportError(
+                f"--quantize {quantize} is for --precision float32, got {precision}; leave one out"
+            )
+        prompts = () if file is None else _lines(file)
+        return ExportOptions(precision=Precision(quantize or precision), prompts=prompts, **given)
+
+
+def export(
+    *,
+    model: Annotated[
+        str,
+        typer.Argument(help="builtin, a folder in the diffusers layout, a .safetensors file, or a hub name."),
+    ],
+    out: Annotated[Path, o.option("Folder of the bundle; it appears whole or not at all.")],
+    graphs: Graphs,
     overwrite: Annotated[bool, o.option("Replace a bundle that is there.", "--overwrite")] = False,
     weights_variant: Annotated[
         o.Text, o.option("The word in the names of weight files.", panel=EXPORT)
@@ -55,19 +77,7 @@ def export(
     json: o.Json = False,
 ) -> None:
     """Turn a checkpoint into a bundle that ONNX Runtime and TensorRT run, and check it against PyTorch."""
-    from adapedit_export.options import ExportError, ExportOptions, Precision
-
-    if quantize is not None and precision != "float32":
-        raise ExportError(f"--quantize {quantize} is for --precision float32, got {precision}; leave one out")
-    chosen = ExportOptions(
-        precision=Precision(quantize or precision),
-        prompts=() if calibrate is None else _lines(calibrate),
-        rows=rows,
-        height=height,
-        width=width,
-        opset=opset,
-        check_steps=check_steps,
-    )
+    chosen = graphs.options()
     from adapedit.checkpoints import Source
     from adapedit.cli import show
     from adapedit.loading import load_model
@@ -78,8 +88,7 @@ def export(
     with show.status("loading the model") as say:
         from adapedit_export.export import export_bundle
 
-        source = Source(place=model, variant=weights_variant, config=config)
-        loaded = load_model(source, device="cpu")
+        loaded = load_model(Source(place=model, variant=weights_variant, config=config), device="cpu")
         bundle = export_bundle(checkpoint_of(loaded), out, chosen, overwrite=overwrite, progress=say)
     show.print_bundle(bundle, json)
 

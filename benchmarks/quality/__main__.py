@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 
-from adapedit import AdapEditError, AdapEditPipeline
-from adapedit.cli.options import unfolded
+from adapedit import AdapEditError
+from adapedit.cli.options import Runtime, unfolded
+from adapedit.cli.show import load_pipeline
 from benchmarks.common import RESULTS
 from benchmarks.quality.inversions import run_inversions
 from benchmarks.quality.lpips import load_lpips
@@ -45,31 +45,19 @@ Out = Annotated[Path, typer.Option(help="Folder of scores and reports.")]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Engine:
-    """What runs the edits, and how: options of every study."""
+class Sampling:
+    """How edits are made: options of every study."""
 
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 20
     guidance: Annotated[float | None, typer.Option(help="Guidance scale; by default the model's own.")] = None
     batch: Annotated[int, typer.Option(min=1, help="Cases that are edited together.")] = 4
-    model: Annotated[
-        str, typer.Option(help="builtin, a folder, a hub name, or a bundle (with --runner).")
-    ] = "builtin"
-    runner: Annotated[str | None, typer.Option(help="That executes a bundle.")] = None
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu"
-    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32"
 
     def setup(self, **more: Any) -> Setup:
         return Setup(num_inference_steps=self.steps, guidance_scale=self.guidance, batch=self.batch, **more)
 
-    def load(self) -> AdapEditPipeline:
-        if self.runner is not None:
-            return AdapEditPipeline.from_bundle(self.model, self.runner)
-        kind = getattr(torch, self.dtype)
-        return AdapEditPipeline.from_pretrained(self.model, device=self.device, torch_dtype=kind)
-
 
 @dataclass(frozen=True, kw_only=True)
-class LongerEngine(Engine):
+class LongerSampling(Sampling):
     """As the paper's protocol has it."""
 
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 50
@@ -92,12 +80,13 @@ def _study(name: str) -> Callable[..., None]:
         inversion: Annotated[
             str | None, typer.Option(help="Draw the sources, and hand them over through this inversion.")
         ] = None,
-        engine: Engine,
+        sampling: Sampling,
+        runtime: Runtime,
         out: Out = Path("out/quality"),
     ) -> None:
         study = make_study(name, _names(only), _knobs(set_))
         cases = _cases(half, limit, _names(kinds))
-        setup, pipe = engine.setup(inversion=inversion), engine.load()
+        setup, pipe = sampling.setup(inversion=inversion), load_pipeline(runtime)
         study = replace(study, name=report or "-".join([name, *(_names(kinds) or [])]).replace(" ", "-"))
         _print(run_study(pipe, study, cases, out, setup=setup, progress=_progress), out)
 
@@ -115,12 +104,15 @@ def inversions(
     only: Only = None,
     half: Half = None,
     limit: Limit = LIMIT,
-    engine: Engine,
+    sampling: Sampling,
+    runtime: Runtime,
     out: Out = Path("out/quality"),
 ) -> None:
     """What inversions lose of drawn scenes without an edit."""
-    cases, setup = _cases(half, limit, None), engine.setup()
-    report = run_inversions(engine.load(), cases, out, setup=setup, only=_names(only), progress=_progress)
+    cases, setup = _cases(half, limit, None), sampling.setup()
+    report = run_inversions(
+        load_pipeline(runtime), cases, out, setup=setup, only=_names(only), progress=_progress
+    )
     _print(report, out)
 
 
@@ -134,18 +126,20 @@ def pairs(
     only: Only = None,
     set_: Knobs = None,
     limit: Limit = None,
-    engine: LongerEngine,
+    sampling: LongerSampling,
+    runtime: Runtime,
     out: Out = Path("out/pairs"),
 ) -> None:
     """LPIPS and CLIP over pairs of prompts. Lines that can't be used are in the report; the exit code is then 1."""
     lines = read_pairs(file)[:limit]
     variants = make_study("scenes", _names(only), _knobs(set_)).variants
-    metrics: list[PictureMetric] = [] if lpips is None else [load_lpips(lpips, device=engine.device)]
-    metrics += [] if clip_model is None else [load_clip(clip_model, device=engine.device)]
+    device = "cpu" if runtime.device == "auto" else runtime.device
+    metrics: list[PictureMetric] = [] if lpips is None else [load_lpips(lpips, device=device)]
+    metrics += [] if clip_model is None else [load_clip(clip_model, device=device)]
     if not metrics:
         raise AdapEditError("nothing is to be measured; give --clip-model, --lpips or both")
-    protocol = Protocol(variants=variants, metrics=metrics, setup=engine.setup())
-    report = run_pairs(engine.load(), lines, protocol, out, file=file.name, progress=_progress)
+    protocol = Protocol(variants=variants, metrics=metrics, setup=sampling.setup())
+    report = run_pairs(load_pipeline(runtime), lines, protocol, out, file=file.name, progress=_progress)
     _print(report, out)
     if report["failures"]:
         raise typer.Exit(1)

@@ -19,8 +19,8 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from adapedit.inversion.cache import weights_digest
 from benchmarks.quality.metrics import MetricError
-from benchmarks.quality.store import weights_digest
 from benchmarks.scenes.dataset import to_pixels
 
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
@@ -81,7 +81,7 @@ class LpipsMetric:
 
     def __init__(self, model: Lpips, *, device: str | torch.device = "cpu") -> None:
         self._model, self._device, self._smallest = model.to(device).eval(), device, SMALLEST[model.net]
-        self.about = {"LPIPS": model.net, "LPIPS weights": weights_digest(model)}
+        self.about = {"LPIPS": model.net, "LPIPS weights": weights_digest(model)[:8]}
 
     def check(self, prompt: str) -> None:
         """Any prompt will do."""

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from adapedit import AdapEditError
-from benchmarks.quality.store import weights_digest
+from adapedit.inversion.cache import weights_digest
 
 
 class MetricError(AdapEditError):
@@ -119,7 +119,7 @@ def load_clip(source: str | Path, *, device: str | torch.device = "cpu") -> Clip
         ) from error
     if info["missing_keys"]:  # which the library fills up with random numbers
         raise MetricError(f"CLIP model {name!r} lacks {sorted(info['missing_keys'])[0]}; copy it again")
-    about = {"CLIP model": name, "CLIP weights": weights_digest(model)}
+    about = {"CLIP model": name, "CLIP weights": weights_digest(model)[:8]}
     return ClipMetric(model.requires_grad_(False).to(device), tokenizer, image_processor, about=about)
 
 

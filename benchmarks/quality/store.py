@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from adapedit import AdapEditError
+from adapedit.inversion.cache import weights_digest
 
 FORMAT = 2
 
@@ -99,22 +100,13 @@ def digest(content: Any) -> str:
     return f"{zlib.crc32(json.dumps(content, sort_keys=True, default=str).encode()):08x}"
 
 
-def weights_digest(*modules: nn.Module) -> str:
-    """Eight hexadecimal digits of the weights in modules."""
-    value = 0
-    for module in modules:
-        for weight in module.state_dict().values():
-            value = zlib.crc32(weight.detach().float().cpu().numpy().tobytes(), value)
-    return f"{value:08x}"
-
-
 def model_digest(model: Any) -> str:
     """Eight hexadecimal digits of a model's weights; of a bundle, of its manifest, which has the sums of its files."""
     manifest = Path(model.name) / "manifest.json"
     if manifest.is_file():
         return f"{zlib.crc32(manifest.read_bytes()):08x}"
     parts = [*vars(model).values(), *vars(model.runner).values()]
-    return weights_digest(*(part for part in parts if isinstance(part, nn.Module)))
+    return digest([weights_digest(part) for part in parts if isinstance(part, nn.Module)])
 
 
 def write_whole(path: Path, text: str) -> None:

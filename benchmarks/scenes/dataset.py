@@ -14,6 +14,7 @@ from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 from torch import Tensor
 
+from adapedit.inversion.cache import weights_digest
 from benchmarks.scenes.drawing import IMAGE_SIZE, render
 from benchmarks.scenes.trainee import fast_products
 from benchmarks.scenes.world import Scene, random_scene
@@ -108,10 +109,8 @@ def encode_scenes(
 
     The file is named by the autoencoder's weights, the scenes' seed and their number: others are no use.
     """
-    count, weights = min(count, len(scenes.images)), 0
-    for value in vae.state_dict().values():
-        weights = zlib.crc32(value.float().cpu().numpy().tobytes(), weights)
-    path = folder / f"latents-{weights:08x}-{scenes.seed}-{count}.npy"
+    count = min(count, len(scenes.images))
+    path = folder / f"latents-{weights_digest(vae)[:8]}-{scenes.seed}-{count}.npy"
     if path.exists():
         found: NDArray[np.float16] = np.load(path)
         return found

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from adapedit.images import MOST_PIXELS, ImageError, ImageInput, OpenedImage, open_image, read_file
+from adapedit.images import MOST_PIXELS, ImageError, ImageInput, OpenedImage, read_file
 
 PICTURES = Path(__file__).parents[1] / "data" / "pictures"
 
@@ -39,8 +39,10 @@ def encoded(picture: Any, format: str = "PNG", **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def opened(content: bytes, size: tuple[int, int] = (32, 32), **options: Any) -> OpenedImage:
-    return open_image(content, size=size, **options)
+def opened(
+    content: bytes, size: tuple[int, int] = (32, 32), name: str = "image", **options: Any
+) -> OpenedImage:
+    return ImageInput.of_bytes(content, name, **options).open(size)
 
 
 def pixels(found: OpenedImage) -> np.ndarray:

@@ -55,7 +55,7 @@ def arguments_of(models: dict[str, str], file: str, out: Path) -> list[str]:
 
 def test_a_study_runs_and_says_what_came_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     editor = DrawingEditor()
-    monkeypatch.setattr(command.Engine, "load", lambda self: editor)
+    monkeypatch.setattr(command, "load_pipeline", lambda runtime: editor)
     monkeypatch.setattr(runs, "load_reader", lambda: editor.reader)
     arguments = ["scenes", "--only", "adapedit,plain", "--limit", "3", "--half", "test", "--steps", "9"]
     arguments += ["--set", "adapedit.lambda_tau=0.5", "--out", str(tmp_path)]
