@@ -1,9 +1,8 @@
 """Whether two checkouts give the same edits on this machine: `python tests/golden.py OLD NEW`.
 
 Each runs the same edits of the same small random models through the public pipeline, in a process of its own: in
-PyTorch, and from a bundle that it exports itself in ONNX Runtime. Compared are final latents and pixels (what goes into
-and comes out of the decoder), pictures, tau, relations, S and maps, bit for bit or by a norm.
-Packed weights and replayed sources, which not every checkout has, are switched off.
+PyTorch, and from a bundle that it exports itself in ONNX Runtime. Compared are final latents, pictures, tau, relations,
+S and maps, bit for bit or by a norm.
 """
 
 from __future__ import annotations
@@ -164,42 +163,33 @@ def record(out: Path, models: Path, chosen: Iterable[str]) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     opened: dict[tuple[str, str], Any] = {}
-    calls: list[tuple[Tensor, Tensor]] = []
     for name in chosen:
         runner, _, case = name.partition(": ")
         seed = zlib.crc32(case.encode()) % 1000  # no two cases share what a cache may keep
-        calls.clear()
         tensors: dict[str, Tensor] = {}
         try:
-            asked = [request_of({"seed": seed, **edit}, models) for edit in cases()[case]]
+            asked = [request_of({"seed": seed, **edit}) for edit in cases()[case]]
             model = asked[0][0]
             if (runner, model) not in opened:
                 opened[runner, model] = open_pipeline(models / model, runner, out)
-                record_decoder(type(opened[runner, model].model), calls)
             results = opened[runner, model].edit_batch([request for _, request in asked])
             for i, result in enumerate(results):
-                tensors |= {f"{kind} {i}": tensor for kind, tensor in tensors_of(result, calls).items()}
+                tensors |= {f"{kind} {i}": tensor for kind, tensor in tensors_of(result).items()}
             save_file(tensors, out / f"{name}.safetensors")
         except Exception as error:
             told = f"{type(error).__name__}: {' '.join(str(error).split())[-300:]}"
             (out / f"{name}.txt").write_text(told)
 
 
-def request_of(edit: Edit, models: Path) -> tuple[str, Any]:
-    """The checkpoint's folder and the request, as this checkout knows its knobs."""
+def request_of(edit: Edit) -> tuple[str, Any]:
+    """The checkpoint's name, and the request."""
     from adapedit import EditRequest
 
     fields = {name: edit[name] for name in edit if name not in ("knobs", "model")}
-    model, knobs = edit.get("model", "sd1"), dict(edit["knobs"])
     if "image" in fields:
         spots = np.random.default_rng(0).integers(0, 256, (4, 4, 3), dtype=np.uint8)
         fields["image"] = Image.fromarray(spots).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-    known = type(EditRequest.make(**fields, method={"name": knobs["name"]}).method).model_fields
-    if "two_pass" in knobs and "single_pass" in known:
-        knobs["single_pass"] = not knobs.pop("two_pass")
-    if "checkpoint" in known:  # the editing UNet is loaded beside the model whose pictures it edits
-        model, knobs["checkpoint"] = "sd1", str(models / model)
-    return model, EditRequest.make(**fields, method=knobs)
+    return edit.get("model", "sd1"), EditRequest.make(**fields, method=edit["knobs"])
 
 
 def open_pipeline(model: Path, runner: str, out: Path) -> Any:
@@ -209,8 +199,6 @@ def open_pipeline(model: Path, runner: str, out: Path) -> Any:
     if Path(adapedit.__file__).parents[1] != Path.cwd():
         raise RuntimeError(f"{adapedit.__file__} is not in {Path.cwd()}")
     if runner == PYTORCH:
-        set_everywhere("can_pack", lambda module: False)
-        set_everywhere("REPLAY_BYTES", 0)
         return adapedit.pipeline.AdapEditPipeline.from_pretrained(model)
     bundle = out / model.name
     if not bundle.exists():
@@ -221,39 +209,12 @@ def open_pipeline(model: Path, runner: str, out: Path) -> Any:
     return adapedit.pipeline.AdapEditPipeline.from_bundle(bundle, runner=runner)
 
 
-def set_everywhere(name: str, value: Any) -> None:
-    """Set a global in each of the checkout's modules that has it."""
-    for module in list(sys.modules.values()):
-        if module.__name__.startswith("adapedit") and name in vars(module):
-            setattr(module, name, value)
-
-
-def record_decoder(kind: Any, calls: list[tuple[Tensor, Tensor]]) -> None:
-    """Note latents [C, h, w] and pixels [3, H, W] of each picture that a model's `decode` gives, where it has one."""
-    plain: Any = getattr(kind, "decode", None)
-
-    def decode(self: Any, latents: Tensor, *others: Any, **named: Any) -> Tensor:
-        pixels: Tensor = plain(self, latents, *others, **named)
-        pairs = zip(latents.float().cpu(), pixels.float().cpu(), strict=True)
-        calls.extend((one.clone(), other.clone()) for one, other in pairs)
-        return pixels
-
-    if plain is not None:
-        kind.decode = decode
-
-
-def tensors_of(result: Any, calls: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-    """What a result tells. A picture's latents are those of the decoder's call that gave it."""
-    found: dict[str, Tensor] = {}
+def tensors_of(result: Any) -> dict[str, Tensor]:
+    """What a result tells."""
+    found: dict[str, Tensor] = {"latents": result.latents}
     for side in ("source", "target"):
-        picture = found[f"picture {side}"] = torch.from_numpy(np.array(getattr(result, f"{side}_image")))
+        found[f"picture {side}"] = torch.from_numpy(np.array(getattr(result, f"{side}_image")))
         found[f"maps {side}"] = torch.from_numpy(getattr(result, f"{side}_maps")).clone()
-        apart = [float((pixels.permute(1, 2, 0) * 255 - picture).abs().max()) for _, pixels in calls]
-        if apart and min(apart) <= 1:
-            latents, pixels = calls[apart.index(min(apart))]
-            found |= {f"latents {side}": latents.clone(), f"pixels {side}": pixels.clone()}
-    if result.request.method.name == "instruct-pix2pix":
-        del found["maps source"]  # of a pass over the source, which only some checkouts make
     if result.spatial_map is not None:
         found["S"] = torch.from_numpy(result.spatial_map)
     for kind, name in (("tau", "word_steps"), ("relation", "relation")):
@@ -307,8 +268,7 @@ def compare(name: str, folders: Sequence[Path], tolerance: float) -> tuple[list[
             differences.setdefault(kind, []).append((largest, norm))
             good &= passes
         else:
-            # Where the decoder is called otherwise, pictures speak for their latents.
-            good &= kind in ("latents", "pixels") or tensor not in one
+            good &= tensor not in one
             rows.append((tensor, f"only in {'OLD' if tensor in one else 'NEW'}"))
     most = {
         kind: [max(numbers) for numbers in zip(*pairs, strict=True)] for kind, pairs in differences.items()
