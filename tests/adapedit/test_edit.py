@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from adapedit import AdapEditError, AdapEditPipeline
+from adapedit import AdapEditPipeline
 from adapedit.model import EditModel, NumericError
 from adapedit_engine.models.text import TextEncoders
-from tests.helpers.edits import LONGER, SOURCE, TARGET, grey_levels, request
+from tests.helpers.edits import LONGER, SOURCE, grey_levels, request
 from tests.helpers.pictures import request as of_picture
 
 MEND = "NaN or infinite.*torch.bfloat16 or torch.float32"
@@ -66,21 +65,6 @@ def test_neighbours_of_an_edit_that_breaks_go_on(pipe):
         with pytest.raises(NumericError, match=f"the model at step 1 gave numbers that are none .{MEND}"):
             broken.result()
         assert grey_levels(whole.result().target_image, clean.target_image) <= 1
-
-
-def test_guidance_that_can_only_overflow_is_refused(pipe):
-    with pytest.raises(AdapEditError, match="guidance_scale is 1e[+]30: .*less than or equal to 1000"):
-        pipe(SOURCE, TARGET, guidance_scale=1e30)
-
-
-def test_what_is_written_is_strict_json(pipe, tmp_path):
-    result = pipe(SOURCE, TARGET, num_inference_steps=1)
-    broken = replace(result, timings={"edit": float("nan")})
-    with pytest.raises(AdapEditError, match="not finite"):
-        broken.save(tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-    result.save(tmp_path / "out")
-    json.loads((tmp_path / "out" / "edit.json").read_text(), parse_constant=pytest.fail)
 
 
 def test_json_is_written_strictly_everywhere():

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from adapedit import AdapEditError, AdapEditPipeline, EditRequest
-from adapedit.cli.main import USER_ERROR, run
+from adapedit.cli.main import run
 from adapedit.images import Fit, MaskInput, fit_boxes, fit_picture
 from tests.helpers.edits import SOURCE, TARGET, grey_levels, request
 from tests.helpers.methods import plan_of
@@ -275,11 +275,3 @@ def test_what_is_no_mask_is_refused_in_one_line_before_any_work(pipe, monkeypatc
     with pytest.raises(AdapEditError, match=said) as error:
         edited(pipe, **options)
     assert "\n" not in str(error.value)
-
-
-def test_a_mistake_costs_no_traceback(tiny_folder, tmp_path, capsys):
-    (tmp_path / "mask.png").write_bytes(png(LEFT * 0))
-    command = ["edit", SOURCE, TARGET, "--mask", str(tmp_path / "mask.png"), "--out", str(tmp_path / "out")]
-    assert run([*command, "--model", str(tiny_folder)]) == USER_ERROR
-    error = capsys.readouterr().err
-    assert "is black all over" in error and "Traceback" not in error and not (tmp_path / "out").exists()

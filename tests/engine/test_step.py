@@ -10,7 +10,6 @@ import torch
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
-    DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     UNet2DConditionModel,
@@ -81,23 +80,6 @@ def test_plain_generation_is_the_diffusers_loop(unet, runner, scheduler):
             guided = empty + GUIDANCE * (worded - empty)
             latents = scheduler.step(guided, timestep, latents).prev_sample
     assert largest(outcome.latents, latents) < 3e-5 * float(latents.abs().max())
-
-
-@pytest.mark.parametrize("kind", ["dpmsolver++", "sde-dpmsolver++"])
-def test_a_solver_that_looks_back_is_diffusers_own(runner, kind):
-    steps, known = 6, {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-    own = DPMSolverMultistepScheduler(**known, algorithm_type=kind)
-    drawn = noise(steps, 4, SIDE, SIDE, seed=8)
-    wanted = plan(1, schedule=Schedule.from_scheduler(own, steps), noise=drawn)
-    (outcome,) = denoise([wanted], runner)
-    own.set_timesteps(steps)
-    sample, text = wanted.latents, runner.condition(wanted.encoder_hidden_states.flatten(0, 1))
-    for i, timestep in enumerate(own.timesteps):
-        inputs = {"sample": sample.repeat(2, 1, 1, 1), "timestep": timestep.float().repeat(2), **text}
-        without, given = runner.infer(inputs, ("noise_pred",))["noise_pred"].chunk(2)
-        extra = {"variance_noise": drawn[i][None]} if "sde" in kind else {}
-        sample = own.step(without + GUIDANCE * (given - without), timestep, sample, **extra).prev_sample
-    assert largest(outcome.latents, sample) < 1e-5 * float(sample.abs().max())
 
 
 def test_noise_shared_by_the_tracks(runner):
