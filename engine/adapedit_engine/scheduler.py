@@ -64,18 +64,27 @@ class Ticket:
     """A job in the scheduler's hands.
 
     number: of its arrival, from 0. deadline: on the scheduler's clock; earlier ones go first, and a job that has not
-    begun by then fails; None: no hurry. watch: see `Watch`. steps_done: of all its
-    plans, pauses too. future: its result or its own error; `future.cancel()` works at any time before the end, and the
-    rows are free before the next call.
+    begun by then fails; None: no hurry. watch: see `Watch`. steps_done: of all its plans, pauses too. future: its
+    result or its own error; `future.cancel()` works at any time before the end, and the rows are free before the next
+    call.
+
+    wanted, outcomes: how many plans it wants just now, and those that are done. pauses: it wants none, and goes on at
+    the next step. result (where it has ended) and error: what the future is about to be told.
     """
 
     number: int
     passes: Passes
     deadline: float | None
-    arrived: float
     watch: Watch | None = None
     steps_done: int = 0
     future: Future[Any] = field(default_factory=Future)
+    outcomes: dict[int, EditOutcome] = field(default_factory=dict)
+    wanted: int = 0
+    begun: bool = False
+    pauses: bool = False
+    ended: bool = False
+    result: Any = None
+    error: BaseException | None = None
 
     @property
     def due(self) -> float:
@@ -103,24 +112,10 @@ class SchedulerStats:
 
 
 @dataclass(kw_only=True, eq=False)
-class _Job:
-    """A ticket and how far it has come."""
-
-    ticket: Ticket
-    outcomes: dict[int, EditOutcome] = field(default_factory=dict)
-    wanted: int = 0
-    result: Any = None
-    begun: bool = False
-    pauses: bool = False
-    ended: bool = False
-    error: BaseException | None = None
-
-
-@dataclass(kw_only=True, eq=False)
 class _Run:
     """One plan of a job: waiting for room, or seated in a batch."""
 
-    job: _Job
+    job: Ticket
     place: int
     plan: EditPlan
     bytes: int
@@ -134,8 +129,7 @@ class _Run:
     @property
     def order(self) -> tuple[bool, float, int, int]:
         """Jobs that have begun, then by deadline, then by arrival."""
-        ticket = self.job.ticket
-        return (not self.job.begun, ticket.due, ticket.number, self.place)
+        return (not self.job.begun, self.job.due, self.job.number, self.place)
 
 
 class Scheduler:
@@ -179,7 +173,7 @@ class Scheduler:
         self._waiting: list[tuple[float, int, Ticket]] = []
         self._ready: list[_Run] = []
         self._running: list[_Run] = []
-        self._jobs: dict[int, _Job] = {}
+        self._jobs: dict[int, Ticket] = {}
         self._arrivals = 0
 
     @property
@@ -199,10 +193,9 @@ class Scheduler:
 
     def submit(self, passes: Passes, *, deadline: float | None = None, watch: Watch | None = None) -> Ticket:
         """Queue a job. It is begun by a later `step`."""
-        number, arrived = self._arrivals, self._clock()
-        ticket = Ticket(number=number, passes=passes, deadline=deadline, arrived=arrived, watch=watch)
+        ticket = Ticket(number=self._arrivals, passes=passes, deadline=deadline, watch=watch)
         self._arrivals += 1
-        heapq.heappush(self._waiting, (ticket.due, number, ticket))
+        heapq.heappush(self._waiting, (ticket.due, ticket.number, ticket))
         return ticket
 
     def step(self) -> list[Ticket]:
@@ -221,11 +214,11 @@ class Scheduler:
             for seats in self._calls(batch):
                 self._run(batch, captured, seats)
         for job in [job for job in self._jobs.values() if job.pauses]:
-            job.ticket.steps_done += 1
+            job.steps_done += 1
             self._resume(job, [])
         for run in [run for run in self._running if run.seat is not None and run.seat.done]:
             self._finish(run)
-        ended += [job.ticket for job in list(self._jobs.values()) if self._settle(job)]
+        ended += [job for job in list(self._jobs.values()) if self._settle(job)]
         if not self._capture:  # captured steps keep their buffers, for edits to come
             self._batches = {kind: entry for kind, entry in self._batches.items() if entry[0].seats}
         self._ahead.launched()
@@ -241,7 +234,7 @@ class Scheduler:
     def close(self) -> None:
         """End all jobs as cancelled, and let go of everything."""
         for job in list(self._jobs.values()):
-            job.ticket.future.cancel()
+            job.future.cancel()
         for _, _, ticket in self._waiting:
             ticket.future.cancel()
         self._drop_cancelled()
@@ -250,14 +243,14 @@ class Scheduler:
     # -- joining and leaving
 
     def _drop_cancelled(self) -> list[Ticket]:
-        gone = [job for job in self._jobs.values() if job.ticket.future.cancelled()]
+        gone = [job for job in self._jobs.values() if job.future.cancelled()]
         for job in gone:
             self._forget(job)
         waiting = [entry for entry in self._waiting if entry[2].future.cancelled()]
         if waiting:
             self._waiting = [entry for entry in self._waiting if not entry[2].future.cancelled()]
             heapq.heapify(self._waiting)
-        tickets = [job.ticket for job in gone] + [ticket for _, _, ticket in waiting]
+        tickets = gone + [ticket for _, _, ticket in waiting]
         for ticket in tickets:
             ticket.future.set_running_or_notify_cancel()
         self.stats.cancelled += len(tickets)
@@ -272,22 +265,22 @@ class Scheduler:
                 self._begin(self._ready.pop(0))
             if not self._waiting or not may_begin:
                 return ended
-            deadline, number, ticket = self._waiting[0]
+            deadline, number, job = self._waiting[0]
             if self._ready and self._ready[0].order < (True, deadline, number, 0):
                 return ended
             heapq.heappop(self._waiting)
-            job = self._jobs[number] = _Job(ticket=ticket)
+            self._jobs[number] = job
             self._refuse_late()
             if job.error is None:
                 self._resume(job, None)
             if self._settle(job):
-                ended.append(ticket)
+                ended.append(job)
 
     def _refuse_late(self) -> None:
         now = self._clock()
         for job in self._jobs.values():
-            if not job.begun and job.error is None and job.ticket.due < now:
-                job.error = DeadlineError.by(now - job.ticket.due)
+            if not job.begun and job.error is None and job.due < now:
+                job.error = DeadlineError.by(now - job.due)
                 self._ready = [run for run in self._ready if run.job is not job]
 
     def _fits(self, run: _Run) -> bool:
@@ -384,10 +377,10 @@ class Scheduler:
     def _count(self, batch: Batch, seat: Seat) -> None:
         run = self._run_of(seat)
         job = run.job
-        job.ticket.steps_done += 1
-        if job.ticket.watch is not None and job.error is None:
+        job.steps_done += 1
+        if job.watch is not None and job.error is None:
             try:
-                changed = job.ticket.watch(run.plan, seat.step, batch.latents(seat))
+                changed = job.watch(run.plan, seat.step, batch.latents(seat))
                 if changed is not None:
                     batch.set_latents(seat, changed)
             except Enough:
@@ -403,10 +396,10 @@ class Scheduler:
         if len(run.job.outcomes) == run.job.wanted and run.job.error is None:
             self._resume(run.job, [run.job.outcomes[i] for i in range(run.job.wanted)])
 
-    def _resume(self, job: _Job, outcomes: list[EditOutcome] | None) -> None:
+    def _resume(self, job: Ticket, outcomes: list[EditOutcome] | None) -> None:
         """Let the job say what comes next."""
         try:
-            plans = list(next(job.ticket.passes) if outcomes is None else job.ticket.passes.send(outcomes))
+            plans = list(next(job.passes) if outcomes is None else job.passes.send(outcomes))
             runs = [self._checked_run(job, place, plan) for place, plan in enumerate(plans)]
         except StopIteration as end:
             job.result, job.ended = end.value, True
@@ -420,7 +413,7 @@ class Scheduler:
         # Arrival decides among equals, whatever order they were asked for in.
         self._ready.sort(key=lambda run: run.order)
 
-    def _checked_run(self, job: _Job, place: int, plan: EditPlan) -> _Run:
+    def _checked_run(self, job: Ticket, place: int, plan: EditPlan) -> _Run:
         plan.check_model(self.runner.specs)
         kind, needed = kind_of(plan), plan_bytes(plan, self.runner)
         run = _Run(job=job, place=place, plan=plan, bytes=needed, kind=kind)
@@ -436,12 +429,12 @@ class Scheduler:
 
     # -- ending
 
-    def _settle(self, job: _Job) -> bool:
+    def _settle(self, job: Ticket) -> bool:
         """Hand over the result or error of a job that has one. Whether it had."""
         if job.error is None and not job.ended:
             return False
         self._forget(job)
-        future = job.ticket.future
+        future = job.future
         if not future.set_running_or_notify_cancel():
             self.stats.cancelled += 1
         elif job.error is not None:
@@ -452,8 +445,9 @@ class Scheduler:
             future.set_result(job.result)
         return True
 
-    def _forget(self, job: _Job) -> None:
-        del self._jobs[job.ticket.number]
+    def _forget(self, job: Ticket) -> None:
+        del self._jobs[job.number]
+        job.outcomes = {}
         for run in self._running:
             if run.job is job and run.seat is not None:
                 self._batch(run.kind).drop(run.seat)
@@ -461,7 +455,7 @@ class Scheduler:
         self._ready = [run for run in self._ready if run.job is not job]
         # What a job does in its own `finally` is no concern of the others.
         with suppress(Exception):
-            job.ticket.passes.close()
+            job.passes.close()
 
 
 def denoise(plans: Sequence[EditPlan], runner: Runner, *, max_rows: int | None = None) -> list[EditOutcome]:
