@@ -13,7 +13,7 @@ from adapedit.cli import show
 from adapedit_engine.bundle import PLANS_FOLDER, Bundle, write_record
 from adapedit_engine.manifest import GRAPHS, FileSpec, PlanKey, PlanRecord
 from adapedit_export.check import Finding
-from tests.engine.test_bundle import a_manifest
+from tests.engine.manifests import a_manifest
 
 ODD = (1234.5678, 0.000123456, 9.87654e-11)
 """Of which "1.2e+03", "0.00012" and "9.9e-11" are shown: the longest there are."""

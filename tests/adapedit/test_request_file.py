@@ -176,3 +176,22 @@ def test_killed_and_begun_again(pipe: AdapEditPipeline, tiny_folder: Path, tmp_p
             folders = (folder, tmp_path / "undisturbed" / folder.name)
             one, other = (np.asarray(Image.open(f / name), np.int16) for f in folders)
             assert np.abs(one - other).max() <= 1
+
+
+@pytest.mark.slow
+def test_when_half_of_the_time_is_over_forty_of_a_hundred_edits_are_on_disk(tmp_path: Path):
+    """Those that began first end first: a kill costs the edits that share the call, not all that were begun.
+
+    Of the processor's time, for others may use the machine, too.
+    """
+    records = [{**RECORDS[0], "seed": seed, "num_inference_steps": 2} for seed in range(100)]
+    lines, done = read_lines(write(tmp_path / "r.jsonl", *records)), []
+    with AdapEditPipeline.from_pretrained().serve() as server:
+        began = time.process_time()
+        run_batch(
+            server, lines, tmp_path / "out", callback=lambda r: done.append((time.process_time(), r.done))
+        )
+    half = (began + time.process_time()) / 2
+    there = max(count for when, count in done if when <= half)
+    print(f"{there} of 100 edits are on disk at half of {2 * (half - began):.0f} s")
+    assert done[-1][1] == 100 and 40 <= there < 100

@@ -43,6 +43,7 @@ NOT_RUN = {
     "python -m benchmarks.gpu": "needs a GPU",
     "python -m benchmarks.quality": "takes minutes to hours, or weights of metrics; its options have to be there",
     "python -m tests.kernels.mutation_check": "takes minutes",
+    "python -m tests.mutants": "takes an hour",
     "adapedit serve --model": "runs until a signal",
     'adapedit edit "a red dog" "a blue dog" --server': "wants a server: it is run by test_api",
     "polygraphy": "takes onnx-graphsurgeon, and a minute",

@@ -5,14 +5,13 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
-from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from adapedit_engine.cuda_graph import RUN_AHEAD, RunAhead
-from adapedit_engine.memory import GOOD_CALLS, CallRows, CallTable, plan_bytes
+from adapedit_engine.memory import GOOD_CALLS, plan_bytes
 from adapedit_engine.models.controls import EDIT_NAMES
 from adapedit_engine.plan import EditPlan, PlanError
 from adapedit_engine.runners.base import Capabilities
@@ -330,20 +329,6 @@ def test_calls_get_smaller_when_memory_runs_out_and_larger_again(runner):
     assert max(runner.rows) > 8 and scheduler.stats.retried == 3
 
 
-def test_a_limit_that_is_really_there_is_tried_ever_less_often():
-    rows, tries = CallRows(32), []
-    rows.ran_out(16)
-    for call in range(40 * GOOD_CALLS):
-        if rows.larger is not None:
-            tries.append(call)
-            rows.grow()
-            rows.ran_out(16)
-        rows.went_well()
-    pauses = [later - earlier for earlier, later in zip([0, *tries], tries, strict=False)]
-    assert pauses[0] == GOOD_CALLS and len(tries) == 5
-    assert all(later > 1.9 * earlier for earlier, later in pairwise(pauses))
-
-
 def test_what_a_failed_call_had_made_is_gone_before_the_next_try(runner):
     made: list[weakref.ref] = []
     alive: list[int] = []
@@ -497,21 +482,3 @@ def test_a_scheduler_that_is_idle_holds_no_buffers(runner):
         scheduler.submit(one_pass(one))
     scheduler.drain()
     assert not scheduler._batches and not scheduler._jobs and not scheduler._running
-
-
-def test_plans_that_need_more_count_for_more(runner):
-    less = plan_bytes(plan(1), runner)
-    known, empty = noise(STEPS, 4, SIDE, SIDE), noise(STEPS, 6, 24)
-    for changes in (
-        {"source_latents": known},
-        {"record": True},
-        {"unconditional_steps": empty},
-        {"collect": True},
-    ):
-        assert plan_bytes(plan(1, **changes), runner) > less
-
-
-def test_calls_between_measured_ones_take_the_larger_and_others_their_share():
-    table = CallTable({2: 100, 8: 300}, (8, 8))
-    assert [table(rows, (8, 8)) for rows in (1, 2, 3, 8, 16)] == [100, 100, 300, 300, 600]
-    assert table(2, (16, 8)) == 200

@@ -159,6 +159,11 @@ def test_find_tells_repeated_words_apart():
     assert (first.tokens, second.tokens) == ((3,), (second.tokens[0],))
     assert first.index < second.index
     assert result.find("DOG", 2) == (second,)
+    third = aligned("a dog", "a dog, a cat and a bird").find("a", 3)
+    assert [word.index for word in third] == [6]
+    for data in (result, first):
+        with pytest.raises(AttributeError):
+            data.anchor = data.own_weight = None
     assert [word.text for word in result.find("cat", prompt="source")] == ["cat"]
 
 
