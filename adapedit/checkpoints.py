@@ -205,6 +205,25 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         raise ModelError(f"{path} is corrupt or cut short ({error}); copy it again") from error
 
 
+def stored_dtype(source: Source) -> torch.dtype:
+    """float16 where the weights of a UNet lie in it, else float32. Raises `ModelError` as loading does."""
+    if source.is_file:
+        paths = [expanded(source.name)]
+    else:
+        folder = locate(source)
+        word = folder.variants.get("unet")
+        paths = [
+            path for path in (folder.path / "unet").glob("*.safetensors") if word is None or word in path.name
+        ]
+    names = {name: path for path in paths for name in read_shapes(path)}
+    first = next((name for name in names if "input_blocks.0.0" in name or "conv_in" in name), None)
+    if first is None:
+        return torch.float32
+    with safe_open(names[first], "pt") as file:
+        half = file.get_slice(first).get_dtype() == "F16"
+    return torch.float16 if half else torch.float32
+
+
 def read_part(folder: Path, part: str, kind: Any, **options: Any) -> Any:
     """One component, by its class's `from_pretrained`; raises `ModelError` where it can't be built from the files."""
     modular = issubclass(kind, nn.Module)

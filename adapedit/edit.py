@@ -17,10 +17,11 @@ from adapedit.calls import Draw, draw_from
 from adapedit.images import OpenedImage, OpenedMask
 from adapedit.inversion import Direct
 from adapedit.inversion.base import Wanted, inversion_passes
+from adapedit.loading import Vocabulary
 from adapedit.methods.base import Context, Encoding, Method
 from adapedit.model import EditModel, NumericError
-from adapedit.prompts.alignment import align
-from adapedit.prompts.tokens import prompt_ids, word_spans
+from adapedit.prompts.alignment import Alignment, align
+from adapedit.prompts.tokens import prompt_ids, tokenize_words, word_spans
 from adapedit.request import EditRequest
 from adapedit.result import EditResult, make_result
 from adapedit.sharing import Caches, share
@@ -63,6 +64,8 @@ class Edited:
     error: Exception | None = None
 
 
+TOLD_SIZES = ("original_size", "crops_coords_top_left", "target_size")
+"""Fields of a request that SDXL is told, in this order."""
 LastPasses = dict[int, list[tuple[int, tuple[int, ...]]]]
 """Of the plans in which edits are made, by their `id`: the places of the edits, and their tracks."""
 Passes = Generator[list[EditPlan], list[EditOutcome], list[Edited]]
@@ -233,6 +236,12 @@ def complete(request: EditRequest, model: EditModel) -> EditRequest:
         if value % wanted:
             raise AdapEditError(f"{name} is {value}, wanted a multiple of {wanted} for this model")
     model.check_size(size["height"], size["width"])
+    specs = model.runner.specs
+    check_channels(request, model.name, specs.in_channels, specs.out_channels)
+    model.check_chunks(request.max_embeddings_multiples)
+    for name in TOLD_SIZES:
+        if getattr(request, name) is not None and SIZES not in model.runner.specs.conditioning:
+            raise AdapEditError(f"{name} is told to SDXL, and {model.name!r} is none; leave {name} out")
     facts, guidance = model.facts, request.guidance_scale
     method = request.method.with_defaults(facts.defaults.get(request.method.name, {}))
     scale = facts.guidance_scale if guidance is None else guidance
@@ -254,6 +263,20 @@ def complete(request: EditRequest, model: EditModel) -> EditRequest:
     )
 
 
+def check_channels(request: EditRequest, name: str, takes: int, gives: int) -> None:
+    """Raise for a request without the pictures that a model of this name sees beside its latents, if it does."""
+    if takes == 2 * gives and request.method.name != "instruct-pix2pix":
+        raise AdapEditError(
+            f"model {name!r} follows instructions: its UNet takes {takes} channels, a picture's among them; use method "
+            "'instruct-pix2pix' with image"
+        )
+    if takes == 2 * gives + 1 and (request.image is None or request.mask is None):
+        raise AdapEditError(
+            f"model {name!r} inpaints: its UNet takes {takes} channels, a picture's and a mask's among them; "
+            "give image and mask"
+        )
+
+
 def _negatives(request: EditRequest, scale: float) -> dict[str, str | None]:
     """Both negative prompts; None where nothing was said. Raises where guidance is off, which has none."""
     names = ("source_negative_prompt", "target_negative_prompt")
@@ -273,23 +296,14 @@ def make_context(request: EditRequest, model: EditModel, caches: Caches, draw: D
     A real picture that has to be inverted stands for the first latents until that is done.
     """
     image, mask = _opened(request, model)
-    specs = model.runner.specs
-    inpaints = specs.in_channels == 2 * specs.out_channels + 1
-    if inpaints and (image is None or mask is None):
-        raise AdapEditError(
-            f"model {model.name!r} inpaints: its UNet takes {specs.in_channels} channels, a picture's and a mask's "
-            "among them; give image and mask"
-        )
-    refuse_unknown_words(request, model)
-    alignment = align(
-        request.source_prompt, request.target_prompt, model.tokenizer, max_length=model.max_tokens
-    )
+    alignment = align_request(request, model)
     schedule = model.schedule(request.num_inference_steps, request.solver)
     assert request.height is not None and request.width is not None and request.guidance_scale is not None
     channels, factor = model.runner.specs.out_channels, model.vae_factor
     shape = (channels, request.height // factor, request.width // factor)
     drawn = draw or partial(draw_from, torch.Generator("cpu").manual_seed(request.seed))
-    told = partial(_encoded, request=request, model=model, caches=caches)
+    chunks = alignment.num_tokens // model.max_tokens
+    told = partial(_encoded, request=request, chunks=chunks, model=model, caches=caches)
     latents = drawn(1, *shape) * schedule.init_noise_sigma
     noise = drawn(len(schedule), *shape) if schedule.stochastic else None
     context = Context(
@@ -306,18 +320,28 @@ def make_context(request: EditRequest, model: EditModel, caches: Caches, draw: D
         target_negative=told(request.target_negative_prompt, "target negative prompt"),
         guidance_until=request.guidance_until,
         latent_scale=model.latent_scale,
-        instruction=_instruction(request, model, caches),
+        instruction=None if (text := _texts(request)["instruction"]) is None else told(text, "instruction"),
         mask=mask,
     )
     return context if image is None else _of_picture(context, image, request.inversion, model)
 
 
-def refuse_unknown_words(request: EditRequest, model: Any) -> None:
-    """Raise for the first word, or sign, of a request's texts that a model with a closed vocabulary does not know."""
-    known = model.facts.known_words
-    if known is None:
-        return
-    texts: dict[str, str | None] = {
+def align_request(request: EditRequest, model: EditModel | Vocabulary) -> Alignment:
+    """How the prompts are aligned. Raises `AdapEditError` for what is wrong with any text of the request."""
+    _refuse_unknown_words(request, model)
+    limits: dict[str, Any] = {"tokenizer": model.tokenizer, "max_length": model.max_tokens}
+    cut = [
+        tokenize_words(text, **limits, chunks=request.max_embeddings_multiples, name=name)
+        for name, text in _texts(request).items()
+        if text is not None and text.strip()
+    ]
+    chunks = max(one.positions[-1][0] // model.max_tokens + 1 for one in cut)
+    return align(request.source_prompt, request.target_prompt, **limits, chunks=chunks)
+
+
+def _texts(request: EditRequest) -> dict[str, str | None]:
+    """All that text encoders are given, by what errors call it."""
+    return {
         "source prompt": request.source_prompt,
         "target prompt": request.target_prompt,
         "negative prompt": request.negative_prompt,
@@ -325,7 +349,14 @@ def refuse_unknown_words(request: EditRequest, model: Any) -> None:
         "target negative prompt": request.target_negative_prompt,
         "instruction": getattr(request.method, "instruction", None),
     }
-    for name, text in texts.items():
+
+
+def _refuse_unknown_words(request: EditRequest, model: EditModel | Vocabulary) -> None:
+    """Raise for the first word, or sign, of a request's texts that a model with a closed vocabulary does not know."""
+    known = model.facts.known_words
+    if known is None:
+        return
+    for name, text in _texts(request).items():
         words = [(text or "")[start:stop] for start, stop in word_spans(text or "")]
         unknown = [word for word in words if word.lower() not in known]
         if unknown:
@@ -336,21 +367,23 @@ def refuse_unknown_words(request: EditRequest, model: Any) -> None:
 
 
 def _encoded(
-    prompt: str | None, name: str, *, request: EditRequest, model: EditModel, caches: Caches
+    prompt: str | None, name: str, *, request: EditRequest, chunks: int, model: EditModel, caches: Caches
 ) -> Encoding:
     """One text as the model takes it: encoded alone, it does not depend on what else is asked for.
 
-    None: no prompt at all, which some models are told by zeros, and others by an empty one.
+    Chunks are encoded as prompts of their own and joined; what is pooled is the first one's. None: no prompt at all,
+    which some models are told by zeros, and others by an empty one.
     """
     if prompt is None or not prompt.strip():
-        ids = model.unconditional_ids()
+        ids = model.unconditional_ids().repeat(1, chunks)
     else:
-        found = prompt_ids(prompt, model.tokenizers, max_length=model.max_tokens, name=name)
+        found = prompt_ids(prompt, model.tokenizers, max_length=model.max_tokens, chunks=chunks, name=name)
         ids = torch.tensor(found, dtype=torch.int64, device="cpu")
 
     def encode() -> dict[str, Tensor]:
         # In host memory, where it is looked at later without waiting for a device.
-        return {name: value[0].cpu() for name, value in model.encode_ids(ids.unsqueeze(1)).items()}
+        told = {n: value.cpu() for n, value in model.encode_ids(ids.unflatten(1, (chunks, -1))).items()}
+        return {n: value.flatten(0, 1) if n == HIDDEN else value[0] for n, value in told.items()}
 
     told = dict(caches.prompts.get(digest(ids), encode))
     if not all(bool(value.isfinite().all()) for value in told.values()):
@@ -358,18 +391,11 @@ def _encoded(
     if prompt is None and model.facts.zero_unconditional:
         told = {name: torch.zeros_like(value) for name, value in told.items()}
     if SIZES in model.runner.specs.conditioning:
-        # Of the picture as it was, of its upper left corner, and as it shall be: a whole picture of the size asked for.
         size = (request.height, request.width)
-        told[SIZES] = torch.tensor([*size, 0, 0, *size], dtype=torch.float32, device="cpu")
+        sizes = zip((getattr(request, name) for name in TOLD_SIZES), (size, (0, 0), size), strict=True)
+        numbers = [number for own, usual in sizes for number in own or usual]
+        told[SIZES] = torch.tensor(numbers, dtype=torch.float32, device="cpu")
     return Encoding(hidden_states=told.pop(HIDDEN), conditioning=told)
-
-
-def _instruction(request: EditRequest, model: EditModel, caches: Caches) -> Encoding | None:
-    """The method's own text, where it has one."""
-    text: str | None = getattr(request.method, "instruction", None)
-    return (
-        None if text is None else _encoded(text, "instruction", request=request, model=model, caches=caches)
-    )
 
 
 def _inpainting(context: Context, pixels: Tensor, model: EditModel) -> Context:

@@ -209,16 +209,15 @@ class MaskInput(PictureFile):
     what: ClassVar[str] = "mask"
     kept_as: ClassVar[str] = MASK_FILE
 
-    def open(self, image: tuple[int, int], size: tuple[int, int], cell: int, fit: Fit = "crop") -> OpenedMask:
-        """The mask of a picture of size `image` that is brought to `size` (width, height each).
+    def painted(self, image: tuple[int, int] | None) -> Image.Image:
+        """The mask alone, of a picture of size `image` (width, height); None: not known yet.
 
-        cell: pixels to a cell of the latents, per side. Raises `ImageError` for a mask of another size, in colours, or
-        black wherever the model sees the picture.
+        Raises `ImageError` for a mask of another size, in colours, or black all over.
         """
         from PIL import ImageChops
 
         picture = _decoded(self.read()[1], self.label)[0]
-        if picture.size != image:
+        if image is not None and picture.size != image:
             given, wanted = (f"{one[0]} x {one[1]}" for one in (picture.size, image))
             raise ImageError(
                 f"{self.label} has {given} pixels, the picture {wanted}: give one of the picture's size"
@@ -233,6 +232,15 @@ class MaskInput(PictureFile):
         mask = green.point([0 if v <= NEARLY else 255 if v >= 255 - NEARLY else v for v in range(256)])
         if not mask.getbbox():
             raise ImageError(f"{self.label} is black all over, so nothing may change; paint white what may")
+        return mask
+
+    def open(self, image: tuple[int, int], size: tuple[int, int], cell: int, fit: Fit = "crop") -> OpenedMask:
+        """The mask of a picture of size `image` that is brought to `size` (width, height each).
+
+        cell: pixels to a cell of the latents, per side. Raises `ImageError` as `painted` does, and for a mask that is
+        black wherever the model sees the picture.
+        """
+        mask = self.painted(image)
         cells = _cells_of(mask, size, cell, fit)
         if not cells.any():
             raise ImageError(
@@ -240,6 +248,13 @@ class MaskInput(PictureFile):
                 "use fit 'pad' or 'stretch'"
             )
         return OpenedMask(picture=mask, cells=cells, fit=fit)
+
+
+def check_pictures(image: ImageInput | None, mask: MaskInput | None) -> None:
+    """Raise `ImageError` for a picture or a mask that no model could take, before one is loaded."""
+    size = None if image is None else _decoded(image.read()[1], image.label)[0].size
+    if mask is not None:
+        mask.painted(size)
 
 
 ImageField = Annotated[ImageInput, BeforeValidator(ImageInput.of)]

@@ -21,8 +21,6 @@ from adapedit.configs import (
     TokenizerConfig,
     read_config,
     read_configs,
-    read_index,
-    read_words_configs,
 )
 from adapedit.families import OTHERS, SUPPORTED, family_of
 from adapedit.model import BundleModel, EditModel
@@ -45,11 +43,15 @@ from adapedit_engine.schedule import Schedule, follow_pipelines
 
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary:
-    """What is needed to align prompts for a model. max_tokens: N, the text encoder's own limit."""
+    """What is known of a model without its weights, and enough to align prompts and to refuse requests.
+
+    max_tokens: the text encoder's own limit. channels: that the UNet takes, and gives.
+    """
 
     name: str
     tokenizer: Any
     max_tokens: int
+    channels: tuple[int, int]
     facts: ModelFacts
 
 
@@ -298,12 +300,14 @@ def load_bundle(
 
 
 def load_vocabulary(source: Source | str | Path | None = None) -> Vocabulary:
-    """The tokenizer of a bundle or of a checkpoint alone, which is enough to align prompts. Raises as loading does."""
+    """What a bundle or a checkpoint says before its weights are read. Raises as loading does."""
     source = Source.of(source)
     if is_bundle(source):
         bundle = Bundle.open(expanded(source.name), verify=False)
         read_config(bundle.folder / "tokenizer" / TOKENIZER_FILE, TokenizerConfig)
-        return _vocabulary(source.name, bundle.folder, bundle.manifest.tokens, {})
+        specs = bundle.manifest.specs
+        channels = specs.in_channels, specs.out_channels
+        return _vocabulary(source.name, bundle.folder, bundle.manifest.tokens, channels, {})
     if source.is_file:
         with config_of(source, check_file(expanded(source.name))) as folder:
             return _vocabulary_of(source.name, folder)
@@ -311,18 +315,21 @@ def load_vocabulary(source: Source | str | Path | None = None) -> Vocabulary:
 
 
 def _vocabulary_of(name: str, folder: Path) -> Vocabulary:
-    index = read_index(folder)
-    tokens = read_words_configs(folder, index.family)[0].max_position_embeddings
-    return _vocabulary(name, folder, tokens, index.usual_facts)
+    configs = read_configs(folder)
+    tokens, unet = configs.texts[0].max_position_embeddings, configs.unet
+    return _vocabulary(name, folder, tokens, (unet.in_channels, unet.out_channels), configs.index.usual_facts)
 
 
-def _vocabulary(name: str, folder: Path, tokens: int, usual: dict[str, Any]) -> Vocabulary:
+def _vocabulary(
+    name: str, folder: Path, tokens: int, channels: tuple[int, int], usual: dict[str, Any]
+) -> Vocabulary:
     from transformers import CLIPTokenizer
 
     return Vocabulary(
         name=name,
         tokenizer=settled(read_part(folder, "tokenizer", CLIPTokenizer)),
         max_tokens=tokens,
+        channels=channels,
         facts=ModelFacts.read(folder, **usual),
     )
 

@@ -128,6 +128,9 @@ class EditModel:
     def check_size(self, height: int, width: int) -> None:
         """Raise where pictures of this size, in pixels, can't be made; a checkpoint takes all that its UNet halves."""
 
+    def check_chunks(self, multiples: int) -> None:
+        """Raise where prompts of so many times `max_tokens` can't be taken; a checkpoint takes them."""
+
     @torch.inference_mode()
     def encode_ids(self, input_ids: Tensor) -> dict[str, Tensor]:
         """Token ids [E, B, N] of every tokenizer to what `TextEncoders` gives, by name."""
@@ -193,6 +196,14 @@ class BundleModel(EditModel):
             raise ModelError(
                 f"the edit is {width} x {height} pixels, bundle {self.name} was made for {made[1]} x {made[0]}; export "
                 f"one with --height {height} --width {width}"
+            )
+
+    def check_chunks(self, multiples: int) -> None:
+        """Raise for more than the bundle was made for."""
+        if multiples > 1:
+            raise ModelError(
+                f"max_embeddings_multiples is {multiples}, and the graphs of bundle {self.name} take "
+                f"{self.max_tokens} tokens; leave it out, or use the checkpoint with --runner pytorch"
             )
 
 

@@ -26,6 +26,7 @@ from adapedit.images import ImageError, ImageField, ImageInput, MaskField, MaskI
 from adapedit.inversion import InversionSettings
 from adapedit.methods import MethodSettings, make_settings, one_line
 from adapedit.methods.base import Settings, whole_error
+from adapedit.prompts.tokens import MAX_CHUNKS
 from adapedit.prompts.weights import read_weights
 from adapedit_kernels.errors import AdapEditError
 
@@ -54,6 +55,10 @@ UNSUPPORTED = {
     "cross_attention_kwargs": "a checkpoint whose LoRA was merged at its scale, by fuse_lora(lora_scale=...)",
     **dict.fromkeys(("ip_adapter_image", "controlnet"), "method with its knobs"),
     **dict.fromkeys(("guidance_rescale", "clip_skip"), "guidance_scale"),
+    **dict.fromkeys(
+        ("negative_original_size", "negative_crops_coords_top_left", "negative_target_size"),
+        "original_size, crops_coords_top_left and target_size, which all rows are told",
+    ),
 }
 """Names of diffusers' pipelines and of earlier versions, and what to use instead."""
 
@@ -93,6 +98,8 @@ Prompt = Annotated[str, BeforeValidator(_single), AfterValidator(_not_empty)]
 Negative = Annotated[str | None, BeforeValidator(_text)]
 Number = BeforeValidator(_no_truth)
 Side = Annotated[int, Field(ge=8, le=4096), Number]
+Pixels = Annotated[int, Field(ge=0, le=65_536), Number]
+Pair = Annotated[tuple[Pixels, Pixels], Field(strict=False)]
 
 
 PICTURES: dict[str, type[PictureFile]] = {"image": ImageInput, "mask": MaskInput}
@@ -109,8 +116,11 @@ class EditRequest(BaseModel):
     source_negative_prompt, target_negative_prompt: the same of one picture alone; None: `negative_prompt`.
     seed:                of the first latents, shared by source and target.
     num_inference_steps: T.
+    max_embeddings_multiples: how often the 77 tokens of a text encoder a prompt may have, in chunks of that many.
     guidance_scale:      of classifier-free guidance; None: what suits the model (7.5 for Stable Diffusion).
     height, width:       pixels, at most 4096; None: what the model was trained for.
+    original_size, crops_coords_top_left, target_size: of SDXL, what it is told of the picture besides, height or top
+                         first, as in diffusers; None: whole, and of the size asked for.
     method:              the editing method with its knobs.
     guidance_until:      share of the trajectory after which guidance is skipped: an approximation that saves half
                          of the later steps; 1: never.
@@ -135,9 +145,13 @@ class EditRequest(BaseModel):
     target_negative_prompt: Negative = None
     seed: Annotated[int, Field(ge=0, lt=2**63), Number] = 0
     num_inference_steps: Annotated[int, Field(ge=1, le=1000), Number] = 50
+    max_embeddings_multiples: Annotated[int, Field(ge=1, le=MAX_CHUNKS), Number] = 1
     guidance_scale: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False), Number] | None = None
     height: Side | None = None
     width: Side | None = None
+    original_size: Pair | None = None
+    crops_coords_top_left: Pair | None = None
+    target_size: Pair | None = None
     method: MethodSettings = Field(default_factory=lambda: make_settings("adapedit"))
     guidance_until: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), Number] = 1.0
     solver: Literal["model", "dpm++"] = "model"

@@ -43,6 +43,13 @@ class Graphs:
     check_steps: Annotated[
         int, o.option("Steps of the edit that the graphs are checked along.", panel=EXPORT, min=0)
     ] = 10
+    check_rows: Annotated[
+        int, o.option("Rows of the UNet that it is checked with on random inputs.", panel=EXPORT, min=1)
+    ] = 4
+    no_check: Annotated[
+        bool,
+        o.option("Leave the check to `adapedit check`: less memory at once.", "--no-check", panel=EXPORT),
+    ] = False
 
     def options(self) -> Any:
         """The `ExportOptions`."""
@@ -54,6 +61,7 @@ class Graphs:
             raise ExportError(
                 f"--quantize {quantize} is for --precision float32, got {precision}; leave one out"
             )
+        given["check"] = not given.pop("no_check")
         prompts = () if file is None else _lines(file)
         return ExportOptions(precision=Precision(quantize or precision), prompts=prompts, **given)
 
@@ -74,11 +82,15 @@ def export(
         Path | None,
         o.option("Of a single file: a folder with its configurations and tokenizers.", panel=EXPORT),
     ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        o.option("Of a single file without --config: the folder of a CLIP tokenizer.", panel=EXPORT),
+    ] = None,
     json: o.Json = False,
 ) -> None:
     """Turn a checkpoint into a bundle that ONNX Runtime and TensorRT run, and check it against PyTorch."""
     chosen = graphs.options()
-    from adapedit.checkpoints import Source
+    from adapedit.checkpoints import Source, stored_dtype
     from adapedit.cli import show
     from adapedit.loading import load_model
     from adapedit.model import checkpoint_of
@@ -88,7 +100,10 @@ def export(
     with show.status("loading the model") as say:
         from adapedit_export.export import export_bundle
 
-        loaded = load_model(Source(place=model, variant=weights_variant, config=config), device="cpu")
+        source = Source(place=model, variant=weights_variant, config=config, tokenizer=tokenizer)
+        # Half weights stay half for a graph of them: twice as many bytes would say the same.
+        dtype = stored_dtype(source) if graphs.precision == "float16" else None
+        loaded = load_model(source, device="cpu", dtype=dtype)
         bundle = export_bundle(checkpoint_of(loaded), out, chosen, overwrite=overwrite, progress=say)
     show.print_bundle(bundle, json)
 

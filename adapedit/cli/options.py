@@ -129,6 +129,9 @@ class Prompts(Sampling):
         bool,
         option("Read (word:1.3) in TARGET as a weight, of a method with an equalizer.", "--prompt-weights"),
     ] = False
+    max_embeddings_multiples: Annotated[
+        int, option("Times 77 tokens that a prompt may have, in chunks; only in PyTorch.", min=1)
+    ] = 1
     negative: Annotated[
         Text, option("What neither picture shall show.", "--negative", "--negative-prompt", metavar="TEXT")
     ] = None
@@ -140,6 +143,7 @@ class Prompts(Sampling):
             "source_prompt": self.source,
             "target_prompt": self.target,
             "prompt_weights": self.prompt_weights,
+            "max_embeddings_multiples": self.max_embeddings_multiples,
             "negative_prompt": self.negative,
             "source_negative_prompt": self.source_negative,
             "target_negative_prompt": self.target_negative,

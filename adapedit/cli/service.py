@@ -55,7 +55,7 @@ def serve(
     model: Annotated[
         o.Texts,
         o.option(
-            "builtin, a folder, a bundle or a hub name, or NAME=one of these; may be repeated.",
+            "builtin, a folder, a .safetensors file, a bundle or a hub name, or NAME=one of these; may be repeated.",
             panel=o.MODEL,
         ),
     ] = None,
@@ -63,6 +63,13 @@ def serve(
     device: Annotated[o.Text, o.option("auto, cpu, cuda, cuda:1, mps.", panel=o.MODEL)] = None,
     dtype: Annotated[
         Literal["float32", "float16", "bfloat16"] | None, o.option("Of weights.", panel=o.MODEL)
+    ] = None,
+    weights_variant: Annotated[
+        o.Text, o.option("The word in the names of weight files, such as fp16.", panel=o.MODEL)
+    ] = None,
+    config: Annotated[
+        Path | None,
+        o.option("Of single files: a folder with their configurations and tokenizers.", panel=o.MODEL),
     ] = None,
     settings: Annotated[
         Path | None, o.option("A TOML file of settings; flags and ADAPEDIT_… go before it.", metavar="FILE")
@@ -80,7 +87,8 @@ def serve(
         return
     flags = {name: value for name, value in ctx.obj.items() if value is not None}
     if model:
-        more = {"runner": runner, "device": None if device == "auto" else device, "dtype": dtype}
+        more: dict[str, Any] = {"runner": runner, "device": None if device == "auto" else device}
+        more |= {"dtype": dtype, "variant": weights_variant, "config": config}
         flags["models"] = [ModelSource.named(text, **more) for text in model]
     found = Settings.read(settings, flags)
     from adapedit.http.process import run

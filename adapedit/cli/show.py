@@ -26,7 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 from adapedit.cli.options import Runtime
-from adapedit.prompts.alignment import Alignment, Word, align
+from adapedit.prompts.alignment import Alignment, Word
 from adapedit.request import EditRequest
 from adapedit.result import EditResult, OutputFolder, WordReport, check_output, strict_json
 from adapedit.sheets import Cell, Heading, sheet
@@ -109,12 +109,26 @@ def run_edits(
         check_output(out)
     with bar() as say:
         say("Loading the model", 0, 0)
+        _refuse_early(requests, runtime)
         pipe = load_pipeline(runtime)
         results: list[EditResult] = pipe.edit_batch(
             requests, max_rows=max_rows, callback=lambda done, total: say("Denoising", done, total)
         )
     _tell(results, labels)
     return results
+
+
+def _refuse_early(requests: Sequence[EditRequest], runtime: Runtime) -> None:
+    """Raise for prompts and pictures that do not do, before a weight is read."""
+    from adapedit.edit import align_request, check_channels
+    from adapedit.images import check_pictures
+    from adapedit.loading import load_vocabulary
+
+    check_pictures(requests[0].image, requests[0].mask)  # which all have
+    vocabulary = load_vocabulary(source_of(runtime))
+    for request in requests:
+        check_channels(request, vocabulary.name, *vocabulary.channels)
+        align_request(request, vocabulary)
 
 
 def run_on_server(request: EditRequest, url: str, runtime: Runtime, *, out: Path) -> EditResult:
@@ -150,14 +164,10 @@ def _tell(results: Sequence[EditResult], labels: Sequence[str] | None) -> None:
 
 def align_only(request: EditRequest, runtime: Runtime) -> Alignment:
     """The alignment of the request's prompts by the model's tokenizer; nothing else of the model is read."""
-    from adapedit.edit import refuse_unknown_words
+    from adapedit.edit import align_request
     from adapedit.loading import load_vocabulary
 
-    vocabulary = load_vocabulary(source_of(runtime))
-    refuse_unknown_words(request, vocabulary)
-    return align(
-        request.source_prompt, request.target_prompt, vocabulary.tokenizer, max_length=vocabulary.max_tokens
-    )
+    return align_request(request, load_vocabulary(source_of(runtime)))
 
 
 def run_inversions(

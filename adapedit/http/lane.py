@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from adapedit.edit import complete, refuse_unknown_words
+from adapedit.checkpoints import Source
+from adapedit.edit import align_request, complete
 from adapedit.http.calibration import calibrate
 from adapedit.http.errors import where
 from adapedit.http.events import MAX_PREVIEWS, Mailbox
@@ -23,8 +24,7 @@ from adapedit.http.store import Row
 from adapedit.loading import Vocabulary, load_any, load_vocabulary
 from adapedit.methods import METHODS
 from adapedit.model import EditModel
-from adapedit.prompts.alignment import Alignment, align
-from adapedit.prompts.tokens import tokenize_words
+from adapedit.prompts.alignment import Alignment
 from adapedit.request import EditRequest
 from adapedit.result import EditResult
 from adapedit.server import EditServer, ServerStats
@@ -115,12 +115,19 @@ class Job:
 Load = Callable[[ModelSource], EditModel]
 
 
+def checkpoint_of(source: ModelSource) -> Source:
+    """Where the model is that the settings name, and which of its weights."""
+    return Source(
+        place=source.source, variant=source.variant, config=source.config, tokenizer=source.tokenizer
+    )
+
+
 def load_source(source: ModelSource) -> EditModel:
     """The model that the settings name."""
     import torch
 
     dtype = None if source.dtype is None else getattr(torch, source.dtype)
-    return load_any(source.source, runner=source.runner, device=source.device, dtype=dtype)
+    return load_any(checkpoint_of(source), runner=source.runner, device=source.device, dtype=dtype)
 
 
 class Lane:
@@ -217,18 +224,7 @@ class Lane:
         vocabulary = self._vocabulary
         assert vocabulary is not None
         with self._words:  # a tokenizer serves one thread at a time; the server has one of its own
-            refuse_unknown_words(request, vocabulary)
-            for name in ("source", "target"):
-                text = getattr(request, f"{name}_negative_prompt")
-                if text and text.strip():
-                    label = f"{name} negative prompt"
-                    tokenize_words(text, vocabulary.tokenizer, max_length=vocabulary.max_tokens, name=label)
-            return align(
-                request.source_prompt,
-                request.target_prompt,
-                vocabulary.tokenizer,
-                max_length=vocabulary.max_tokens,
-            )
+            return align_request(request, vocabulary)
 
     def check(self, request: EditRequest) -> None:
         """Raise `AdapEditError` for what the model can't run, as far as that is known without running it."""
@@ -247,7 +243,7 @@ class Lane:
     def _run(self) -> None:
         try:
             self.model = self._load(self.source)
-            self._vocabulary = load_vocabulary(self.source.source)
+            self._vocabulary = load_vocabulary(checkpoint_of(self.source))
             settings = self._settings
             server = EditServer(self.model, max_rows=settings.max_rows, budget_bytes=settings.budget)
             if settings.budget is not None:

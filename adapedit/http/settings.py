@@ -31,12 +31,18 @@ def _not_empty(models: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 class ModelSource(BaseModel):
-    """A model to serve. name: what requests call it. source: builtin, a folder, a bundle or a hub name."""
+    """A model to serve. name: what requests call it. source: builtin, a folder, a file, a bundle or a hub name.
+
+    variant, config, tokenizer: see `Source`, the last as a folder.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Annotated[str, Field(pattern=MODEL_NAMES)]
     source: str
+    variant: str | None = None
+    config: Path | None = None
+    tokenizer: Path | None = None
     runner: str | None = None
     device: str | None = None
     dtype: Literal["float32", "float16", "bfloat16"] | None = None

@@ -13,6 +13,9 @@ sums to 1, so each pixel of ``R`` is a distribution over tokens, as the softmax 
   (a causal text encoder makes the same of that token in every prompt);
 * end and padding: place by place from the end token on. Where the target has more padding the source's last
   is shared among the rest; where it has less, what is left over is added to the target's last.
+
+Long prompts are several chunks, each framed as a prompt of its own: a word may stand in another chunk than its
+counterpart; start, end and padding are those of the same chunk.
 """
 
 from __future__ import annotations
@@ -166,16 +169,20 @@ def align(
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_length: int | None = None,
+    chunks: int = 1,
 ) -> Alignment:
     """Align two prompts.
 
     tokenizer:  a fast one of CLIP's kind.
-    max_length: N, the tokens that the text encoder takes (77 for Stable Diffusion); None: what the tokenizer says.
+    max_length: the tokens that the text encoder takes (77 for Stable Diffusion); None: what the tokenizer says.
+    chunks:     so many times the text encoder's tokens are N; a word is never divided between two.
 
-    Raises `AdapEditError` where a prompt is empty, has more than N tokens (none is ever cut) or a word without token.
+    Raises `AdapEditError` where a prompt is empty, has more tokens (none is ever cut) or a word without token.
     """
-    source = tokenize_words(source_prompt, tokenizer, max_length=max_length, name="source prompt")
-    target = tokenize_words(target_prompt, tokenizer, max_length=max_length, name="target prompt")
+    source, target = (
+        tokenize_words(prompt, tokenizer, max_length=max_length, chunks=chunks, name=name)
+        for prompt, name in ((source_prompt, "source prompt"), (target_prompt, "target prompt"))
+    )
     pairs = match_words(source.texts, target.texts)
     source_words = _words(source, target, pairs, "deleted")
     target_words = _words(target, source, [(new, old) for old, new in pairs], "inserted")
@@ -252,15 +259,18 @@ def _token_map(source: TokenizedPrompt, target: TokenizedPrompt, pairs: Sequence
     """[N, N] float32: weight of source token i in target token j. Columns of inserted words are 0."""
     tokens = len(source.input_ids)
     result = torch.zeros(tokens, tokens, dtype=torch.float32, device="cpu")
-    result[0, 0] = 1.0
+    chunk = tokens // len(source.ends)
     for old, new in pairs:
         if old is not None:
-            _connect(result, source.positions[old], (0,) if new is None else target.positions[new])
-    old_tail, new_tail = range(source.end, tokens), range(target.end, tokens)
-    # The last place of the shorter one takes what is left of the other.
-    common = min(len(old_tail), len(new_tail)) - 1
-    _connect(result, old_tail[:common], new_tail[:common])
-    _connect(result, old_tail[common:], new_tail[common:])
+            own = source.positions[old]
+            _connect(result, own, (own[0] // chunk * chunk,) if new is None else target.positions[new])
+    for start, old_end, new_end in zip(range(0, tokens, chunk), source.ends, target.ends, strict=True):
+        result[start, start] = 1.0
+        old_tail, new_tail = range(old_end, start + chunk), range(new_end, start + chunk)
+        # The last place of the shorter one takes what is left of the other.
+        common = min(len(old_tail), len(new_tail)) - 1
+        _connect(result, old_tail[:common], new_tail[:common])
+        _connect(result, old_tail[common:], new_tail[common:])
     return result
 
 

@@ -20,7 +20,14 @@ from adapedit_kernels.errors import AdapEditError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["TokenizedPrompt", "framed_ids", "prompt_ids", "settled", "tokenize_words", "word_spans"]
+__all__ = [
+    "TokenizedPrompt",
+    "framed_ids",
+    "prompt_ids",
+    "settled",
+    "tokenize_words",
+    "word_spans",
+]
 
 Span = tuple[int, int]
 """Start and stop, in characters of the prompt."""
@@ -29,6 +36,8 @@ _JOINERS = frozenset("'’-‐")
 _NUMBER_JOINERS = frozenset(".,:")
 _UNSPACED = frozenset({"CJK", "HIRAGANA", "THAI", "LAO", "KHMER", "MYANMAR"})
 _SURROGATE = re.compile("[\ud800-\udfff]")
+MAX_CHUNKS = 6
+"""Of 77 tokens: kernels take up to 512."""
 _UNLIMITED = 1_000_000  # a tokenizer without a limit says 1e30
 _MEND = "use the CLIPTokenizer of a Stable Diffusion checkpoint"
 
@@ -37,29 +46,58 @@ _MEND = "use the CLIPTokenizer of a Stable Diffusion checkpoint"
 class TokenizedPrompt:
     """The ids of a prompt that the text encoder takes, and where its words are among them.
 
-    input_ids: N ids: start, the tokens of the text, end, padding.
+    input_ids: N ids of each chunk: start, the tokens of its words, end, padding.
     texts:     the words as written, in order.
-    positions: for each word the places of its tokens in ``input_ids``; together 1 to ``end`` - 1, no gap.
-    end:       the place of the end token.
+    positions: for each word the places of its tokens in ``input_ids``, all of them in one chunk.
+    ends:      of each chunk the place of its end token.
     """
 
     input_ids: tuple[int, ...]
     texts: tuple[str, ...]
     positions: tuple[tuple[int, ...], ...]
-    end: int
+    ends: tuple[int, ...]
 
 
 def tokenize_words(
-    prompt: str, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None = None, name: str = "prompt"
+    prompt: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int | None = None,
+    chunks: int = 1,
+    name: str = "prompt",
 ) -> TokenizedPrompt:
     """Tokenize ``prompt`` and find the tokens of each word, by the tokenizer's own offsets.
 
     A placeholder of several vectors (``<toy>`` where ``<toy>_1`` was added, too) becomes all of their tokens, as in
-    diffusers, and is one word. tokenizer, max_length: see `align`; name: what errors call the prompt.
+    diffusers, and is one word. tokenizer, max_length, chunks: see `align`; name: what errors call the prompt.
 
-    Raises `AdapEditError` where the prompt is no string or no text (half a surrogate pair), is empty, has more than N
-    tokens (it is never cut) or a word without token, and for a tokenizer that is not of CLIP's kind.
+    Raises `AdapEditError` where the prompt is no string or no text (half a surrogate pair), is empty, has more tokens
+    than the chunks have room for (it is never cut) or a word without token, and for a tokenizer not of CLIP's kind.
     """
+    limit, content, texts, words = _cut(prompt, tokenizer, max_length, name)
+    filled = _filled(words, limit - 2)
+    if len(filled) > chunks:
+        wanted = len(filled) if len(filled) <= MAX_CHUNKS else None
+        raise _too_long(name, len(content), limit, chunks, wanted)
+    ids: list[int] = []
+    positions: list[tuple[int, ...]] = []
+    ends: list[int] = []
+    for chunk in range(chunks):
+        own = words[filled[chunk]] if chunk < len(filled) else []
+        start = len(ids) + 1
+        for word in own:
+            positions.append(tuple(range(start, start + len(word))))
+            start += len(word)
+        ends.append(start)
+        ids += [tokenizer.bos_token_id, *(content[place] for word in own for place in word)]
+        ids += [tokenizer.eos_token_id, *[tokenizer.pad_token_id] * ((chunk + 1) * limit - start - 1)]
+    return TokenizedPrompt(input_ids=tuple(ids), texts=texts, positions=tuple(positions), ends=tuple(ends))
+
+
+def _cut(
+    prompt: str, tokenizer: PreTrainedTokenizerBase, max_length: int | None, name: str
+) -> tuple[int, list[int], tuple[str, ...], list[range]]:
+    """N, the tokens of the text, its words, and which of the tokens are each word's."""
     if not isinstance(prompt, str):
         raise AdapEditError(f"the {name} is of type {type(prompt).__name__}; give a string")
     half = _SURROGATE.search(prompt)
@@ -69,12 +107,8 @@ def tokenize_words(
         raise AdapEditError(f"the {name} is empty; describe the picture in a few words")
     limit = _limit(tokenizer, max_length)
     content, spans = _content(prompt, tokenizer)
-    surplus = len(content) + 2 - limit
-    if surplus > 0:
-        raise AdapEditError(
-            f"the {name} has {len(content) + 2} tokens, start and end among them, and the model takes "
-            f"{limit}: shorten it by {surplus}"
-        )
+    if len(content) > MAX_CHUNKS * (limit - 2):
+        raise _too_long(name, len(content), limit)
     refused = {tokenizer.unk_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id}
     added = set(tokenizer.get_added_vocab().values()) - refused
     whole = sorted({span for id, span in zip(content, spans, strict=True) if id in added})
@@ -83,26 +117,50 @@ def tokenize_words(
         if not places:
             raise AdapEditError(f"the tokenizer makes no token of {text!r} in the {name}; leave it out")
         # CLIP's unknown token is its end token, and its text encoder takes the first of those for the end.
-        if refused & {content[place - 1] for place in places}:
+        if refused & {content[place] for place in places}:
             raise AdapEditError(f"the model does not know {text!r} in the {name}; use another word")
-    framed = [tokenizer.bos_token_id, *content, tokenizer.eos_token_id]
-    return TokenizedPrompt(
-        input_ids=(*framed, *[tokenizer.pad_token_id] * (limit - len(framed))),
-        texts=texts,
-        positions=positions,
-        end=len(content) + 1,
+        if len(places) > limit - 2:
+            raise _too_long(name, len(content), limit)
+    return limit, content, texts, positions
+
+
+def _filled(words: Sequence[range], room: int) -> list[slice]:
+    """The words of each chunk: as many as it has room for, none of them divided. words: tokens of each."""
+    starts = [0]
+    for place, word in enumerate(words):
+        if word.stop - words[starts[-1]].start > room:
+            starts.append(place)
+    return [slice(*ends) for ends in zip(starts, [*starts[1:], len(words)], strict=True)]
+
+
+def _too_long(
+    name: str, tokens: int, limit: int, chunks: int = 1, wanted: int | None = None
+) -> AdapEditError:
+    """wanted: chunks that it takes, where that many may be asked for."""
+    many = "" if chunks == 1 else f"{chunks} times "
+    more = "" if wanted is None else f", or give max_embeddings_multiples={wanted}"
+    return AdapEditError(
+        f"the {name} has {tokens + 2} tokens, start and end among them, and the model takes {many}{limit}: "
+        f"shorten it by {max(1, tokens - chunks * (limit - 2))}{more}"
     )
 
 
 def prompt_ids(
-    prompt: str, tokenizers: Sequence[PreTrainedTokenizerBase], *, max_length: int, name: str = "prompt"
+    prompt: str,
+    tokenizers: Sequence[PreTrainedTokenizerBase],
+    *,
+    max_length: int,
+    chunks: int = 1,
+    name: str = "prompt",
 ) -> list[list[int]]:
-    """The N ids of a prompt by each tokenizer of a model, padded as each pads.
+    """The N ids of each chunk of a prompt by each tokenizer of a model, padded as each pads.
 
     Raises `AdapEditError` as `tokenize_words` does, and where they cut words otherwise: what text encoders make of a
     place is joined, so a place has to be one word's.
     """
-    found = [tokenize_words(prompt, one, max_length=max_length, name=name) for one in tokenizers]
+    found = [
+        tokenize_words(prompt, one, max_length=max_length, chunks=chunks, name=name) for one in tokenizers
+    ]
     for other in found[1:]:
         words = [list(zip(cut.texts, cut.positions, strict=True)) for cut in (found[0], other)]
         if words[0] != words[1]:
@@ -113,13 +171,11 @@ def prompt_ids(
     return [list(cut.input_ids) for cut in found]
 
 
-def _places(
-    prompt: str, tokens: list[Span], words: list[Span]
-) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]:
-    """The texts of the words and the places of their tokens; words that a token reaches over are one."""
+def _places(prompt: str, tokens: list[Span], words: list[Span]) -> tuple[tuple[str, ...], list[range]]:
+    """The texts of the words and which tokens are theirs; words that a token reaches over are one."""
     crossed = {place for start, stop in tokens for place in range(start + 1, stop)}
     texts: list[str] = []
-    positions: list[tuple[int, ...]] = []
+    positions: list[range] = []
     # Of the word at hand: its first character, and the number of tokens before it.
     begin, first = words[0][0], 0
     for place, (_, stop) in enumerate(words, start=1):
@@ -127,9 +183,9 @@ def _places(
             continue
         last = sum(start < stop for start, _ in tokens) if place < len(words) else len(tokens)
         texts.append(prompt[begin:stop])
-        positions.append(tuple(range(first + 1, last + 1)))
+        positions.append(range(first, last))
         begin, first = words[place][0] if place < len(words) else stop, last
-    return tuple(texts), tuple(positions)
+    return tuple(texts), positions
 
 
 def settled(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

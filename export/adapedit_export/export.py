@@ -158,7 +158,7 @@ class _Exporter:
         from adapedit_export.rewrite import rewrite  # needs onnx_ir
 
         precision = self.options.precision.base
-        modules = self.modules.half(name) if precision is Precision.FLOAT16 else self.modules
+        modules = self.modules.cast(name, precision.traced)
         with modules.controlled.attached():
             model = trace(modules.traceable(name, precision.traced), self.options.opset)
         rewrite(model, precision, mixed=not name.startswith("vae"))
@@ -169,31 +169,34 @@ class _Exporter:
         """PyTorch's results in float32, on inputs that the graphs' dtypes can hold."""
         calls = {}
         vocabulary = self.checkpoint.text.vocabulary
-        with self.modules.controlled.attached():
-            for seed, name in enumerate(GRAPHS):
-                traceable = self.modules.traceable(name)
-                rows = (self.options.rows or self.options.check_rows) if name == "unet" else SMALL_GRAPHS_ROWS
-                sizes = {ROWS: rows, EDITS: max(1, rows // 2), MAPS: max(1, rows // 2)}
-                call = random_call(graphs[name], sizes, vocabulary=vocabulary, seed=seed)
-                if self.options.precision is Precision.FLOAT16:
-                    call = {n: t.half().float() if t.is_floating_point() else t for n, t in call.items()}
+        for seed, name in enumerate(GRAPHS):
+            modules = self.modules.cast(name, torch.float32)
+            traceable = modules.traceable(name)
+            rows = (self.options.rows or self.options.check_rows) if name == "unet" else SMALL_GRAPHS_ROWS
+            sizes = {ROWS: rows, EDITS: max(1, rows // 2), MAPS: max(1, rows // 2)}
+            call = random_call(graphs[name], sizes, vocabulary=vocabulary, seed=seed)
+            if self.options.precision is Precision.FLOAT16:
+                call = {n: t.half().float() if t.is_floating_point() else t for n, t in call.items()}
+            with modules.controlled.attached():
                 results = traceable.module(**call)
-                results = results if isinstance(results, tuple) else (results,)
-                calls[name] = call | dict(zip(traceable.outputs, results, strict=True))
+            results = results if isinstance(results, tuple) else (results,)
+            calls[name] = call | dict(zip(traceable.outputs, results, strict=True))
         if not self.options.check_steps:
             return Reference(calls=calls, edit=None, outcome={})
-        ids = [calls["text_encoder"][name] for name in self.checkpoint.text.inputs]
-        told = self.checkpoint.text(*(torch.cat([one, one[:1].flip(1)]) for one in ids))
+        text = self.modules.cast("text_encoder", torch.float32).text
+        ids = [calls["text_encoder"][name] for name in text.inputs]
+        told = text(*(torch.cat([one, one[:1].flip(1)]) for one in ids))
         plan = random_plan(
             self.modules.controlled.specs,
             Schedule.from_scheduler(self.checkpoint.scheduler, self.options.check_steps),
-            dict(zip(self.checkpoint.text.outputs, told, strict=True)),
+            dict(zip(text.outputs, told, strict=True)),
             (self.modules.height, self.modules.width),
             self.checkpoint.guidance_scale,
         )
-        with PyTorchRunner(self.checkpoint.unet, map_divisor=self.checkpoint.map_divisor) as runner:
+        unet = self.modules.cast("unet", torch.float32).controlled.unet
+        with PyTorchRunner(unet, map_divisor=self.checkpoint.map_divisor) as runner:
             found = denoise([plan], runner)[0]
-        decoder = VaeDecoder(self.checkpoint.vae)
+        decoder = VaeDecoder(self.modules.cast("vae_decoder", torch.float32).vae)
         pictures = torch.cat([decoder(one[None]) for one in found.latents])
         return Reference(calls=calls, edit=plan, outcome=shown(found, pictures))
 

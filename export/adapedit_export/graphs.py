@@ -94,6 +94,16 @@ class VaeEncoder(nn.Module):
         return (moments.chunk(2, dim=1)[0] * self.scale).to(pixels.dtype)
 
 
+def _cast(module: Any, dtype: torch.dtype) -> Any:
+    """A copy whose floating numbers are in `dtype`, never copied as they were."""
+    with torch.no_grad():
+        parameters = {
+            id(one): nn.Parameter(one.to(dtype), requires_grad=False) for one in module.parameters()
+        }
+        floating = (one for one in module.buffers() if one.is_floating_point())
+        return copy.deepcopy(module, {**parameters, **{id(one): one.to(dtype) for one in floating}})
+
+
 def text_widths(controlled: ControlledUNet) -> list[int]:
     """Widths of key_0, value_0, key_1, ... in `projected_text`."""
     widths = []
@@ -125,16 +135,17 @@ class Modules:
         """Pixels to one latent cell, per side."""
         return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
-    def half(self, graph: str) -> Modules:
-        """The same with what `graph` runs in float16, as a copy: the checkpoint stays what it was."""
+    def cast(self, graph: str, dtype: torch.dtype) -> Modules:
+        """The same with what `graph` runs in `dtype`; the checkpoint stays what it was, and shares what has it already.
+
+        One graph at a time, so that no more than its weights is there twice.
+        """
         if graph in ("unet", "text_projection"):
-            unet: Any = copy.deepcopy(self.controlled.unet).half()
-            return replace(
-                self, controlled=ControlledUNet(unet, map_divisor=self.controlled.specs.map_divisor)
-            )
+            unet, divisor = _cast(self.controlled.unet, dtype), self.controlled.specs.map_divisor
+            return replace(self, controlled=ControlledUNet(unet, map_divisor=divisor))
         if graph == "text_encoder":
-            return replace(self, text=copy.deepcopy(self.text).half())
-        return self if self.wide_vae else replace(self, vae=copy.deepcopy(self.vae).half())
+            return replace(self, text=_cast(self.text, dtype))
+        return replace(self, vae=_cast(self.vae, torch.float32 if self.wide_vae else dtype))
 
     def traceable(self, graph: str, dtype: torch.dtype = torch.float32) -> Traceable:
         """One graph of a bundle; dtype: of its floating-point inputs, as of its module."""

@@ -16,7 +16,7 @@ from adapedit_engine.manifest import GraphSpec, reading
 from adapedit_engine.models.controls import SELF_NAMES
 from adapedit_engine.models.layers import SIZES, ModelSpecs
 from adapedit_engine.models.text import HIDDEN
-from adapedit_engine.plan import CrossEdit, EditOutcome, EditPlan, SelfEdit, held_steps
+from adapedit_engine.plan import CHANNELS, CrossEdit, EditOutcome, EditPlan, SelfEdit, held_steps
 from adapedit_engine.schedule import Schedule
 
 Progress = Callable[[str], None]
@@ -139,6 +139,9 @@ def random_plan(
     told = {name: torch.stack([value[[0, 1]], value[[0, 2]]]) for name, value in told.items()}
     if SIZES in specs.conditioning:
         told[SIZES] = torch.randint(2048, (6,), generator=generator).float().expand(2, 2, -1)
+    if specs.in_channels > specs.out_channels:  # of inpainting, and of InstructPix2Pix
+        brought = torch.rand(specs.in_channels - specs.out_channels, *size, generator=generator)
+        told[CHANNELS] = brought.expand(2, 2, -1, -1, -1)
     plain = unedited_plan(specs, schedule, told, size, guidance_scale, generator)
     steps, tokens, layers = len(schedule), told[HIDDEN].shape[2], specs.self_layers
     map_height, map_width = specs.map_size(*size)

@@ -79,7 +79,7 @@ def test_null_text_begins_with_the_negative_prompt(pipe):
             "negative_prompt acts by guidance, and its scale is 1",
         ),
         ({"target_negative_prompt": "ugly", "guidance_scale": 0}, "or leave target_negative_prompt out"),
-        ({"negative_prompt": "a dog " * 12}, "the source negative prompt has 26 tokens"),
+        ({"negative_prompt": "a dog " * 12}, "the negative prompt has 26 tokens"),
         ({"negative_prompt": 3}, "negative_prompt is 3: a text was wanted"),
         ({"negative_prompt_embeds": 3}, "negative_prompt_embeds is not supported, use negative_prompt"),
     ],

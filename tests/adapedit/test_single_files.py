@@ -18,6 +18,8 @@ from adapedit.checkpoints import Source
 from adapedit.cli.main import USER_ERROR
 from adapedit.cli.main import run as command
 from adapedit.configs import ModelError, read_configs
+from adapedit.http.lane import load_source
+from adapedit.http.settings import ModelSource
 from adapedit.loading import load_vocabulary
 from tests.helpers.edits import SOURCE, TARGET
 from tests.helpers.single_file import save_single_file
@@ -175,5 +177,7 @@ def test_commands_take_files_and_variants(folders, files, tmp_path, capfd):
     assert command([*edit, str(folders["sd"]), "--weights-variant", "fp16"]) == USER_ERROR
     said = capfd.readouterr().err
     assert "holds no tokenizer" in said and "no weights of variant 'fp16'" in said
+    served = load_source(ModelSource(name="one", source=str(files["sd"]), config=folders["sd"]))
+    assert served.max_tokens == load_vocabulary(folders["sd"]).max_tokens
     source = Source(place=files["sd"], config=folders["sd"])
     assert load_vocabulary(source).max_tokens == load_vocabulary(folders["sd"]).max_tokens

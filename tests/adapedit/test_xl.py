@@ -92,6 +92,38 @@ def test_pictures_that_are_not_square(pipe, folder):
     same(outcome, by_diffusers(pipe, folder, 1, **size))
 
 
+def test_it_is_told_of_sizes_as_diffusers_tells_it(pipe, folder):
+    told = {"original_size": (100, 80), "crops_coords_top_left": (3, 4), "target_size": (20, 30)}
+    asked = request(seed=1, steps=STEPS).model_copy(update=told)
+    plan = plan_of(pipe, asked)
+    assert plan.conditioning["time_ids"][0, 0].tolist() == [100, 80, 3, 4, 20, 30]
+    (outcome,) = run(pipe, [plan])
+    same(outcome, by_diffusers(pipe, folder, 1, **told))
+    assert json.loads(asked.model_dump_json())["original_size"] == [100, 80]
+    assert pipe(SOURCE, TARGET, num_inference_steps=1, original_size=[100, 80]).request.original_size == (
+        100,
+        80,
+    )
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        (
+            {"original_size": (64, 64)},
+            "original_size is told to SDXL, and .* is none; leave original_size out",
+        ),
+        ({"target_size": (64,)}, "target_size"),
+        ({"crops_coords_top_left": (-1, 0)}, "crops_coords_top_left.0 is -1"),
+        ({"negative_target_size": (64, 64)}, "use original_size, crops_coords_top_left and target_size"),
+    ],
+)
+def test_sizes_that_can_not_be_told(tiny_folder, told, message):
+    with pytest.raises(AdapEditError, match=message) as error:
+        AdapEditPipeline.from_pretrained(tiny_folder)(SOURCE, TARGET, **told)
+    assert "\n" not in str(error.value)
+
+
 def test_edits_share_calls_and_sources_as_they_would_run_alone(pipe):
     asked = [request(seed=1), request(seed=1, method="prompt-to-prompt"), request(target=SOURCE, seed=2)]
     alone = [pipe.edit_batch([one])[0] for one in asked]

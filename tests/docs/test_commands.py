@@ -21,7 +21,7 @@ from adapedit.cli.main import run
 from benchmarks import gpu, http, kernels, latency, runners, serving
 from benchmarks.quality.__main__ import app as quality
 from tests.helpers.single_file import save_single_file
-from tests.helpers.tiny_model import save_tiny_xl
+from tests.helpers.tiny_model import save_tiny_model, save_tiny_xl
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -91,6 +91,7 @@ def checkpoints(tiny_folder, tmp_path_factory) -> dict[str, Path]:
         "stable-diffusion": tiny_folder,
         "stable-diffusion-v1-4": tiny_folder,
         "dreamshaper.safetensors": save_single_file(components, folder / "one.safetensors"),
+        "stable-diffusion-inpainting": save_tiny_model(folder / "inpainting", unet={"in_channels": 9}),
         "sdxl-turbo": save_tiny_xl(folder / "xl"),
     }
 

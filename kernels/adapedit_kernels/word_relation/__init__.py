@@ -13,7 +13,7 @@ from adapedit_kernels.word_relation.reference import RelationKnobs, WordRelation
 
 __all__ = ["RelationKnobs", "WordRelation", "word_relation"]
 
-MAX_TOKENS = 128
+MAX_TOKENS = 512
 
 _NAME = "word_relation"
 

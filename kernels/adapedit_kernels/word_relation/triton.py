@@ -214,7 +214,7 @@ def launch(
     weighting = (knobs.threshold, knobs.relative, knobs.temperature, knobs.centre)
     sizes = (pixels, tokens, channels, *maps.stride()[:2], *features.stride())
     block_n = max(16, triton.next_power_of_2(tokens))
-    blocks = {"BLOCK_N": block_n, "BLOCK_V": _BLOCK_V, "num_warps": 4}
+    blocks = {"BLOCK_N": block_n, "BLOCK_V": _BLOCK_V, "num_warps": max(4, block_n // 32)}
     embed_kernel[(triton.cdiv(channels, _BLOCK_V), batch)](
         maps, features, *weighting, embedding, *sizes, BLOCK_P=_BLOCK_P, **blocks
     )

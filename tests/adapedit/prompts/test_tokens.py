@@ -74,8 +74,8 @@ def test_tokens_of_words_are_those_that_the_tokenizer_says(prompt):
     encoded = tokenizer(prompt, padding="max_length", max_length=77, return_offsets_mapping=True)
     result = tokenize_words(prompt, tokenizer)
     assert list(result.input_ids) == encoded["input_ids"]
-    assert [place for places in result.positions for place in places] == list(range(1, result.end))
-    assert result.input_ids[result.end] == tokenizer.eos_token_id
+    assert [place for places in result.positions for place in places] == list(range(1, result.ends[0]))
+    assert result.input_ids[result.ends[0]] == tokenizer.eos_token_id
     begin = 0
     for text, places in zip(result.texts, result.positions, strict=True):
         begin = prompt.index(text, begin)
@@ -131,7 +131,7 @@ def test_a_placeholder_of_several_vectors_is_one_word_of_several_tokens():
     # As diffusers writes it out: the prompt that its loader makes of it.
     written = tokenizer("a <toy> <toy>_1 <toy>_2, <hat>", padding="max_length", max_length=77)
     assert list(result.input_ids) == written["input_ids"]
-    with pytest.raises(AdapEditError, match="has 8 tokens, .* takes 7: shorten it by 1$"):
+    with pytest.raises(AdapEditError, match="has 8 tokens, .* takes 7: shorten it by 1, or"):
         tokenize_words("a <toy>, <hat>", tokenizer, max_length=7)
 
 
@@ -142,7 +142,7 @@ def test_letters_of_several_bytes_have_all_their_tokens(prompt):
     tokenizer = small_clip_tokenizer(all_bytes=True)
     result = tokenize_words(prompt, tokenizer)
     assert list(result.input_ids) == tokenizer(prompt, padding="max_length", max_length=77)["input_ids"]
-    assert [place for places in result.positions for place in places] == list(range(1, result.end))
+    assert [place for places in result.positions for place in places] == list(range(1, result.ends[0]))
     assert list(result.texts) == texts(prompt)
 
 
@@ -150,17 +150,17 @@ def test_padding_may_be_a_token_of_its_own():
     # Stable Diffusion 2 pads with "!", Stable Diffusion 1 with the end token.
     tokenizer = small_clip_tokenizer(max_length=8, pad_token="<pad>")
     result = tokenize_words("a dog", tokenizer)
-    assert result.input_ids[result.end :] == (tokenizer.eos_token_id, *[tokenizer.pad_token_id] * 4)
+    assert result.input_ids[result.ends[0] :] == (tokenizer.eos_token_id, *[tokenizer.pad_token_id] * 4)
 
 
 def test_the_longest_prompt_is_taken_and_one_token_more_is_refused():
     tokenizer = small_clip_tokenizer()
     result = tokenize_words("dog " * 75, tokenizer)
-    assert (len(result.texts), result.end, len(result.input_ids)) == (75, 76, 77)
-    message = r"the target prompt has 78 tokens, start and end among them, .* takes 77: shorten it by 1$"
+    assert (len(result.texts), result.ends[0], len(result.input_ids)) == (75, 76, 77)
+    message = r"the target prompt has 78 tokens, start .* takes 77: shorten it by 1, or give .*=2$"
     with pytest.raises(AdapEditError, match=message):
         tokenize_words("dog " * 76, tokenizer, name="target prompt")
-    with pytest.raises(AdapEditError, match=r"has 5 tokens, .* takes 4: shorten it by 1$"):
+    with pytest.raises(AdapEditError, match=r"has 5 tokens, .* takes 4: shorten it by 1, or"):
         tokenize_words("a red dog", tokenizer, max_length=4)
 
 

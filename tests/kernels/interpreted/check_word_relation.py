@@ -51,7 +51,7 @@ def test_word_relation(sizes: tuple[int, int, int, int], words: dict[str, Any], 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("tokens", [127, 128], ids=["the largest odd number of tokens", "all that fit"])
+@pytest.mark.parametrize("tokens", [127, 200], ids=["nearly a block", "a prompt of several chunks"])
 def test_many_tokens(tokens: int, dtype: torch.dtype) -> None:
     # Almost flat: sums that cancel.
     knobs = RelationKnobs.make(1, normalise="softmax", temperature=0.05)
