@@ -23,7 +23,7 @@ PTX_VERSION = 87  # the first that knows every target, so that drivers since CUD
 # PTX of sm_90 and later is Triton's for that one architecture (the "a" in sm_90a), so no other device takes it.
 PTX_TARGETS = (80, 89)
 
-_ALL_REGISTERS = 255
+_REGISTERS = (255, 232)  # limits that are named in turn where a kernel spills
 _SCRATCH_POINTERS = 2  # that Triton adds to every kernel: for scratch memory and for its profiler
 
 
@@ -56,13 +56,17 @@ def compile_one(variant: Variant, target: int) -> Binary:
     """Compile ``variant`` for compute capability ``target`` (80 is 8.0).
 
     ptxas spills a register or two where that lets one program more run on a multiprocessor. Such a kernel is compiled
-    again with all 255 registers named as its limit, which ends that bargain.
+    again with all 255 registers named as its limit, which ends that bargain, or with fewer, which lets it look harder.
 
     Raises:
         AdapEditError: Triton is being interpreted, or the kernel wants memory that the C library does not give.
     """
     binary = _compile(variant, target, {})
-    return _compile(variant, target, {"maxnreg": _ALL_REGISTERS}) if binary.spilled else binary
+    for limit in _REGISTERS:
+        if not binary.spilled:
+            break
+        binary = _compile(variant, target, {"maxnreg": limit})
+    return binary
 
 
 def _compile(variant: Variant, target: int, options: dict[str, int]) -> Binary:
