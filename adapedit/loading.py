@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from adapedit.checkpoints import Folder, Source, expanded, is_bundle, locate, read_part
 from adapedit.configs import (
     SCHEDULER_FILE,
     TOKENIZER_FILE,
-    Configs,
     ModelError,
     ModelFacts,
     SchedulerConfig,
@@ -22,7 +21,7 @@ from adapedit.configs import (
     read_config,
     read_configs,
 )
-from adapedit.families import OTHERS, SUPPORTED, family_of
+from adapedit.families import OTHERS, SUPPORTED, Family, family_of
 from adapedit.model import BundleModel, EditModel
 from adapedit.prompts.tokens import settled
 from adapedit.result import folder_path
@@ -57,23 +56,15 @@ class Vocabulary:
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """A checkpoint's own objects. tokenizers, text_encoders: one of each other, in order.
+    """A checkpoint's own objects by diffusers' names, and what is known of them.
 
-    wide_vae: see `EditModel`. checks_safety: whether diffusers would look at its pictures, which is not done here.
+    checks_safety: whether diffusers would look at its pictures, which is not done here.
     """
 
-    tokenizers: tuple[Any, ...]
-    text_encoders: tuple[Any, ...]
-    unet: Any
-    vae: Any
-    scheduler: Any
-    wide_vae: bool
+    family: Family
+    components: Mapping[str, Any]
+    facts: ModelFacts
     checks_safety: bool
-
-    @property
-    def modules(self) -> tuple[nn.Module, ...]:
-        """All that have weights."""
-        return (*self.text_encoders, self.unet, self.vae)
 
 
 def load_any(
@@ -130,74 +121,75 @@ def load_model(
         raise ModelError(f"dtype is {dtype!r}, wanted one of PyTorch, for example torch.float16")
     source, on = Source.of(source), usable_device(device)
     if source.is_file:
-        name = source.name
-        parts, facts = _shared_parts(convert(source, dtype), scheduler)
+        name, parts = source.name, _parts_of(convert(source, dtype), scheduler)
     else:
         folder = locate(source)
-        name, configs = folder.name, read_configs(folder.path)
-        facts = ModelFacts.read(folder.path, **configs.index.usual_facts)
-        parts = _read_parts(folder, configs, dtype, scheduler)
-    for module in parts.modules:
-        module.requires_grad_(False)
+        name, parts = folder.name, _read_parts(folder, dtype, scheduler)
+    for part in parts.family.with_weights:
+        module = parts.components[part].requires_grad_(False)
         # Convolutions want channels last, and would turn what comes to them, or their weights, at every call.
-        module.to(on, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    return assemble(name, parts, facts, runner)
+        module.to(on, memory_format=torch.channels_last).eval()
+    return _assemble(name, parts, runner)
 
 
-def assemble(name: str, parts: Parts, facts: ModelFacts, runner: str = "pytorch") -> EditModel:
+def _assemble(name: str, parts: Parts, runner: str = "pytorch") -> EditModel:
     """A model of these objects, none of which is changed."""
     kind = CompiledRunner if runner == "pytorch-compiled" else PyTorchRunner
+    family, facts, unet, vae = parts.family, parts.facts, parts.components["unet"], parts.components["vae"]
+    wide = family.wide_vae and bool(vae.config.force_upcast)
+    if wide and vae.dtype == torch.float16:
+        vae = copy.deepcopy(vae).float()
+    encoders = tuple(parts.components[part] for part in family.text_encoders)
     return EditModel(
         name=name,
-        tokenizers=parts.tokenizers,
-        text=TextEncoders(parts.text_encoders),
-        runner=kind(parts.unet, map_divisor=facts.map_divisor),
-        vae=parts.vae,
-        scheduler=parts.scheduler,
+        tokenizers=tuple(settled(parts.components[part]) for part in family.tokenizers),
+        text=TextEncoders(encoders),
+        runner=kind(unet, map_divisor=facts.map_divisor),
+        vae=vae,
+        scheduler=parts.components["scheduler"],
         facts=facts,
-        latent_size=trained_side(parts.unet),
-        latent_scale=parts.vae.config.scaling_factor,
-        vae_factor=2 ** (len(parts.vae.config.block_out_channels) - 1),
-        max_tokens=parts.text_encoders[0].config.max_position_embeddings,
-        wide_vae=parts.wide_vae,
+        latent_size=trained_side(unet),
+        latent_scale=vae.config.scaling_factor,
+        vae_factor=2 ** (len(vae.config.block_out_channels) - 1),
+        max_tokens=encoders[0].config.max_position_embeddings,
+        wide_vae=wide,
         safety_checker_off=parts.checks_safety,
     )
 
 
-def _read_parts(source: Folder, configs: Configs, dtype: torch.dtype, scheduler: Any) -> Parts:
+def _read_parts(source: Folder, dtype: torch.dtype, scheduler: Any) -> Parts:
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-    family, folder = configs.index.family, source.path
-    tokenizers = tuple(settled(read_part(folder, part, CLIPTokenizer)) for part in family.tokenizers)
-    for tokenizer, text in zip(tokenizers, configs.texts, strict=True):
+    folder, configs = source.path, read_configs(source.path)
+    family, facts = configs.index.family, ModelFacts.read(folder, **configs.index.usual_facts)
+    made: dict[str, Any] = {part: read_part(folder, part, CLIPTokenizer) for part in family.tokenizers}
+    for tokenizer, text in zip(made.values(), configs.texts, strict=True):
         refuse_unknown_tokens(tokenizer, text.vocab_size, folder)
     if scheduler is None:
         # Whatever scheduler the checkpoint names, DDIM takes its noise schedule; clipping would not be linear.
         scheduler = read_part(folder, "scheduler", DDIMScheduler, clip_sample=False, thresholding=False)
-    scheduler = follow_pipelines(scheduler)
-    Schedule.from_scheduler(scheduler, 10)
-    encoders = []
+    made["scheduler"] = _usable(scheduler)
+    wide = family.wide_vae and configs.vae.force_upcast and dtype == torch.float16
+    kinds: dict[str, tuple[Any, dict[str, Any]]] = {
+        "unet": (UNet2DConditionModel, {"torch_dtype": dtype}),
+        "vae": (AutoencoderKL, {"torch_dtype": torch.float32 if wide else dtype}),
+    }
     for part, text in zip(family.text_encoders, configs.texts, strict=True):
         pooled = len(configs.texts) > 1 and part == family.text_encoders[-1]
-        kind: Any = CLIPTextModelWithProjection if pooled else CLIPTextModel
         options = {"config": CLIPTextConfig(**text.fields), "dtype": dtype}
-        encoders.append(read_part(folder, part, kind, variant=source.variants.get(part), **options))
-    wide = family.wide_vae and configs.vae.force_upcast
-    dtypes = {"unet": dtype, "vae": torch.float32 if wide and dtype == torch.float16 else dtype}
-    unet, vae = (
-        read_part(folder, part, own, torch_dtype=dtypes[part], variant=source.variants.get(part))
-        for part, own in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL))
-    )
-    return Parts(
-        tokenizers=tokenizers,
-        text_encoders=tuple(encoders),
-        unet=unet,
-        vae=vae,
-        scheduler=scheduler,
-        wide_vae=wide,
-        checks_safety=configs.index.checks_safety,
-    )
+        kinds[part] = (CLIPTextModelWithProjection if pooled else CLIPTextModel, options)
+    for part in family.with_weights:
+        kind, options = kinds[part]
+        made[part] = read_part(folder, part, kind, variant=source.variants.get(part), **options)
+    return Parts(family=family, components=made, facts=facts, checks_safety=configs.index.checks_safety)
+
+
+def _usable(scheduler: Any) -> Any:
+    """A scheduler as pipelines have it. Raises `ScheduleError` for one that can't be used."""
+    scheduler = follow_pipelines(scheduler)
+    Schedule.from_scheduler(scheduler, 10)
+    return scheduler
 
 
 def refuse_unknown_tokens(tokenizer: Any, known: int, folder: Path) -> None:
@@ -227,33 +219,22 @@ def load_pipe(pipe: Any, scheduler: Any = None) -> EditModel:
         raise ModelError(
             f"the modules of this {kind} are offloaded; give one that lies on one device, by pipe.to"
         )
-    shared, facts = _shared_parts(pipe, scheduler)
-    return assemble(pipe.config.get("_name_or_path") or kind, shared, facts)
+    return _assemble(pipe.config.get("_name_or_path") or kind, _parts_of(pipe, scheduler))
 
 
-def _shared_parts(pipe: Any, scheduler: Any) -> tuple[Parts, ModelFacts]:
+def _parts_of(pipe: Any, scheduler: Any) -> Parts:
     """A diffusers pipeline's own modules, and what the method has to know of them."""
-    parts, family = pipe.components, family_of(type(pipe).__name__)
-    vae = parts["vae"]
-    wide = family.wide_vae and bool(vae.config.force_upcast)
-    if wide and vae.dtype == torch.float16:
-        vae = copy.deepcopy(vae).float()
-    chosen = follow_pipelines(parts["scheduler"] if scheduler is None else scheduler)
-    Schedule.from_scheduler(chosen, 10)
-    facts: dict[str, Any] = {"guidance_scale": family.guidance_scale}
-    if pipe.config.get("force_zeros_for_empty_prompt"):
-        facts["zero_unconditional"] = True
-    shared = Parts(
-        # Copies: an alignment settles how they pad and cut, and another pipeline sets that at each call.
-        tokenizers=tuple(settled(copy.deepcopy(parts[part])) for part in family.tokenizers),
-        text_encoders=tuple(parts[part] for part in family.text_encoders),
-        unet=parts["unet"],
-        vae=vae,
-        scheduler=chosen,
-        wide_vae=wide,
-        checks_safety=parts.get("safety_checker") is not None,
+    family = family_of(type(pipe).__name__)
+    made = {**pipe.components, "scheduler": _usable(pipe.scheduler if scheduler is None else scheduler)}
+    # Copies: an alignment settles how they pad and cut, and another pipeline sets that at each call.
+    made |= {part: copy.deepcopy(made[part]) for part in family.tokenizers}
+    zero = bool(pipe.config.get("force_zeros_for_empty_prompt"))
+    return Parts(
+        family=family,
+        components=made,
+        facts=ModelFacts(guidance_scale=family.guidance_scale, zero_unconditional=zero),
+        checks_safety=made.get("safety_checker") is not None,
     )
-    return shared, ModelFacts(**facts)
 
 
 def load_bundle(
