@@ -131,6 +131,35 @@ def test_a_server_that_is_killed_and_comes_again_loses_nothing(tiny_folder: Path
     assert found and found[0].request.num_inference_steps == 30
 
 
+def test_a_stream_that_is_cut_is_asked_for_again_however_long_it_was():
+    asked: list[httpx.Request] = []
+
+    class Cut(httpx.AsyncByteStream):
+        async def __aiter__(self):
+            for _ in range(3):
+                await asyncio.sleep(0.1)
+                yield b": still here\n\n"
+            raise httpx.ReadError("cut")
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        again = {"Retry-After": "Mon, 30 Nov 2026 19:00:00 GMT"}  # a proxy's, as a date
+        return [
+            httpx.Response(503, headers=again),
+            httpx.Response(200, stream=Cut()),
+            httpx.Response(200, text="data: 1\n\n"),
+        ][len(asked) - 1]
+
+    async def told() -> list[str]:
+        lines: list[str] = []
+        async with AsyncClient("http://127.0.0.1:9", patience=0.2) as client:
+            client._http = httpx.AsyncClient(base_url=client._url, transport=httpx.MockTransport(answer))
+            await client._call("GET", "/v1/edits/edit_1/events", lines.append)
+        return lines
+
+    assert "data: 1" in asyncio.run(told()) and len(asked) == 3
+
+
 def test_the_command_edits_on_a_server(service: Running, tmp_path: Path, capsys):
     out = tmp_path / "out"
     command = ["edit", "a red dog", "a blue dog", "--steps", "2", "--out", str(out)]
