@@ -305,8 +305,12 @@ def test_tables_are_whole():
         replace(schedule, first_output_weight=None)
     with pytest.raises(ScheduleError, match=r"levels has shape \(4, 2\); wanted finite numbers \[5, 2\]"):
         replace(schedule, levels=schedule.levels[1:])
-    with pytest.raises(ScheduleError, match=r"noise_weight has shape \(3,\)"):
-        replace(schedule, noise_weight=schedule.noise_weight[1:])
+    weight, endless = schedule.noise_weight, torch.full((4,), torch.inf)
+    for wrong in (weight[1:], weight.repeat(2), weight.view(2, 2), endless, weight[0]):
+        with pytest.raises(
+            ScheduleError, match=r"noise_weight has shape .*; wanted one finite number per step"
+        ):
+            replace(schedule, noise_weight=wrong)
 
 
 class Bent(diffusers.DDIMScheduler):
