@@ -69,6 +69,7 @@ def cases() -> list[Case]:
                 ("DEISMultistepScheduler", {**shared, "use_karras_sigmas": True}, {}, n) for n in (6, 16)
             ]
         found += [("LCMScheduler", {"prediction_type": prediction}, {}, n) for n in (1, 4, 8)]
+        found += [("LCMScheduler", {"prediction_type": prediction, "timestep_scaling": 1e-3}, {}, 4)]
         found += [("TCDScheduler", {"prediction_type": prediction}, {"eta": e}, 4) for e in (0.0, 0.3, 1.0)]
     solvers = ({"solver_order": 1}, {"euler_at_final": True}, {"lower_order_final": False}, {"use_lu_lambdas": True},
                {"use_exponential_sigmas": True}, {"use_beta_sigmas": True})  # fmt: skip
