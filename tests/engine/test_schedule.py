@@ -69,7 +69,6 @@ def cases() -> list[Case]:
                 ("DEISMultistepScheduler", {**shared, "use_karras_sigmas": True}, {}, n) for n in (6, 16)
             ]
         found += [("LCMScheduler", {"prediction_type": prediction}, {}, n) for n in (1, 4, 8)]
-        found += [("LCMScheduler", {"prediction_type": prediction, "timestep_scaling": 1e-3}, {}, 4)]
         found += [("TCDScheduler", {"prediction_type": prediction}, {"eta": e}, 4) for e in (0.0, 0.3, 1.0)]
     solvers = ({"solver_order": 1}, {"euler_at_final": True}, {"lower_order_final": False}, {"use_lu_lambdas": True},
                {"use_exponential_sigmas": True}, {"use_beta_sigmas": True})  # fmt: skip
@@ -85,6 +84,9 @@ def cases() -> list[Case]:
         ("EulerDiscreteScheduler", {"use_exponential_sigmas": True}, {}, 9),
         ("EulerDiscreteScheduler", {"use_beta_sigmas": True}, {}, 9),
         ("DPMSolverMultistepScheduler", {}, {}, 1),
+        # Of 15 steps on the last is of the second order, too.
+        *(("DPMSolverMultistepScheduler", {"final_sigmas_type": "sigma_min"}, {}, n) for n in (14, 15)),
+        *(("DEISMultistepScheduler", {}, {}, n) for n in (14, 15)),
         ("DDPMScheduler", {"timestep_spacing": "trailing"}, {}, 1),
         ("DDIMScheduler", {"timestep_spacing": "trailing", "beta_schedule": "squaredcos_cap_v2"}, {}, 10),
         ("DDIMScheduler", {"steps_offset": 1, "set_alpha_to_one": True}, {}, 800),
@@ -139,7 +141,13 @@ def own_steps(scheduler: Any, schedule: Schedule, options: dict[str, Any], monke
         sample = wanted
 
 
-@pytest.mark.parametrize(("name", "changes", "options", "steps"), CASES, ids=IDS)
+LCM = [("LCMScheduler", {"timestep_scaling": scaling}, {}, 4) for scaling in (1e-3, 0.1)]
+"""What of the latents it keeps counts for something; with its usual scaling it is a trace."""
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "options", "steps"), [*CASES, *LCM], ids=[*IDS, "LCM-0.001", "LCM-0.1"]
+)
 def test_each_step_is_diffusers_own(name: str, changes, options, steps: int, in_float64, monkeypatch):
     own = with_long_tables(make(name, **changes), steps)
     schedule = Schedule.from_scheduler(make(name, **changes), steps, **options)

@@ -48,11 +48,11 @@ def test_what_does_not_fit_is_refused(changes: dict[str, Any], message: str) -> 
 def test_kernels_are_one_operator_and_the_reference_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     """An operator is one node to compilers, and has no gradient; the reference has the gradients of its formulas."""
     module = sys.modules[guided_step.__module__]
-    inputs, called = step_inputs(2, 2, (2, 3, 5), torch.float64, noise=True, blend=True), []
+    inputs, called = step_inputs(2, 2, (2, 3, 5), torch.float32, noise=True, blend=True), []
     monkeypatch.setattr(module, "guided_step_operator", lambda *arguments: called.append(arguments))
     inputs["latents"].requires_grad_()
     guided_step(**inputs).sum().backward()
     assert inputs["latents"].grad is not None and not called
-    monkeypatch.setattr(module, "implementation_for", lambda *_: "triton")
+    monkeypatch.setattr("adapedit_kernels.dispatch.implementation_for", lambda *_: "triton")
     guided_step(**inputs)
     assert len(called) == 1 and called[0][:2] == (inputs["noise_pred"], inputs["latents"])
