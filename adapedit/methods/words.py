@@ -84,10 +84,19 @@ class WordSpan(_OfWord):
     value: Span
 
 
-WordValues = Annotated[tuple[WordValue, ...], BeforeValidator(_by_word)]
+WordValues = Annotated[
+    tuple[WordValue, ...],
+    BeforeValidator(_by_word, json_schema_input_type=dict[str, float] | list[WordValue | tuple[str, float]]),
+]
 """Or {word: value}, or (word, value) pairs."""
-WordShares = Annotated[tuple[WordShare, ...], BeforeValidator(_by_word)]
-WordSpans = Annotated[tuple[WordSpan, ...], BeforeValidator(_by_word)]
+WordShares = Annotated[
+    tuple[WordShare, ...],
+    BeforeValidator(_by_word, json_schema_input_type=dict[str, float] | list[WordShare | tuple[str, float]]),
+]
+WordSpans = Annotated[
+    tuple[WordSpan, ...],
+    BeforeValidator(_by_word, json_schema_input_type=dict[str, Span] | list[WordSpan | tuple[str, Span]]),
+]
 
 
 def ends(span: float | tuple[float, float]) -> tuple[float, float]:
