@@ -338,6 +338,13 @@ def test_rows_are_filled_up_to_the_next_size(rows, sizes, wanted):
     assert size_for(rows, sizes) == wanted
 
 
+@pytest.mark.parametrize(
+    ("max_rows", "sizes"), [(1, (1,)), (2, (1, 2)), (5, (1, 2, 4, 8)), (8, (1, 2, 4, 8))]
+)
+def test_captured_calls_have_a_power_of_two_rows_up_to_all(runner, max_rows: int, sizes):
+    assert Batch(runner, max_rows, whole=True).sizes == sizes and Batch(runner, max_rows).sizes is None
+
+
 def test_conditioning_channels_for_models_with_more_inputs_than_outputs():
     """InstructPix2Pix: eight input channels, three guidance rows, of which one does not see the picture."""
     unet = tiny_unet(in_channels=8)
