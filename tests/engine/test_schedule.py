@@ -141,7 +141,7 @@ def own_steps(scheduler: Any, schedule: Schedule, options: dict[str, Any], monke
         sample = wanted
 
 
-LCM = [("LCMScheduler", {"timestep_scaling": scaling}, {}, 4) for scaling in (1e-3, 0.1)]
+LCM: list[Case] = [("LCMScheduler", {"timestep_scaling": scaling}, {}, 4) for scaling in (1e-3, 0.1)]
 """What of the latents it keeps counts for something; with its usual scaling it is a trace."""
 
 
