@@ -19,6 +19,9 @@ from adapedit_export.options import ExportError
 EXTERNAL_FROM = 1 << 30
 """Bytes of weights from which they lie in a file of their own; a protobuf file ends at 2 GB."""
 
+INLINE_UP_TO = 1 << 14
+"""Bytes of a tensor that stays in the graph then: shapes follow from some, such as the sizes of many parts."""
+
 
 def trace(traceable: Traceable, opset: int) -> Any:
     """The graph of a module as an `onnx_ir.Model`, cleaned.
@@ -92,7 +95,12 @@ def save(model: Any, folder: Path, name: str) -> GraphSpec:
 
     file = f"{name}.onnx"
     weights = sum(value.const_value.nbytes for value in model.graph.initializers.values())
-    onnx_ir.save(model, folder / file, external_data=f"{file}.data" if weights > EXTERNAL_FROM else None)
+    onnx_ir.save(
+        model,
+        folder / file,
+        external_data=f"{file}.data" if weights > EXTERNAL_FROM else None,
+        size_threshold_bytes=INLINE_UP_TO,
+    )
     try:
         onnx.checker.check_model(str(folder / file), full_check=True)
     except Exception as error:
