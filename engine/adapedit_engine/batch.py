@@ -358,11 +358,12 @@ class Call:
         self.used = sum(plan.rows for plan in plans)
         self.size = size_for(self.used, batch.sizes)
         batch._reserve(self.first_row + self.size)
-        tracks = self.size if whole and not self.first_row else sum(plan.tracks for plan in plans)
+        filled = whole and len(seats) == len(batch.seats)  # places behind these edits are free
+        tracks = self.size if filled else sum(plan.tracks for plan in plans)
         self.tracks = {n: v[self.first_track : self.first_track + tracks] for n, v in batch.tracks.items()}
         self.rows = {n: v[self.first_row : self.first_row + self.size] for n, v in batch.rows.items()}
         self.edited = all_controls or any(plan.edited for plan in plans)
-        self.edits = None if whole and not self.first_row else self._edited_tracks()
+        self.edits = None if filled else self._edited_tracks()
         self.maps = whole or any(plan.needs_maps for plan in plans)
         self.spatial = whole or all_controls or any(_has_spatial_map(plan) for plan in plans)
         self.adaptive = any(plan.adaptive is not None for plan in plans) or (whole and self.edited)

@@ -57,9 +57,9 @@ class CapturedSteps:
         self._failed = False
 
     def step(self, seats: Sequence[Seat]) -> None:
-        """Advance neighbouring edits by one step. Those that do not begin with the first row are not replayed."""
+        """Advance neighbouring edits by one step. Where they are not all of the batch they are not replayed."""
         with torch.cuda.device(self.batch.runner.device):
-            if self._failed or seats[0].row:
+            if self._failed or len(seats) < len(self.batch.seats):
                 step(self.batch, seats)
             else:
                 self._replay(seats)

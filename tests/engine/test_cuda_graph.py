@@ -15,8 +15,9 @@ from adapedit_engine.batch import Batch
 from adapedit_engine.cuda_graph import CapturedSteps, GraphWarning
 from adapedit_engine.runners.pytorch import PyTorchRunner
 from adapedit_engine.scheduler import denoise
+from adapedit_engine.step import step
 from tests.engine.every_plan import alike, plans
-from tests.engine.tiny import edit_plan, plan, tiny_unet
+from tests.engine.tiny import edit_plan, largest, plan, tiny_unet
 
 
 class Graph:
@@ -101,6 +102,24 @@ def test_replayed_steps_give_what_launched_ones_give(cuda, runner):
         ended = finish(steps, {name: plans()[name] for name in names})
         for name in names:
             alike(ended[name], expected[name])
+
+
+def test_a_call_of_some_edits_leaves_the_others_alone(cuda, runner):
+    """Where memory holds no call of all: those behind the first call's own rows are other edits, not free places."""
+    steps, wanted = CapturedSteps(Batch(runner, 16, whole=True)), [edit_plan(1, 2), plan(3), edit_plan(4, 5)]
+    seats = [steps.batch.join(one) for one in wanted]
+    for seat in seats:
+        before = [steps.batch.latents(other) for other in seats if other is not seat]
+        steps.step([seat])
+        assert all(
+            torch.equal(steps.batch.latents(other), latents)
+            for other, latents in zip((one for one in seats if one is not seat), before, strict=True)
+        )
+    for seat, one in zip(seats, wanted, strict=True):
+        other = Batch(runner, 16)
+        alone = other.join(one)
+        step(other)
+        assert largest(steps.batch.latents(seat), other.latents(alone)) < 1e-4
 
 
 def test_a_graph_holds_for_the_edits_that_come_after(cuda, runner):
