@@ -11,6 +11,7 @@ import torch
 
 from adapedit_engine.batch import Batch, Seat, observe, size_for, widened, word_places
 from adapedit_engine.batch import _taken as edit_taken
+from adapedit_engine.models.controls import EDIT_NAMES, SELF_NAMES, Controls
 from adapedit_engine.plan import SelfEdit
 from adapedit_engine.runners.pytorch import PyTorchRunner
 from adapedit_engine.scheduler import denoise
@@ -96,6 +97,29 @@ def test_halves_run_alone_and_a_call_that_fails_changes_nothing(runner, monkeypa
         assert largest(batch.latents(seat), other.latents(alone)) < 1e-4
 
 
+def test_captured_halves_have_room_for_what_they_are_filled_up_with(runner):
+    """Five edits behind the first are filled up to sixteen rows: more than all have."""
+    batch = Batch(runner, 12, whole=True)
+    seats = [batch.join(plan(seed)) for seed in range(6)]
+    step(batch, seats[:1])
+    step(batch, seats[1:])
+    for seat in seats:
+        other = Batch(runner, 2)
+        alone = other.join(seat.plan)
+        step(other)
+        assert largest(batch.latents(seat), other.latents(alone)) < 1e-4
+
+
+def test_room_doubles_and_nothing_moves_where_there_is_some(runner):
+    """A captured step reads buffers where they were: `version` says that they have moved."""
+    batch, found = Batch(runner, 64), []
+    for seed in range(6):
+        before = batch.version
+        batch.join(plan(seed))
+        found.append((len(batch.rows["track"]), batch.version > before))
+    assert found == [(2, True), (4, True), (8, True), (8, False), (16, True), (16, False)]
+
+
 def test_the_plan_is_not_changed_by_running_it(runner):
     for one in plans().values():
         before = one.digest()
@@ -137,11 +161,94 @@ def test_nothing_waits_for_the_device_inside_a_step(runner, monkeypatch):
 
 
 def test_latents_that_are_no_numbers_say_at_which_step_and_leave_others_alone(runner):
-    spoilt = edit_plan(1, 2, guidance_weights=torch.tensor([[-1e38, 1e38]]).repeat(2, 1))
+    spoilt = edit_plan(1, 2, guidance_weights=torch.tensor([[-1e38, 1e38]]).repeat(2, 1), record=True)
     broken, (alone,) = denoise([spoilt, plan(3)], runner), denoise([plan(3)], runner)
-    assert broken[0].broken_step is not None and int(broken[0].broken_step.max()) >= 0
+    good = broken[0].trajectory.isfinite().flatten(2).all(2)  # [T, K]
+    assert not good.all(0).any() and not good[-1].any()
+    assert broken[0].broken_step.tolist() == good.long().argmin(0).tolist()
     assert broken[1].broken_step is not None and broken[1].broken_step.tolist() == [-1]
     assert largest(broken[1].latents, alone.latents) < 1e-4
+
+
+def test_what_an_edit_has_seen_is_the_average_of_its_conditional_rows(runner, monkeypatch):
+    infer, outputs = PyTorchRunner.infer, []
+
+    def watched(self, *args, **options):
+        outputs.append(infer(self, *args, **options))
+        return outputs[-1]
+
+    monkeypatch.setattr(PyTorchRunner, "infer", watched)
+    (outcome,) = denoise([edit_plan(1, 2, collect=True)], runner)
+    maps, features = (
+        torch.stack([one[name].float() for one in outputs])
+        for name in ("cross_attention_maps", "visual_features")
+    )
+    assert len(outputs) == STEPS
+    assert largest(outcome.maps, maps.mean(0)) < 1e-6
+    assert largest(outcome.features, features.mean(0)) < 1e-5
+    assert torch.equal(outcome.last_features, features[-1])
+
+
+# -- what rows take, step by step
+
+
+def test_a_word_is_held_from_its_first_step_to_its_last(runner):
+    """The weight of the target's own map at a token, written out."""
+    first = torch.tensor([0.0, 0.2, 0.4, 0.0, 0.6, 1.0]).repeat(2, 1)
+    last = torch.tensor([0.6, 0.2, 0.8, 1.0, 1.0, 1.0]).repeat(2, 1)
+    strength, own = torch.tensor([1.0, 0.75]), torch.tensor([0.0, 0.5, 0.0, 1.0, 0.25, 0.0])
+    cross = {"word_starts": first, "strength": strength, "own_weight": own.repeat(2, 1)}
+    batch = Batch(runner, 4)
+    batch.join(edit_plan(1, 2, word_steps=last, cross=cross))
+    for index in range(STEPS):
+        call = batch.call(batch.seats)
+        held = [
+            float(first[1, n]) * STEPS - 1e-4 <= index < float(last[1, n]) * STEPS - 1e-4
+            for n in range(TOKENS)
+        ]
+        wanted = [0.0 if held[n] else 0.75 * (1 - float(own[n])) for n in range(TOKENS)]
+        got = call.inputs()
+        assert got["edited_row"].tolist() == [3] and got["source_row"].tolist() == [1]
+        assert got["spatial_weight"].tolist() == [pytest.approx(wanted)]
+        step(batch)
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["as launched", "as captured"])
+def test_self_attention_takes_from_the_source_in_its_layers_at_its_steps(runner, whole: bool):
+    """And layers in which no row takes are not asked for: those of the step, captured those of any step."""
+    count = len(runner.specs.self_layers)
+    times = torch.zeros(2, count, 2, dtype=torch.int64)
+    times[1, 1], times[1, 2], times[1, 4] = torch.tensor([[1, 3], [0, 2], [3, 1]])
+    batch = Batch(runner, 8, whole=whole)
+    batch.join(plan(9))
+    batch.join(edit_plan(1, 2, self_attention=SelfEdit(query=times)))
+    for index in range(STEPS):
+        call = batch.call(batch.seats)
+        taking = [layer for layer, (start, stop) in enumerate(times[1].tolist()) if start <= index < stop]
+        assert call.self_layers["self_query_row"] == ((1, 2) if whole else tuple(taking))
+        assert call.self_layers["self_key_row"] == call.self_layers["self_value_row"] == ()
+        inputs = call.inputs()
+        assert ("self_query_row" in inputs) == bool(call.self_layers["self_query_row"])
+        for layer, rows in enumerate(inputs["self_query_row"].tolist() if taking else ()):
+            assert rows == [0, 1, 2, 3, 4, 3 if layer in taking else 5, *range(6, call.size)]
+        step(batch)
+
+
+def test_a_graph_that_wants_all_controls_gets_those_of_nothing(runner, monkeypatch):
+    """Bundles' graphs are fixed: where nobody edits, the first row takes everything from itself."""
+    (plain,) = denoise([plan(5)], runner)
+    capabilities = replace(runner.capabilities, all_controls=True)
+    monkeypatch.setattr(PyTorchRunner, "capabilities", capabilities)
+    batch = Batch(runner, 2)
+    batch.join(plan(5))
+    inputs = batch.call(batch.seats).inputs()
+    none = Controls.identity(batch=1, tokens=TOKENS, pixels=SIDE**2, layers=len(runner.specs.self_layers))
+    for name in EDIT_NAMES:
+        assert torch.equal(inputs[name], none.as_dict()[name]), name
+    for name in SELF_NAMES:
+        assert inputs[name].tolist() == [[0, 1]] * len(runner.specs.self_layers)
+    (got,) = denoise([plan(5)], runner)
+    assert largest(got.latents, plain.latents) < 1e-4
 
 
 # -- FWT and DPS
@@ -240,6 +347,17 @@ def test_parts_of_the_single_pass_may_be_off(runner):
     assert torch.equal(outcome.spatial_map, spatial)
 
 
+def test_until_something_is_seen_the_plans_own_times_hold(runner):
+    """Its self-attention at the first step is that of the plan without the single pass."""
+    layers = torch.ones(2, len(runner.specs.self_layers), dtype=torch.bool)
+    first = torch.tensor([0, 1]).expand(*layers.shape, 2)
+    told = edit_plan(1, 2, self_attention=SelfEdit(query=first, key=first), record=True)
+    (single,) = denoise([replace(told, adaptive=adaptive(self_layers=layers))], runner)
+    (plain,), (without,) = denoise([told], runner), denoise([replace(told, self_attention=None)], runner)
+    assert largest(single.trajectory[0], plain.trajectory[0]) < 1e-5
+    assert largest(single.trajectory[0], without.trajectory[0]) > 1e-3
+
+
 # -- local blends
 
 
@@ -332,7 +450,8 @@ def test_widening_is_the_maximum_around():
 
 
 @pytest.mark.parametrize(
-    ("rows", "sizes", "wanted"), [(3, None, 3), (3, (2, 4), 4), (4, (2, 4), 4), (5, (2, 4), 5)]
+    ("rows", "sizes", "wanted"),
+    [(3, None, 3), (2, (2, 4), 2), (3, (2, 4), 4), (4, (2, 4), 4), (5, (2, 4), 5)],
 )
 def test_rows_are_filled_up_to_the_next_size(rows, sizes, wanted):
     assert size_for(rows, sizes) == wanted

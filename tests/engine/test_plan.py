@@ -7,8 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import DDPMScheduler
+from hypothesis import given
+from hypothesis import strategies as st
 
-from adapedit_engine.plan import CrossEdit, EditPlan, PlanError, SelfEdit, held_steps, merge, split
+from adapedit_engine.plan import CrossEdit, EditPlan, PlanError, SelfEdit, held_steps, merge, split, tracks_of
 from adapedit_engine.runners.pytorch import PyTorchRunner
 from adapedit_engine.schedule import Schedule
 from adapedit_engine.scheduler import denoise
@@ -56,6 +58,8 @@ def test_held_steps_are_the_whole_ones_also_where_products_round():
         ({"guidance_weights": torch.ones(2, 3)}, r"guidance_weights has shape \(2, 3\), wanted \(2, 2\)"),
         ({"cross": {"token_map": torch.eye(TOKENS)}}, r"token_map has shape \(6, 6\), wanted \(2, 6, 6\)"),
         ({"cross": {"own_weight": torch.ones(2, 5)}}, r"own_weight has shape \(2, 5\), wanted \(2, 6\)"),
+        ({"cross": {"own_weight": torch.ones(2, TOKENS, 1)}}, r"own_weight has shape \(2, 6, 1\), wanted"),
+        ({"cross": {"own_weight": torch.ones(2, TOKENS).bool()}}, "own_weight is torch.bool, wanted numbers"),
         ({"cross": {"strength": torch.ones(1)}}, r"strength has shape \(1,\), wanted \(2,\)"),
         (
             {"self_attention": SelfEdit(query=INTERVALS[:1])},
@@ -79,6 +83,7 @@ def test_held_steps_are_the_whole_ones_also_where_products_round():
         ({"unconditional_steps": EMPTY[:, 1:]}, "unconditional_steps has shape"),
         ({"source_latents": KNOWN, "source_track": (1, 1)}, "track 0 can't be edited, put its source first"),
         ({"guidance_until": 1.5}, "guidance_until is 1.5"),
+        ({"local_blend": blend(grow=-1)}, r"local_blend.grow is \[-1, -1\], wanted 0 to 4 cells"),
         ({"local_blend": blend(grow=5)}, r"local_blend.grow is \[5, 5\], wanted 0 to 4 cells"),
         ({"local_blend": blend(token_weights=torch.ones(1, TOKENS))}, r"token_weights has shape \(1, 6\)"),
         ({"adaptive": adaptive(key_tokens=torch.ones(2, 2).bool())}, r"key_tokens has shape \(2, 2\)"),
@@ -128,6 +133,14 @@ def test_plans_that_do_not_fit_the_model_are_refused_before_any_work(changes, me
     unet.conv_in.register_forward_pre_hook(lambda *_: pytest.fail("work was begun"))
     with PyTorchRunner(unet, map_divisor=1) as runner, pytest.raises(PlanError, match=message):
         denoise([edit_plan(1, 2, **changes)], runner)
+
+
+def test_a_model_that_takes_more_channels_wants_them():
+    with (
+        PyTorchRunner(tiny_unet(in_channels=8), map_divisor=1) as runner,
+        pytest.raises(PlanError, match="0 conditioning channels, this model takes 8"),
+    ):
+        denoise([edit_plan(1, 2)], runner)
 
 
 def test_a_plan_can_not_be_changed():
@@ -182,6 +195,25 @@ def test_merged_plans_run_their_source_once_and_part_into_what_they_are_alone():
             assert largest(part.latents, alone.latents) < 1e-4
             assert largest(part.maps, alone.maps) < 1e-5
             assert largest(part.word_steps[1:], alone.word_steps[1:]) < 1e-5
+
+
+@given(st.lists(st.lists(st.booleans(), min_size=1, max_size=4), min_size=1, max_size=4))
+def test_merged_tracks_are_those_of_each_plan_and_take_from_where_they_did(kinds: list[list[bool]]):
+    """Tracks are edited ones (true), each of the last one before it that is none."""
+    apart = []
+    for number, edited in enumerate(kinds):
+        sources = [0]
+        for track, taken in enumerate(edited, start=1):
+            sources.append(max(t for t, source in enumerate(sources) if t == source) if taken else track)
+        seeds = (1, *(10 * number + track for track in range(2, len(sources) + 1)))
+        apart.append(edit_plan(*seeds, source_track=tuple(sources)))
+    merged, places = merge(apart), tracks_of(apart)
+    assert merged.tracks == 1 + sum(one.tracks - 1 for one in apart)
+    assert sorted({place for own in places for place in own}) == list(range(merged.tracks))
+    for one, own in zip(apart, places, strict=True):
+        assert len(own) == one.tracks and own[0] == 0
+        assert [merged.source_track[place] for place in own] == [own[source] for source in one.source_track]
+        assert torch.equal(merged.encoder_hidden_states[list(own)], one.encoder_hidden_states)
 
 
 def test_without_guidance_each_track_has_its_conditional_row():

@@ -10,6 +10,7 @@ import torch
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
+    DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     UNet2DConditionModel,
@@ -79,6 +80,27 @@ def test_plain_generation_is_the_diffusers_loop(unet, runner, scheduler):
                 patch.setattr(module, "randn_tensor", lambda *_, index=index, **__: drawn[index])
             guided = empty + GUIDANCE * (worded - empty)
             latents = scheduler.step(guided, timestep, latents).prev_sample
+    assert largest(outcome.latents, latents) < 3e-5 * float(latents.abs().max())
+
+
+@pytest.mark.parametrize("kind", ["dpmsolver++", "sde-dpmsolver++"])
+def test_a_solver_that_looks_back_is_written_out(unet, runner, kind: str):
+    """What a step leaves to the next is added there, beside fresh noise where the solver wants it."""
+    schedule = Schedule.from_scheduler(DPMSolverMultistepScheduler(algorithm_type=kind), STEPS)
+    drawn = noise(STEPS, 4, SIDE, SIDE, seed=4) if schedule.stochastic else None
+    one = plan(1, 2, schedule=schedule, noise=drawn)
+    (outcome,) = denoise([one], runner)
+    latents, text, kept = one.latents, one.encoder_hidden_states, torch.zeros(())
+    assert schedule.history_sample_weight is not None and schedule.history_output_weight is not None
+    for i in range(STEPS):
+        with torch.no_grad():
+            empty, worded = (unet(latents, schedule.timesteps[i], text[:, row]).sample for row in (0, 1))
+        guided, before = empty + GUIDANCE * (worded - empty), latents
+        latents = float(schedule.sample_weight[i]) * before + float(schedule.output_weight[i]) * guided + kept
+        if drawn is not None:
+            latents = latents + float(schedule.noise_weight[i]) * drawn[i]
+        kept = float(schedule.history_sample_weight[i]) * before
+        kept = kept + float(schedule.history_output_weight[i]) * guided
     assert largest(outcome.latents, latents) < 3e-5 * float(latents.abs().max())
 
 
