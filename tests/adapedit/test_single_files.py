@@ -21,7 +21,10 @@ from adapedit.configs import ModelError, read_configs
 from adapedit.http.lane import load_source
 from adapedit.http.settings import ModelSource
 from adapedit.loading import load_vocabulary
-from tests.helpers.edits import SOURCE, TARGET
+from adapedit.model import checkpoint_of
+from adapedit_export.export import export_bundle
+from adapedit_export.options import ExportOptions
+from tests.helpers.edits import SOURCE, TARGET, grey_levels
 from tests.helpers.single_file import save_single_file
 from tests.helpers.tiny_model import save_tiny_model, save_tiny_xl
 
@@ -181,3 +184,18 @@ def test_commands_take_files_and_variants(folders, files, tmp_path, capfd):
     assert served.max_tokens == load_vocabulary(folders["sd"]).max_tokens
     source = Source(place=files["sd"], config=folders["sd"])
     assert load_vocabulary(source).max_tokens == load_vocabulary(folders["sd"]).max_tokens
+
+
+@pytest.mark.slow
+def test_a_bundle_of_a_file_edits_as_the_file_does(folders, files, tmp_path):
+    pipe = AdapEditPipeline.from_single_file(files["sd"], config=folders["sd"])
+    made = export_bundle(checkpoint_of(pipe.model), tmp_path / "bundle", ExportOptions(check_steps=2))
+    one, other = (
+        each(SOURCE, TARGET, num_inference_steps=3, seed=2)
+        for each in (pipe, AdapEditPipeline.from_bundle(made.folder))
+    )
+    assert (
+        grey_levels(one.target_image, other.target_image)
+        <= 1
+        < grey_levels(one.source_image, one.target_image)
+    )
