@@ -164,7 +164,7 @@ class Jobs:
         check(request, self.settings, lane.side)
         lane.check(request)
         wired = made.to_wire()[0]
-        if (size := len(json.dumps(wired))) > MAX_FIELDS:
+        if (size := len(json.dumps(wired, allow_nan=False))) > MAX_FIELDS:
             message = f"the request has {size} characters, at most {MAX_FIELDS} are taken"
             raise ApiError(422, message, code="too_long")
         digest = _digest(wired, files)

@@ -142,7 +142,8 @@ def test_a_bundle_s_words(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest
     folder.mkdir()
     (folder / MANIFEST_FILE).write_text("{}")
     (folder / "tokenizer").symlink_to(tiny_folder / "tokenizer")
-    opened = SimpleNamespace(folder=folder, manifest=SimpleNamespace(tokens=24))
+    specs = SimpleNamespace(in_channels=4, out_channels=4)
+    opened = SimpleNamespace(folder=folder, manifest=SimpleNamespace(tokens=24, specs=specs))
     monkeypatch.setattr("adapedit.loading.Bundle.open", lambda where, verify: opened)
     found = load_vocabulary(folder)
     assert found.max_tokens == 24 and found.tokenizer("a red dog")["input_ids"]
