@@ -90,7 +90,6 @@ def clean(model: Any) -> None:
 
 def save(model: Any, folder: Path, name: str) -> GraphSpec:
     """Write `name`.onnx, with its weights in `name`.onnx.data where they are large, and check what was written."""
-    import onnx
     import onnx_ir
 
     file = f"{name}.onnx"
@@ -101,10 +100,7 @@ def save(model: Any, folder: Path, name: str) -> GraphSpec:
         external_data=f"{file}.data" if weights > EXTERNAL_FROM else None,
         size_threshold_bytes=INLINE_UP_TO,
     )
-    try:
-        onnx.checker.check_model(str(folder / file), full_check=True)
-    except Exception as error:
-        raise ExportError(f"ONNX's checker refuses {file}: {' '.join(str(error).split())[:300]}") from error
+    check(folder / file)
     return GraphSpec(
         file=file,
         inputs=tuple(_spec(value) for value in model.graph.inputs),
@@ -112,6 +108,23 @@ def save(model: Any, folder: Path, name: str) -> GraphSpec:
         opset=model.opset_imports[""],
         nodes=len(model.graph),
     )
+
+
+def check(path: Path) -> None:
+    """Hold a file to ONNX's checker, types and shapes too, without its external weights: they can take all memory.
+
+    Raises `ExportError`.
+    """
+    import onnx
+
+    try:
+        onnx.checker.check_model(str(path))  # by its path: the external weights have to be there
+        graph = onnx.load(path, load_external_data=False)
+        onnx.shape_inference.infer_shapes(graph, check_type=True, strict_mode=True)
+    except Exception as error:
+        raise ExportError(
+            f"ONNX's checker refuses {path.name}: {' '.join(str(error).split())[:300]}"
+        ) from error
 
 
 def describe_layers(path: Path) -> str:

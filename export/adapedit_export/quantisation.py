@@ -29,6 +29,7 @@ from adapedit_engine.runners.base import open_bundle_runner
 from adapedit_engine.runners.graphs import BundleRunner, Session
 from adapedit_engine.schedule import Schedule
 from adapedit_engine.scheduler import denoise
+from adapedit_export.onnx import check
 from adapedit_export.options import ExportError, Precision
 from adapedit_export.parity import unedited_plan
 
@@ -147,7 +148,7 @@ def quantise(folder: Path, spec: GraphSpec, calls: Sequence[Call], precision: Pr
                 extra_options={"WeightSymmetric": True, **more},
             )
         )
-        onnx.checker.check_model(str(part / spec.file), full_check=True)
+        check(part / spec.file)
     except ExportError:
         raise
     except Exception as error:
