@@ -160,12 +160,15 @@ def test_nothing_waits_for_the_device_inside_a_step(runner, monkeypatch):
     assert int(batch.tracks["step"][0]) == 2
 
 
-def test_latents_that_are_no_numbers_say_at_which_step_and_leave_others_alone(runner):
-    spoilt = edit_plan(1, 2, guidance_weights=torch.tensor([[-1e38, 1e38]]).repeat(2, 1), record=True)
+@pytest.mark.parametrize(("weight", "first"), [(1e38, 1), (3e38, 0)])
+def test_latents_that_are_no_numbers_say_at_which_step_and_leave_others_alone(
+    runner, weight: float, first: int
+):
+    spoilt = edit_plan(1, 2, guidance_weights=torch.tensor([[-weight, weight]]).repeat(2, 1), record=True)
     broken, (alone,) = denoise([spoilt, plan(3)], runner), denoise([plan(3)], runner)
     good = broken[0].trajectory.isfinite().flatten(2).all(2)  # [T, K]
     assert not good.all(0).any() and not good[-1].any()
-    assert broken[0].broken_step.tolist() == good.long().argmin(0).tolist()
+    assert broken[0].broken_step.tolist() == good.long().argmin(0).tolist() == [first, first]
     assert broken[1].broken_step is not None and broken[1].broken_step.tolist() == [-1]
     assert largest(broken[1].latents, alone.latents) < 1e-4
 
@@ -300,16 +303,20 @@ def test_s_is_cut_off_at_one():
     assert spatial.max() == 1 and spatial.min() >= 0
 
 
-def test_the_single_pass_recomputes_from_what_it_has_seen(runner):
+@pytest.mark.parametrize("centre", [True, False])
+def test_the_single_pass_recomputes_from_what_it_has_seen(runner, centre: bool):
     """By hand: before every step tau and S from the averages so far, as a plan of their own."""
     from adapedit_engine.plan import held_steps
 
     layers = torch.ones(2, len(runner.specs.self_layers), dtype=torch.bool)
     edited = edit_plan(
-        1, 2, adaptive=adaptive(self_layers=layers), cross={"strength": torch.tensor([1.0, 0.8])}
+        1,
+        2,
+        adaptive=adaptive(self_layers=layers, centre=centre),
+        cross={"strength": torch.tensor([1.0, 0.8])},
     )
     (single,) = denoise([edited], runner)
-    knobs, source = vars(adaptive(self_layers=layers)), torch.tensor([0, 0])
+    knobs, source = vars(adaptive(self_layers=layers, centre=centre)), torch.tensor([0, 0])
     cross: Any
     cross, selves, latents = edited.cross_attention, None, edited.latents
     maps = features = torch.zeros(())

@@ -460,3 +460,11 @@ def test_any_two_texts_are_aligned_or_refused(source, target):
 @given(ANYTHING, ANYTHING)
 def test_many_more_texts_are_aligned_or_refused(source, target):
     aligns_or_refuses(source, target)
+
+
+def test_a_deleted_word_goes_to_the_start_of_its_own_chunk():
+    tokenizer = small_clip_tokenizer(max_length=10)
+    found = align("a dog on the grass and a red cat", "a dog on the grass and a cat", tokenizer, chunks=3)
+    red = found.source_words[7]
+    assert red.kind == "deleted" and red.tokens[0] // 10 == 1
+    assert found.token_map[red.tokens[0]].nonzero().flatten().tolist() == [10]
