@@ -44,9 +44,11 @@ def save_part(make: Callable[[], Any], folder: Path) -> int:
     part = part.half().to_empty(device="cpu")
     noise = torch.randn(2**20 + 7, dtype=torch.float32, generator=torch.Generator().manual_seed(0)).half()
     with torch.no_grad():
-        for parameter in part.parameters():
+        for place, parameter in enumerate(part.parameters()):
             if parameter.ndim > 1:
-                strips = noise.repeat(parameter.numel() // len(noise) + 1)[: parameter.numel()]
+                # Each begins elsewhere: a product of many equal matrices makes thousands of times more of rounding.
+                own = noise.roll(-7919 * place)
+                strips = own.repeat(parameter.numel() // len(own) + 1)[: parameter.numel()]
                 parameter.copy_(strips.view(parameter.shape) * parameter[0].numel() ** -0.5)
             else:
                 parameter.fill_(0.0)
