@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import logging
@@ -15,7 +16,7 @@ from typing import Any
 from adapedit.http import archive
 from adapedit.http.errors import ApiError, where
 from adapedit.http.events import Mailbox
-from adapedit.http.lane import Job, Lane, Load, load_source
+from adapedit.http.lane import Job, Lane, Load, load_source, settle
 from adapedit.http.limits import check, check_picture, confine
 from adapedit.http.schema import DELIVERY, EDIT_ID, ENDED, Edit, EditBody
 from adapedit.http.settings import ModelSource, Settings
@@ -115,6 +116,7 @@ class Jobs:
             self._sweeper.join()
         self.store.close()
         self.traces.close()
+        gc.unfreeze()
 
     def _all_lanes(self) -> list[Lane]:
         return [*self.lanes.values(), *self._leaving]
@@ -127,9 +129,10 @@ class Jobs:
 
     def _sweep(self) -> None:
         while not self._closing.wait(SWEEP):
-            self._leaving = [
-                lane for lane in self._leaving if lane.alive
-            ]  # with what has ended its model goes
+            left = [lane for lane in self._leaving if lane.alive]
+            if len(left) < len(self._leaving):
+                self._leaving = left  # with what has ended its model goes
+                settle()
             try:
                 if gone := self.store.remove_expired(self.settings.keep):
                     log.info("edits expired", extra={"count": gone})
