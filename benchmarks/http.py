@@ -25,7 +25,7 @@ from typing import Any
 from adapedit_engine.models.unet import OUTPUT_NAMES
 from benchmarks import common
 
-LOAD = 0.5
+LOADS = (0.25, 0.5)
 """Of the capacity that was found, the smaller one, at which edits arrive."""
 BURST = 8
 PENDING = 16
@@ -34,14 +34,14 @@ ROLES = ("inside", "serve")
 
 
 def main() -> None:
-    parser = common.arguments(__doc__, steps=16, edits=32, arrivals=120, repeats=3, max_rows=32, sleep=0.02)
+    parser = common.arguments(__doc__, steps=16, edits=32, seconds=20, repeats=3, max_rows=32, sleep=0.02)
     parser.add_argument("--role", choices=ROLES, help=argparse.SUPPRESS)
     parser.add_argument("--asleep", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--data", help=argparse.SUPPRESS)
     parser.add_argument("--pending", type=int, default=256, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.quick:
-        options.steps, options.edits, options.arrivals, options.repeats = 4, 4, 4, 1
+        options.steps, options.edits, options.seconds, options.repeats = 4, 4, 1, 1
     if options.role:
         {"inside": inside, "serve": serve}[options.role](options)
         return
@@ -68,11 +68,15 @@ def compare(sides: Sides, options: Any) -> dict[str, Any]:
             if repeat:
                 rates[side].append(len(asked) / taken)
     most = {side: round(max(found), 3) for side, found in rates.items()}
-    rate = LOAD * min(most.values())
     found: dict[str, Any] = {"edits_per_s": most, "http over inside": round(most["http"] / most["inside"], 3)}
-    for name, times in (("at random", at_random), ("bursts", bursts)):
-        found[name] = latencies(sides, options, times(rate, options.arrivals))
-    return {**found, "arrivals_per_s": round(rate, 3)}
+    for load in LOADS:
+        rate = load * min(most.values())
+        count = max(BURST, round(rate * options.seconds))
+        found[f"load {load}"] = {
+            "arrivals_per_s": round(rate, 3),
+            **{at.__name__: latencies(sides, options, at(rate, count)) for at in (at_random, bursts)},
+        }
+    return found
 
 
 def latencies(sides: Sides, options: Any, times: list[float]) -> dict[str, Any]:
@@ -80,7 +84,9 @@ def latencies(sides: Sides, options: Any, times: list[float]) -> dict[str, Any]:
     turns: list[dict[str, Any]] = []
     for repeat in range(options.repeats):
         coming = common.unrelated(len(times), options.steps, first=1000 * (repeat + 1))
-        turns.append({side: common.percentiles(sides.run(side, coming, times)) for side in ("inside", "http")})
+        turns.append(
+            {side: common.percentiles(sides.run(side, coming, times)) for side in ("inside", "http")}
+        )
     added = [round(1000 * (turn["http"]["p95"] - turn["inside"]["p95"]), 1) for turn in turns]
     return {
         "latency_s": turns[-1],
@@ -161,7 +167,7 @@ class Sides:
 
 
 def load(options: Any) -> Any:
-    """The model; where it sleeps, with a runner and a decoder that give their first answer to every row, after a while."""
+    """The model; where it sleeps, with a runner and a decoder that repeat one answer for all rows, after a while."""
     model = common.pipeline(options).model
     if options.asleep:
         model.runner.infer = sleeping(model.runner.infer, options.sleep)
