@@ -7,7 +7,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_core import from_json
 
 from adapedit.families import STABLE_DIFFUSION_XL, Family, family_of
@@ -140,13 +149,21 @@ class TextConfig(Config):
     projection_dim: Width = 512
     intermediate_size: Width = 2048
     num_hidden_layers: Count = 12
-    num_attention_heads: Width = 8
+    num_attention_heads: Annotated[Width, Field(validate_default=True)] = 8
     max_position_embeddings: Annotated[int, Field(ge=3, le=4096)] = 77
     hidden_act: Literal["quick_gelu", "gelu"] = "quick_gelu"
     layer_norm_eps: Small = 1e-5
     pad_token_id: Token = 1
     bos_token_id: Token = 49406
     eos_token_id: Token = 49407
+
+    @field_validator("num_attention_heads")
+    @classmethod
+    def _divides_the_width(cls, heads: int, info: ValidationInfo) -> int:
+        width = info.data.get("hidden_size", heads)
+        if width % heads:
+            raise ValueError(f"wanted a divisor of the hidden_size {width}, got {heads}")
+        return heads
 
 
 class TokenizerConfig(Config):

@@ -206,12 +206,23 @@ def changed(folder: Path, part: str, **values: object) -> None:
             {"cross_attention_dim": 7},
             "cross_attention_dim: wanted the text encoder's 32, got 7",
         ),
+        (
+            "text_encoder",
+            {"num_attention_heads": 3},
+            "num_attention_heads: wanted a divisor of the hidden_size 32, got 3",
+        ),
     ],
 )
 def test_what_can_not_be_edited_is_refused_before_weights_are_read(copy, monkeypatch, part, values, message):
     monkeypatch.setattr("adapedit.loading.read_part", lambda *args, **options: pytest.fail("it was read"))
     changed(copy, part, **values)
     refused(copy, f"config.json: {message}")
+
+
+def test_an_unknown_token_that_is_none_is_refused(copy):
+    path = copy / "tokenizer" / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "unk_token": ""}))
+    refused(copy, "the tokenizer of model .* can't be loaded: maximum recursion depth exceeded")
 
 
 CASES = [json.loads(line) for line in (Path(__file__).parents[1] / "data" / "files.jsonl").open()]
