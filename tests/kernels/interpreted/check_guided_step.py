@@ -45,13 +45,15 @@ def test_rows_out_of_range_are_refused() -> None:
         guided_step(**inputs, implementation="triton")
 
 
-def test_rows_that_are_not_checked_read_the_nearest_there_is() -> None:
-    inputs = step_inputs(3, 2, (4, 5, 5), torch.float32, noise=True, blend=True)
+@pytest.mark.parametrize("tracks", [3, 4])
+def test_rows_that_are_not_checked_read_the_nearest_there_is(tracks: int) -> None:
+    inputs = step_inputs(tracks, 2, (4, 5, 5), torch.float32, noise=True, blend=True)
+    last = len(inputs["noise_pred"]) - 1
     wrong, right = dict(inputs), dict(inputs)
     rows, sources = inputs["guidance_rows"].clone(), inputs["blend_source"].clone()
     rows[0, 0], rows[2, 1], sources[0], sources[1] = -3, 99, 7, -2
     wrong |= {"guidance_rows": rows, "blend_source": sources}
-    right |= {"guidance_rows": rows.clamp(0, 6), "blend_source": sources.clamp(0, 2)}
+    right |= {"guidance_rows": rows.clamp(0, last), "blend_source": sources.clamp(0, tracks - 1)}
     found = guided_step(**wrong, implementation="triton", check_values=False)
     assert_close(found, guided_step(**right), torch.float32)
 
