@@ -1,3 +1,4 @@
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -5,6 +6,7 @@ import pytest
 import torch
 
 from adapedit import AdapEditPipeline
+from tests.helpers.defaults import MadeInFloat32
 from tests.helpers.tiny_model import save_tiny_model
 
 
@@ -15,6 +17,19 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def default_dtype() -> Iterator[None]:
+    """ADAPEDIT_DEFAULT_DTYPE=float64: of the process, as others may have set it; no result may depend on it."""
+    name = os.environ.get("ADAPEDIT_DEFAULT_DTYPE")
+    if name is None:
+        yield
+        return
+    torch.set_default_dtype(getattr(torch, name))
+    with MadeInFloat32():
+        yield
+    torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture(scope="session")

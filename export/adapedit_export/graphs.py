@@ -191,11 +191,14 @@ class Modules:
         widths = sum(text_widths(self.controlled))
         inputs = {
             "sample": torch.zeros(batch, specs.in_channels, self.height, self.width, dtype=dtype),
-            "timestep": torch.zeros(batch),
+            "timestep": torch.zeros(batch, dtype=torch.float32),
             "projected_text": torch.zeros(batch, self.tokens, widths, dtype=dtype),
             # Clones: inputs that share memory would be traced as one input.
             **{name: tensor.clone() for name, tensor in controls.as_dict().items()},
-            **{name: torch.zeros(batch, *sides) for name, sides in specs.conditioning.items()},
+            **{
+                name: torch.zeros(batch, *sides, dtype=torch.float32)
+                for name, sides in specs.conditioning.items()
+            },
         }
         sides = {name: {1 if name in SELF_NAMES else 0: ROWS} for name in inputs}
         sides |= {name: {0: EDITS} for name in EDIT_NAMES} | {"map_row": {0: MAPS}}

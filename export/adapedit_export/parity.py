@@ -82,18 +82,20 @@ def random_call(
             value = torch.cat([torch.arange(1, rows, 2), torch.arange(0, rows, 2)])[: shape[0]]
             value = value // 2 * 2 if tensor.name == "source_row" else value
         elif tensor.name == "timestep":
-            value = torch.linspace(999, 1, rows)
+            value = torch.linspace(999, 1, rows, dtype=torch.float32)
         elif tensor.name == SIZES:
             value = torch.randint(2048, shape, generator=generator).float()
         elif tensor.name.startswith("input_ids") or tensor.name in SELF_NAMES:
             most = rows if tensor.name in SELF_NAMES else vocabulary
             value = torch.randint(most, shape, generator=generator)
         elif tensor.name == "token_map":
-            value = torch.rand(shape, generator=generator).softmax(1)
+            value = torch.rand(shape, generator=generator, dtype=torch.float32).softmax(1)
         elif tensor.name in ("own_weight", "spatial_weight", "spatial_map", "pixels"):
-            value = torch.rand(shape, generator=generator) * (0.5 if "weight" in tensor.name else 1)
+            value = torch.rand(shape, generator=generator, dtype=torch.float32) * (
+                0.5 if "weight" in tensor.name else 1
+            )
         else:
-            value = torch.randn(shape, generator=generator)
+            value = torch.randn(shape, generator=generator, dtype=torch.float32)
         call[tensor.name] = value
     return call
 
@@ -116,11 +118,16 @@ def unedited_plan(
     tracks, shape = len(hidden), (specs.out_channels, *size)
     return EditPlan(
         schedule=schedule,
-        latents=torch.randn(tracks, *shape, generator=generator) * schedule.init_noise_sigma,
+        latents=torch.randn(tracks, *shape, generator=generator, dtype=torch.float32)
+        * schedule.init_noise_sigma,
         encoder_hidden_states=hidden,
         conditioning=told,
-        guidance_weights=torch.tensor([[1 - guidance_scale, guidance_scale]]).repeat(tracks, 1),
-        noise=torch.randn(len(schedule), *shape, generator=generator) if schedule.stochastic else None,
+        guidance_weights=torch.tensor([[1 - guidance_scale, guidance_scale]], dtype=torch.float32).repeat(
+            tracks, 1
+        ),
+        noise=torch.randn(len(schedule), *shape, generator=generator, dtype=torch.float32)
+        if schedule.stochastic
+        else None,
     )
 
 
@@ -140,16 +147,19 @@ def random_plan(
     if SIZES in specs.conditioning:
         told[SIZES] = torch.randint(2048, (6,), generator=generator).float().expand(2, 2, -1)
     if specs.in_channels > specs.out_channels:  # of inpainting, and of InstructPix2Pix
-        brought = torch.rand(specs.in_channels - specs.out_channels, *size, generator=generator)
+        brought = torch.rand(
+            specs.in_channels - specs.out_channels, *size, generator=generator, dtype=torch.float32
+        )
         told[CHANNELS] = brought.expand(2, 2, -1, -1, -1)
     plain = unedited_plan(specs, schedule, told, size, guidance_scale, generator)
     steps, tokens, layers = len(schedule), told[HIDDEN].shape[2], specs.self_layers
     map_height, map_width = specs.map_size(*size)
-    own_weight, word_steps = torch.zeros(2, tokens), torch.rand(2, tokens, generator=generator)
+    own_weight = torch.zeros(2, tokens, dtype=torch.float32)
+    word_steps = torch.rand(2, tokens, generator=generator, dtype=torch.float32)
     own_weight[1, 2] = 1
-    token_map = torch.eye(tokens)
+    token_map = torch.eye(tokens, dtype=torch.float32)
     token_map[[3, 4]] = token_map[[4, 3]]
-    across = torch.linspace(0, 1, map_width).expand(map_height, -1)
+    across = torch.linspace(0, 1, map_width, dtype=torch.float32).expand(map_height, -1)
     taken = torch.zeros(2, 2, len(layers), 2, dtype=torch.int64)  # of queries and keys, and of values
     for index, layer in enumerate(layers):
         if layer.level >= 1:
@@ -164,7 +174,7 @@ def random_plan(
             token_map=token_map.repeat(2, 1, 1),
             own_weight=own_weight,
             word_steps=word_steps,
-            strength=torch.tensor([1.0, 0.9]),
+            strength=torch.tensor([1.0, 0.9], dtype=torch.float32),
             spatial_map=across.flatten().repeat(2, 1),
         ),
         self_attention=SelfEdit(query=taken[0], key=taken[0], value=taken[1]),

@@ -19,6 +19,7 @@ from adapedit_kernels.guided_step import guided_step_operator
 from adapedit_kernels.spatial_similarity import spatial_similarity_operator
 from adapedit_kernels.word_relation import word_relation_operator
 from tests.engine.tiny import SIDE, TEXT, TOKENS, largest, noise, tiny_unet
+from tests.helpers.defaults import traceable
 from tests.helpers.graph_unet import GraphUNet
 from tests.kernels.inputs import AttentionShape, attention_inputs, mixed_knobs, relation_inputs, step_inputs
 
@@ -142,7 +143,8 @@ def test_a_unet_with_operators_compiles_and_exports_as_one_graph(operators_in_us
         seen.append(_attention_nodes(module.graph))
         return module.forward
 
-    with ControlledUNet(tiny_unet(), map_divisor=1).attached() as controlled, torch.no_grad():
+    made = ControlledUNet(tiny_unet(), map_divisor=1)
+    with made.attached() as controlled, torch.no_grad(), traceable():
         unet = GraphUNet(controlled)
         wanted = unet(**inputs)
         compiled = torch.compile(unet, fullgraph=True, backend=backend)(**inputs)

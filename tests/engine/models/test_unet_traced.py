@@ -16,6 +16,7 @@ from adapedit_engine.runners.base import Capabilities
 from adapedit_engine.runners.pytorch import PyTorchRunner, why_not_compiled
 from adapedit_engine.scheduler import denoise
 from tests.engine.tiny import SIDE, TEXT, TOKENS, edit_plan, largest, noise, plan, self_interval, tiny_unet
+from tests.helpers.defaults import traceable
 from tests.helpers.graph_unet import GraphUNet
 
 LAYERS = 7
@@ -128,7 +129,7 @@ def test_compiles_as_one_graph(unet, backend: str):
     """`fullgraph` raises at a break. The first backend runs what was captured as it is."""
     torch.compiler.reset()
     inputs = example(4)
-    with ControlledUNet(unet, map_divisor=1).attached() as controlled, torch.no_grad():
+    with ControlledUNet(unet, map_divisor=1).attached() as controlled, torch.no_grad(), traceable():
         compiled = torch.compile(GraphUNet(controlled), fullgraph=True, backend=backend)
         for got, wanted in zip(compiled(**inputs), GraphUNet(controlled)(**inputs), strict=True):
             assert largest(got, wanted) < 1e-4
