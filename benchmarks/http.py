@@ -171,7 +171,8 @@ def load(options: Any) -> Any:
     model = common.pipeline(options).model
     if options.asleep:
         model.runner.infer = sleeping(model.runner.infer, options.sleep)
-        decode, first = model.decode, {}
+        decode = model.decode
+        first: dict[str, Any] = {}
 
         def decoded(latents: Any) -> Any:
             if not first:
