@@ -134,6 +134,10 @@ def _protocol(seconds: float) -> type[H11Protocol]:
             super().connection_lost(exc)
 
         def _late(self) -> None:
+            # uvloop runs timers before it reads: what came while the loop was held up is to be read first.
+            self._patience = self.loop.call_later(0.05, self._leave)
+
+        def _leave(self) -> None:
             if self.cycle is None:
                 self.transport.close()
 
