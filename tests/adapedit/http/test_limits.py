@@ -7,6 +7,7 @@ import socket
 import struct
 import time
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -23,9 +24,12 @@ def talk(service: Running, *sent: bytes, wait: float = 0.0, cut: bool = False) -
     """What comes back for bytes as they are."""
     port = int(service.url.rpartition(":")[2])
     with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
-        for part in sent:
-            sock.sendall(part)
-            time.sleep(wait)
+        with suppress(
+            BrokenPipeError, ConnectionResetError
+        ):  # it may be answered, and given up, before the last
+            for part in sent:
+                sock.sendall(part)
+                time.sleep(wait)
         if cut:
             sock.shutdown(socket.SHUT_WR)
         found = b""
@@ -73,7 +77,7 @@ def test_uploads_that_stop_leave_nothing(service: Running):
 
 
 def test_slow_bodies_and_headers_are_given_up(tiny_folder: Path, tmp_path: Path):
-    with serving(settings_for(tiny_folder, tmp_path, body_timeout=0.6), ready=False) as running:
+    with serving(settings_for(tiny_folder, tmp_path, body_timeout=1.2), ready=False) as running:
         start = time.monotonic()
         assert talk(running, head(100), *[b" "] * 4, wait=0.1).startswith(b"HTTP/1.1 408")
         assert talk(running, b"POST /v1/edits HTTP/1.1\r\n", wait=0.3) == b""
