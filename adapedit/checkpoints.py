@@ -232,8 +232,8 @@ def read_part(folder: Path, part: str, kind: Any, **options: Any) -> Any:
     try:
         with torch.device("cpu"), quiet_libraries():
             read = kind.from_pretrained(folder, subfolder=part, **options)
-            if not modular and hasattr(read, "all_special_ids"):
-                read.all_special_ids  # noqa: B018  an unknown token that is none itself is looked for without end
+            # A tokenizer whose unknown token is none itself would look for it without end, at the first prompt.
+            getattr(read, "all_special_ids", None)
     except Exception as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ModelError(f"the {part} of model {str(folder)!r} can't be loaded: {reason}") from error

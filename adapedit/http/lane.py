@@ -310,8 +310,10 @@ class Lane:
 
 
 def settle() -> None:
-    """Collect what is no longer used, and let the collector skip what has stayed: a model's objects hold up all edits
-    for a quarter of a second each time that it looks through them."""
+    """Collect what is no longer used, and let the collector skip what has stayed.
+
+    Looking through a model's objects holds up all edits for a quarter of a second.
+    """
     gc.unfreeze()
     gc.collect()
     gc.freeze()

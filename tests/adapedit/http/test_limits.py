@@ -24,9 +24,8 @@ def talk(service: Running, *sent: bytes, wait: float = 0.0, cut: bool = False) -
     """What comes back for bytes as they are."""
     port = int(service.url.rpartition(":")[2])
     with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
-        with suppress(
-            BrokenPipeError, ConnectionResetError
-        ):  # it may be answered, and given up, before the last
+        # It may be answered, and given up, before the last.
+        with suppress(BrokenPipeError, ConnectionResetError):
             for part in sent:
                 sock.sendall(part)
                 time.sleep(wait)
