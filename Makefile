@@ -9,6 +9,8 @@ TORCH_INDEX ?=
 TORCH ?=
 PIP_FLAGS ?=
 OUT ?= out/demo
+# Processes that share the tests.
+WORKERS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -31,7 +33,7 @@ demo: $(INSTALLED)
 	@echo "The pictures are in $(OUT): source.png, target.png and the attention maps in maps.png"
 
 test: $(INSTALLED) $(CLIP)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-slow: $(INSTALLED)
 	@$(BIN)/python -m pytest -m "slow and not gpu"

@@ -40,3 +40,12 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def pipe(tiny_folder: Path) -> AdapEditPipeline:
     return AdapEditPipeline.from_pretrained(tiny_folder)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What a test records as "summary" is shown where everything passes, too."""
+    for report in terminalreporter.getreports("passed"):
+        for name, text in report.user_properties:
+            if name == "summary":
+                terminalreporter.section(report.head_line)
+                terminalreporter.write(str(text))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,28 @@ class Running:
                 return found
             time.sleep(0.01)
         raise AssertionError(f"not ended: {found}")
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """No model takes a step inside: what is sent is accepted, and none of it ends, however fast the machine is."""
+        gate = threading.Event()
+        runners = [lane.model.runner for lane in self.jobs.lanes.values() if lane.model is not None]
+
+        def waiting(infer: Callable[..., Any]) -> Callable[..., Any]:
+            def step(*args: Any, **more: Any) -> Any:
+                assert gate.wait(120)
+                return infer(*args, **more)
+
+            return step
+
+        for runner in runners:
+            runner.infer = waiting(runner.infer)  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            gate.set()
+            for runner in runners:
+                del runner.infer
 
     def done(self, **fields: Any) -> dict[str, Any]:
         """An edit that was made."""

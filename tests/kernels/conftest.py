@@ -9,23 +9,15 @@ import pytest
 
 from tests.kernels import c_library as c
 
-TABLE = pytest.StashKey[str]()
-
 
 @pytest.fixture(scope="session")
-def generated(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A variant of each kind compiled for all six targets; what they take is printed below the tests' results."""
+def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A variant of each kind compiled for all six targets, and table.md of what they take."""
     pytest.importorskip("triton")
     folder = tmp_path_factory.mktemp("aot") / "generated"
-    request.config.stash[TABLE] = c.compile_kernels(folder, "few")
+    table = c.compile_kernels(folder, "few")
+    (folder / "table.md").write_text(table)
     return folder
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Registers, shared memory and spills: where everything passes too, when nothing else of a test is shown."""
-    if table := config.stash.get(TABLE, None):
-        terminalreporter.section("kernels compiled ahead of time")
-        terminalreporter.write(table)
 
 
 @pytest.fixture(scope="session")

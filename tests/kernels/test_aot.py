@@ -37,7 +37,8 @@ def handle(library):
     library.adapedit_kernels_destroy(handle)
 
 
-def test_every_kernel_compiles_for_every_target_without_spills(generated):
+def test_every_kernel_compiles_for_every_target_without_spills(generated, record_property):
+    record_property("summary", (generated / "table.md").read_text())
     binaries = json.loads((generated / "manifest.json").read_text())["binaries"]
     names = [(b["name"], b["pixels_from"], b["target"]) for b in binaries]
     assert names == [(v.name, v.pixels_from, target) for v in few_variants() for target in TARGETS]

@@ -190,9 +190,10 @@ def test_what_is_wrong_is_said_in_one_line_with_its_field(service: Running, fiel
 
 
 def test_a_passed_deadline_is_told(service: Running):
-    blockers = [service.edit(num_inference_steps=100, seed=seed).json()["id"] for seed in range(20, 40)]
-    id = service.edit(deadline=0.01, priority=-1).json()["id"]
-    found = service.ended(id)
+    with service.held():
+        blockers = [service.edit(seed=seed).json()["id"] for seed in range(20, 40)]
+        id = service.edit(deadline=0.01, priority=-1).json()["id"]
+        found = service.ended(id)
     assert found["status"] == "failed" and found["error"]["code"] == "deadline_exceeded"
     content = service.client.get(f"/v1/edits/{id}/content")
     assert content.status_code == 504 and content.json()["error"]["type"] == "deadline_error"
@@ -201,11 +202,12 @@ def test_a_passed_deadline_is_told(service: Running):
 
 
 def test_more_urgent_edits_go_first(service: Running):
-    blockers = [service.edit(num_inference_steps=100, seed=seed).json()["id"] for seed in range(40, 60)]
-    late, early = (service.edit(priority=priority).json()["id"] for priority in (0, 50))
-    positions = [service.client.get(f"/v1/edits/{id}").json()["position"] for id in (early, late)]
+    with service.held():
+        blockers = [service.edit(seed=seed).json()["id"] for seed in range(40, 60)]
+        late, early = (service.edit(priority=priority).json()["id"] for priority in (0, 50))
+        positions = [service.client.get(f"/v1/edits/{id}").json()["position"] for id in (early, late)]
+        pending = service.client.get(f"/v1/edits/{late}/content")
     assert positions[0] == 0 and positions[1] >= 1
-    pending = service.client.get(f"/v1/edits/{late}/content")
     assert pending.status_code == 409 and pending.headers["retry-after"] == "1"
     for id in (*blockers, late, early):
         service.client.delete(f"/v1/edits/{id}")

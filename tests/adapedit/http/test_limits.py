@@ -156,7 +156,8 @@ def test_rates_fill_again():
 def test_a_full_queue_and_a_full_disk_are_said(tiny_folder: Path, tmp_path: Path):
     more = {"max_pending": 2, "max_rows": 4, "quota": 2000}
     with serving(settings_for(tiny_folder, tmp_path, **more)) as running:
-        answers = [running.edit(num_inference_steps=200, seed=seed) for seed in range(8)]
+        with running.held():
+            answers = [running.edit(seed=seed) for seed in range(8)]
         assert {answer.status_code for answer in answers} == {202, 429}
         refused = answers[-1]
         assert refused.json()["error"]["code"] == "queue_full" and int(refused.headers["retry-after"]) >= 1

@@ -67,7 +67,7 @@ def process(*args) -> Iterator[Process]:
 
 def test_a_terminated_server_drains(tiny_folder: Path, tmp_path: Path):
     with process(tiny_folder, tmp_path, "--port", "0", "--drain", "30", "--max-rows", "4") as server:
-        fields = [{**FIELDS, "num_inference_steps": 40, "seed": seed} for seed in range(4)]
+        fields = [{**FIELDS, "num_inference_steps": 100, "seed": seed} for seed in range(4)]
         ids = [server.client.post("/v1/edits", json=one).json()["id"] for one in fields]
         server.popen.send_signal(signal.SIGTERM)
         until = time.monotonic() + 10

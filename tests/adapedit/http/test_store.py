@@ -108,7 +108,7 @@ def test_a_folder_serves_one_process(store: Store, tmp_path: Path):
 
 def test_a_server_goes_on_with_what_an_earlier_one_had_accepted(tiny_folder: Path, tmp_path: Path):
     settings = settings_for(tiny_folder, tmp_path, max_attempts=2, max_rows=8)
-    with serving(settings) as running:
+    with serving(settings) as running, running.held():
         ids = [running.edit(num_inference_steps=20, seed=seed).json()["id"] for seed in range(9)]
     store = Store(tmp_path)  # while none runs
     states = {id: store.find(id).status for id in ids}
@@ -142,13 +142,12 @@ def test_a_disk_that_is_full_is_the_servers_fault(
 
 def test_whoever_would_not_wait_is_told_when_the_server_drains(tiny_folder: Path, tmp_path: Path):
     with serving(settings_for(tiny_folder, tmp_path, max_rows=4)) as running:
-        ids = {
-            what: [
-                running.edit(num_inference_steps=20, seed=seed, on_disconnect=what).json()["id"]
-                for seed in range(4)
-            ]
-            for what in ("keep", "cancel")
-        }
+        asked = {"num_inference_steps": 20}
+        with running.held():
+            ids = {
+                what: [running.edit(**asked, seed=seed, on_disconnect=what).json()["id"] for seed in range(4)]
+                for what in ("keep", "cancel")
+            }
         running.jobs.drain(20)
         states = {what: [running.client.get(f"/v1/edits/{id}").json() for id in ids[what]] for what in ids}
         assert {edit["status"] for edit in states["keep"]} == {"completed", "queued"}
