@@ -55,7 +55,8 @@ async def read_form(request: Request) -> tuple[list[tuple[str, str]], dict[str, 
 async def read_edit(request: Request) -> tuple[dict[str, Any], dict[str, bytes]]:
     """An edit's fields and pictures: JSON with pictures as data URLs, or a form with `request` and files."""
     if _media_type(request) == "application/json":
-        return await in_thread(with_files, await read_json(request))
+        body = await request.body()
+        return await in_thread(lambda: with_files(parse_json(body)))
     if _media_type(request) != "multipart/form-data":
         raise _wrong_type(request, "application/json or multipart/form-data")
     given, files = await read_form(request)

@@ -59,10 +59,16 @@ async def create_edit(
     """Accept an edit. It is done even if the server is killed meanwhile; the same Idempotency-Key makes no other."""
     service.take(request, owner)
     fields, files = await read_edit(request)
-    row, fresh = await service.run(service.jobs.accept, fields, files, owner, idempotency_key)
-    response.headers["Location"] = f"/v1/edits/{row.id}"
+    jobs = service.jobs
+
+    def accept() -> tuple[Edit, bool]:
+        row, fresh = jobs.accept(fields, files, owner, idempotency_key)
+        return jobs.view(row), fresh
+
+    edit, fresh = await service.run(accept)
+    response.headers["Location"] = f"/v1/edits/{edit.id}"
     response.status_code = 202 if fresh else 200
-    return await service.run(service.jobs.view, row)
+    return edit
 
 
 @router.get("/v1/edits", operation_id="list_edits", response_model=EditList)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from typing import Any
@@ -48,12 +49,17 @@ class Mailbox:
 
 async def listen(box: Mailbox, gone: Callable[[], Awaitable[bool]]) -> AsyncIterator[Event | None]:
     """Events up to the last one; None where there was none for a while. Ends early when the listener is gone."""
-    quiet = 0.0
-    while not await gone():
-        found = await box.take(LOOK)
-        quiet = 0.0 if found else quiet + LOOK
-        if quiet >= KEEPALIVE:
-            quiet = 0.0
+    told = looked = time.monotonic()
+    while True:
+        found, now = await box.take(LOOK), time.monotonic()
+        if now >= looked + LOOK:
+            if await gone():
+                return
+            looked = now
+        if found:
+            told = now
+        elif now >= told + KEEPALIVE:
+            told = now
             yield None
         for event in found:
             yield event

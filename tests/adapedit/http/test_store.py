@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,27 @@ def test_edits_of_others_are_not_found(store: Store):
     id = add(store, owner="one")
     assert store.find(id, "one") and store.find(id) and store.find(id, "two") is None
     assert store.page("two", None, True, 10) == []
+
+
+def test_what_is_accepted_is_on_the_disk_and_many_at_once_wait_together(store: Store, monkeypatch):
+    began, synced = [], []
+
+    def fsync(file: int) -> None:
+        began.append(len(store.queued()))
+        time.sleep(0.05)
+        synced.append(began[-1])
+
+    monkeypatch.setattr("adapedit.http.store.os.fsync", fsync)
+
+    def one(_: int) -> None:
+        number = store.find(add(store)).number
+        assert number <= synced[-1]  # it was there when a wait began that has ended
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(one, range(8)))
+    assert synced[-1] == 8 and len(synced) < 8
+    store.remove(store.queued()[0].id)
+    assert synced[-1] == 7
 
 
 def test_results_expire(store: Store):
