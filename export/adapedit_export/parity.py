@@ -34,10 +34,12 @@ class Reference:
 
     def save(self, folder: Path) -> None:
         """Write `reference.safetensors`."""
-        tensors = {f"{graph}/{name}": t for graph, call in self.calls.items() for name, t in call.items()}
-        if self.edit is not None:
-            tensors |= _written(self.edit)
-        tensors |= {f"outcome/{name}": tensor for name, tensor in self.outcome.items()}
+        groups = self.calls | {"outcome": self.outcome}
+        if (plan := self.edit) is not None:
+            tables = {entry.name: getattr(plan.schedule, entry.name) for entry in fields(plan.schedule)}
+            groups["schedule"] = {name: torch.as_tensor(t) for name, t in tables.items() if t is not None}
+            groups["plan"] = plan.tensors() | {"source_track": torch.tensor(plan.source_track)}
+        tensors = {f"{group}/{name}": t for group, named in groups.items() for name, t in named.items()}
         write_tensors(folder / REFERENCE_FILE, tensors)
 
     @classmethod
@@ -53,16 +55,8 @@ class Reference:
         return cls(calls=groups, edit=edit, outcome=outcome)
 
 
-def _written(plan: EditPlan) -> dict[str, Tensor]:
-    """A plan that collects, as tensors of the groups "plan" and "schedule"."""
-    entries = {entry.name: getattr(plan.schedule, entry.name) for entry in fields(plan.schedule)}
-    tensors = plan.tensors() | {"source_track": torch.tensor(plan.source_track)}
-    return {f"plan/{name}": tensor for name, tensor in tensors.items()} | {
-        f"schedule/{name}": torch.as_tensor(value) for name, value in entries.items() if value is not None
-    }
-
-
 def _read(tensors: dict[str, Tensor], tables: dict[str, Tensor]) -> EditPlan:
+    """The plan, which collects, of the groups "plan" and "schedule"."""
     tracks = tuple(int(track) for track in tensors.pop("source_track"))
     entries: dict[str, Any] = {name: t if t.ndim else float(t) for name, t in tables.items()}
     own: dict[str, Any] = {name: tensor for name, tensor in tensors.items() if "." not in name}
