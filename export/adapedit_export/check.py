@@ -73,7 +73,7 @@ def check_runner(
         spec = runner.bundle.graph(graph)
         inputs = {t.name: call[t.name].to(DTYPES[t.dtype]) for t in spec.inputs}
         limits = dict.fromkeys([t.name for t in spec.outputs], ("ratio", precision.ratio_limit * loose))
-        found += _compare(_runner_of(runner, graph, inputs), runner.name, graph, inputs, call, limits)
+        found += _compare(_runner_of(runner, graph, inputs), graph, inputs, call, limits)
     if (plan := reference.edit) is not None:
         say(f"{runner.name}: an edit of {plan.steps} steps")
 
@@ -90,8 +90,7 @@ def check_runner(
             "features": ("ratio", 1e-3 if exact else 0.1 * loose),
             "pictures": ("largest" if exact else "mean", precision.image_limit),
         }
-        own = _Own(runner.name, None, edit)
-        found += _compare(own, runner.name, "edit", {}, reference.outcome, limits)
+        found += _compare(_Own(runner.name, None, edit), "edit", {}, reference.outcome, limits)
     return found
 
 
@@ -138,8 +137,7 @@ class _Own(BaseRunner):
 
 
 def _compare(
-    polygraphy_runner: BaseRunner,
-    runner: str,
+    runner: BaseRunner,
     stage: str,
     inputs: Mapping[str, Tensor],
     wanted: Mapping[str, Tensor],
@@ -149,18 +147,18 @@ def _compare(
 
     def findings(got: IterationResult, reference: IterationResult) -> dict[str, Finding]:
         return {
-            name: _finding(runner, stage, name, got[name], reference[name], *limits[name])
+            name: _finding(runner.name, stage, name, got[name], reference[name], *limits[name])
             for name in reference
         }
 
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL + 1):
         try:
-            results = Comparator.run([polygraphy_runner], data_loader=[dict(inputs)])
+            results = Comparator.run([runner], data_loader=[dict(inputs)])
         except AdapEditError:
             raise
         except Exception as error:
             reason = " ".join(str(error).split())[:300]
-            raise RunnerError(f"{runner} can't run {stage}: {reason}") from error
+            raise RunnerError(f"{runner.name} can't run {stage}: {reason}") from error
         results.add([{name: wanted[name] for name in limits if name in wanted}], runner_name="PyTorch")
         (accuracy,) = Comparator.compare_accuracy(results, compare_func=findings)
     ((compared,),) = accuracy.values()

@@ -97,7 +97,7 @@ def export_bundle(
         for name in GRAPHS:
             say(f"tracing {name}")
             graphs[name] = exporter.write(name, folder)
-        for name, tokenizer in zip(exporter.tokenizers, checkpoint.tokenizers, strict=True):
+        for name, tokenizer in zip(TOKENIZERS, checkpoint.tokenizers, strict=False):  # one or two of them
             tokenizer.save_pretrained(folder / name)
         checkpoint.scheduler.save_config(folder / "scheduler")
         (folder / FACTS_FILE).write_text(json.dumps(checkpoint.facts, indent=1, allow_nan=False) + "\n")
@@ -147,11 +147,6 @@ class _Exporter:
             wide_vae=checkpoint.wide_vae,
             **sides,
         )
-
-    @property
-    def tokenizers(self) -> tuple[str, ...]:
-        """Their folders."""
-        return TOKENIZERS[: len(self.checkpoint.tokenizers)]
 
     def write(self, name: str, folder: Path) -> GraphSpec:
         """Trace a graph and save it in the chosen precision."""
@@ -233,7 +228,7 @@ class _Exporter:
                 specs=modules.controlled.specs,
                 tokens=modules.tokens,
                 vocabulary=parts.text.vocabulary,
-                text_encoders=len(self.tokenizers),
+                text_encoders=len(parts.tokenizers),
                 height=modules.height,
                 width=modules.width,
                 rows=self.options.rows,

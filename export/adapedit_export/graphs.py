@@ -151,27 +151,22 @@ class Modules:
         """One graph of a bundle; dtype: of its floating-point inputs, as of its module."""
         if graph == "unet":
             return self._unet(dtype)
-        size, specs = (self.height, self.width), self.controlled.specs
-        picture = (3, *(side * self.vae_factor for side in size))
-        latents = (self.vae.config.latent_channels, *size)
-        hidden = (self.tokens, specs.text_channels)
+        module: nn.Module
         if graph == "text_encoder":
-            module: nn.Module = self.text
+            module, outputs = self.text, self.text.outputs
             inputs = {name: torch.zeros(2, self.tokens, dtype=torch.int64) for name in self.text.inputs}
-            outputs = self.text.outputs
+        elif graph == "text_projection":
+            module, outputs = TextProjection(self.controlled), ("projected_text",)
+            channels = self.controlled.specs.text_channels
+            inputs = {"encoder_hidden_states": torch.zeros(2, self.tokens, channels, dtype=dtype)}
+        elif graph == "vae_decoder":
+            module, outputs = VaeDecoder(self.vae), ("pixels",)
+            channels = self.vae.config.latent_channels
+            inputs = {"latents": torch.zeros(2, channels, self.height, self.width, dtype=dtype)}
         else:
-            kind, part, name, shape, output = {
-                "text_projection": (
-                    TextProjection,
-                    self.controlled,
-                    "encoder_hidden_states",
-                    hidden,
-                    "projected_text",
-                ),
-                "vae_decoder": (VaeDecoder, self.vae, "latents", latents, "pixels"),
-                "vae_encoder": (VaeEncoder, self.vae, "pixels", picture, "latents"),
-            }[graph]
-            module, inputs, outputs = kind(part), {name: torch.zeros(2, *shape, dtype=dtype)}, (output,)
+            module, outputs = VaeEncoder(self.vae), ("latents",)
+            size = (side * self.vae_factor for side in (self.height, self.width))
+            inputs = {"pixels": torch.zeros(2, 3, *size, dtype=dtype)}
         sides = {name: {0: ROWS} for name in inputs}
         return Traceable(module=module, inputs=inputs, open_sides=sides, outputs=outputs)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -33,12 +36,8 @@ def trace(traceable: Traceable, opset: int) -> Any:
         name: {at: dims[side] for at, side in traceable.open_sides.get(name, {}).items()} or None
         for name in traceable.inputs
     }
-    quiet = logging.getLogger("torch.onnx")
-    level = quiet.level
     try:
-        quiet.setLevel(logging.ERROR)
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
+        with quiet(), torch.no_grad():
             program = torch.onnx.export(
                 _ByName(traceable.module).eval(),
                 kwargs={"inputs": traceable.inputs},
@@ -52,12 +51,23 @@ def trace(traceable: Traceable, opset: int) -> Any:
     except Exception as error:
         reason = " ".join(str(error).split())[:400]
         raise ExportError(f"{type(traceable.module).__name__} can't be traced: {reason}") from error
-    finally:
-        quiet.setLevel(level)
     assert program is not None
     clean(program.model)
     _check_inputs(program.model, traceable)
     return program.model
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """A block without what libraries print, log and warn of in it."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 class _ByName(nn.Module):
@@ -75,15 +85,15 @@ def clean(model: Any) -> None:
     """Drop what runs nothing: dead nodes, repeated constants and subexpressions, and where a node was traced from."""
     from onnx_ir.passes import common
 
-    for name in (
-        "RemoveUnusedNodesPass",
-        "DeduplicateInitializersPass",
-        "CommonSubexpressionEliminationPass",
-        "RemoveUnusedFunctionsPass",
-        "RemoveUnusedOpsetsPass",
-        "ClearMetadataAndDocStringPass",
+    for kind in (
+        common.RemoveUnusedNodesPass,
+        common.DeduplicateInitializersPass,
+        common.CommonSubexpressionEliminationPass,
+        common.RemoveUnusedFunctionsPass,
+        common.RemoveUnusedOpsetsPass,
+        common.ClearMetadataAndDocStringPass,
     ):
-        getattr(common, name)()(model)
+        kind()(model)
     model.producer_name, model.producer_version = "adapedit", None
     model.metadata_props.clear()
 

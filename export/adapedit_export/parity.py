@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,12 @@ class Reference:
 
     def save(self, folder: Path) -> None:
         """Write `reference.safetensors`."""
-        tensors = {f"{graph}/{name}": t for graph, call in self.calls.items() for name, t in call.items()}
-        if self.edit is not None:
-            tensors |= _written(self.edit)
-        tensors |= {f"outcome/{name}": tensor for name, tensor in self.outcome.items()}
+        groups = self.calls | {"outcome": self.outcome}
+        if (plan := self.edit) is not None:
+            tables = {entry.name: getattr(plan.schedule, entry.name) for entry in fields(plan.schedule)}
+            groups["schedule"] = {name: torch.as_tensor(t) for name, t in tables.items() if t is not None}
+            groups["plan"] = plan.tensors() | {"source_track": torch.tensor(plan.source_track)}
+        tensors = {f"{group}/{name}": t for group, named in groups.items() for name, t in named.items()}
         write_tensors(folder / REFERENCE_FILE, tensors)
 
     @classmethod
@@ -52,16 +55,8 @@ class Reference:
         return cls(calls=groups, edit=edit, outcome=outcome)
 
 
-def _written(plan: EditPlan) -> dict[str, Tensor]:
-    """A plan that collects, as tensors of the groups "plan" and "schedule"."""
-    entries = {entry.name: getattr(plan.schedule, entry.name) for entry in fields(plan.schedule)}
-    tensors = plan.tensors() | {"source_track": torch.tensor(plan.source_track)}
-    return {f"plan/{name}": tensor for name, tensor in tensors.items()} | {
-        f"schedule/{name}": torch.as_tensor(value) for name, value in entries.items() if value is not None
-    }
-
-
 def _read(tensors: dict[str, Tensor], tables: dict[str, Tensor]) -> EditPlan:
+    """The plan, which collects, of the groups "plan" and "schedule"."""
     tracks = tuple(int(track) for track in tensors.pop("source_track"))
     entries: dict[str, Any] = {name: t if t.ndim else float(t) for name, t in tables.items()}
     own: dict[str, Any] = {name: tensor for name, tensor in tensors.items() if "." not in name}
@@ -75,6 +70,7 @@ def random_call(
 ) -> dict[str, Tensor]:
     """Inputs of a graph in float32 that use every control; drawn once, recorded for good."""
     generator = torch.Generator().manual_seed(seed)
+    uniform = partial(torch.rand, generator=generator, dtype=torch.float32)
     rows, call = sizes["rows"], {}
     for tensor in spec.inputs:
         shape = tuple(side if isinstance(side, int) else sizes[side] for side in tensor.shape)
@@ -89,11 +85,9 @@ def random_call(
             most = rows if tensor.name in SELF_NAMES else vocabulary
             value = torch.randint(most, shape, generator=generator)
         elif tensor.name == "token_map":
-            value = torch.rand(shape, generator=generator, dtype=torch.float32).softmax(1)
+            value = uniform(shape).softmax(1)
         elif tensor.name in ("own_weight", "spatial_weight", "spatial_map", "pixels"):
-            value = torch.rand(shape, generator=generator, dtype=torch.float32) * (
-                0.5 if "weight" in tensor.name else 1
-            )
+            value = uniform(shape) * (0.5 if "weight" in tensor.name else 1)
         else:
             value = torch.randn(shape, generator=generator, dtype=torch.float32)
         call[tensor.name] = value
@@ -116,18 +110,15 @@ def unedited_plan(
     told = {name: value.float() for name, value in told.items()}
     hidden = told.pop(HIDDEN)
     tracks, shape = len(hidden), (specs.out_channels, *size)
+    guidance = torch.tensor([[1 - guidance_scale, guidance_scale]], dtype=torch.float32)
+    normal = partial(torch.randn, generator=generator, dtype=torch.float32)
     return EditPlan(
         schedule=schedule,
-        latents=torch.randn(tracks, *shape, generator=generator, dtype=torch.float32)
-        * schedule.init_noise_sigma,
+        latents=normal(tracks, *shape) * schedule.init_noise_sigma,
         encoder_hidden_states=hidden,
         conditioning=told,
-        guidance_weights=torch.tensor([[1 - guidance_scale, guidance_scale]], dtype=torch.float32).repeat(
-            tracks, 1
-        ),
-        noise=torch.randn(len(schedule), *shape, generator=generator, dtype=torch.float32)
-        if schedule.stochastic
-        else None,
+        guidance_weights=guidance.repeat(tracks, 1),
+        noise=normal(len(schedule), *shape) if schedule.stochastic else None,
     )
 
 
@@ -143,19 +134,18 @@ def random_plan(
     told: what text encoders make of three prompts, empty, source and target, [3, ...] each. size: of the latents.
     """
     generator = torch.Generator().manual_seed(1)
+    uniform = partial(torch.rand, generator=generator, dtype=torch.float32)
     told = {name: torch.stack([value[[0, 1]], value[[0, 2]]]) for name, value in told.items()}
     if SIZES in specs.conditioning:
         told[SIZES] = torch.randint(2048, (6,), generator=generator).float().expand(2, 2, -1)
     if specs.in_channels > specs.out_channels:  # of inpainting, and of InstructPix2Pix
-        brought = torch.rand(
-            specs.in_channels - specs.out_channels, *size, generator=generator, dtype=torch.float32
-        )
+        brought = uniform(specs.in_channels - specs.out_channels, *size)
         told[CHANNELS] = brought.expand(2, 2, -1, -1, -1)
     plain = unedited_plan(specs, schedule, told, size, guidance_scale, generator)
     steps, tokens, layers = len(schedule), told[HIDDEN].shape[2], specs.self_layers
     map_height, map_width = specs.map_size(*size)
     own_weight = torch.zeros(2, tokens, dtype=torch.float32)
-    word_steps = torch.rand(2, tokens, generator=generator, dtype=torch.float32)
+    word_steps = uniform(2, tokens)
     own_weight[1, 2] = 1
     token_map = torch.eye(tokens, dtype=torch.float32)
     token_map[[3, 4]] = token_map[[4, 3]]

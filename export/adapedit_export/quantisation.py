@@ -6,12 +6,9 @@ timestep alone; text encoder and VAE are left as they are.
 
 from __future__ import annotations
 
-import io
-import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +26,7 @@ from adapedit_engine.runners.base import open_bundle_runner
 from adapedit_engine.runners.graphs import BundleRunner, Session
 from adapedit_engine.schedule import Schedule
 from adapedit_engine.scheduler import denoise
-from adapedit_export.onnx import check
+from adapedit_export.onnx import check, quiet
 from adapedit_export.options import ExportError, Precision
 from adapedit_export.parity import unedited_plan
 
@@ -133,8 +130,8 @@ def quantise(folder: Path, spec: GraphSpec, calls: Sequence[Call], precision: Pr
     try:
         if not int8:
             more["TensorQuantOverrides"] = _scales(path, part, calls)
-        _quietly(
-            lambda: q.quantize_static(
+        with quiet():
+            q.quantize_static(
                 path,
                 part / spec.file,
                 _Calls(calls if int8 else calls[:1]),
@@ -147,7 +144,6 @@ def quantise(folder: Path, spec: GraphSpec, calls: Sequence[Call], precision: Pr
                 use_external_data_format=large,
                 extra_options={"WeightSymmetric": True, **more},
             )
-        )
         check(part / spec.file)
     except ExportError:
         raise
@@ -171,53 +167,25 @@ def _scales(path: Path, part: Path, calls: Sequence[Call]) -> dict[str, Any]:
     from ml_dtypes import float8_e4m3fn
     from onnxruntime.quantization.calibrate import CalibrationMethod, create_calibrator
 
-    augmented = part / "augmented.onnx"
-    calibrator = create_calibrator(
-        path,
-        ["Conv", "MatMul"],
-        str(augmented),
-        CalibrationMethod.MinMax,
-        path.with_suffix(".onnx.data").is_file(),
-    )
+    large = path.with_suffix(".onnx.data").is_file()
+    kinds, augmented = ["Conv", "MatMul"], str(part / "augmented.onnx")
+    calibrator = create_calibrator(path, kinds, augmented, CalibrationMethod.MinMax, large)
     calibrator.collect_data(_Calls(calls))
     found, largest = calibrator.compute_data(), float(torch.finfo(torch.float8_e4m3fn).max)
     for file in part.iterdir():
         file.unlink()
+    zero = np.array(0, float8_e4m3fn)
+    scales = {name: np.abs(tensor.range_value).max() / largest for name, tensor in found.items()}
     return {
-        name: [
-            {
-                "scale": np.array(np.abs(found[name].range_value).max() / largest, np.float32),
-                "zero_point": np.array(0, float8_e4m3fn),
-            }
-        ]
-        for name in found.keys()  # noqa: SIM118, no mapping
+        name: [{"scale": np.array(scale, np.float32), "zero_point": zero}] for name, scale in scales.items()
     }
 
 
-def _quietly(work: Callable[[], None]) -> None:
-    """Without what the quantiser prints, and logs, of what it is about to do."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with redirect_stdout(io.StringIO()):
-            work()
-    finally:
-        logging.disable(before)
-
-
 class _Calls:
-    """Recorded calls as the quantiser reads them, which it may do more than once."""
+    """Recorded calls as the quantiser reads them, once."""
 
     def __init__(self, calls: Sequence[Call]) -> None:
-        self._calls, self._next = calls, 0
+        self._left = iter(calls)
 
     def get_next(self) -> Call | None:
-        call = self._calls[self._next] if self._next < len(self._calls) else None
-        self._next += 1
-        return call
-
-    def rewind(self) -> None:
-        self._next = 0
-
-    def set_range(self, start_index: int, end_index: int) -> None:
-        raise NotImplementedError
+        return next(self._left, None)

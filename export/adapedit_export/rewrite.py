@@ -155,14 +155,9 @@ def _halve(node: Any, halves: dict[Any, Any]) -> None:
             halves[value] = _insert(node, "Cast", [value], f"{value.name}_half", value.shape, half, to=half)
         node.replace_input_with(place, halves[value])
     for value in node.outputs:
-        back = ir.node("Cast", [value], attributes={"to": wide})
-        back.outputs[0].name, back.outputs[0].dtype, back.outputs[0].shape = (
-            f"{value.name}_wide",
-            wide,
-            value.shape,
-        )
-        graph.insert_after(node, back)
-        _replace(value, back.outputs[0])
+        back = ir.val(f"{value.name}_wide", wide, value.shape)
+        graph.insert_after(node, ir.node("Cast", [value], {"to": wide}, outputs=[back]))
+        _replace(value, back)
         value.dtype = half
 
 
@@ -199,21 +194,17 @@ def _insert(
     before: Any, kind: str, inputs: list[Any], name: str, shape: Any, dtype: Any = None, **attributes: Any
 ) -> Any:
     """The output of a new node in front of another, of its dtype unless another is named."""
-    made = ir.node(kind, inputs, attributes=attributes)
-    out, old = made.outputs[0], before.outputs[0]
-    out.name, out.dtype, out.shape = f"{old.name}_{name}", dtype or old.dtype, shape
-    before.graph.insert_before(before, made)
+    old = before.outputs[0]
+    out = ir.val(f"{old.name}_{name}", dtype or old.dtype, shape)
+    before.graph.insert_before(before, ir.node(kind, inputs, attributes, outputs=[out]))
     return out
 
 
 def _constant(name: str, array: Any, graph: Any) -> Any:
     """An initializer, or the one that has this name."""
     if name not in graph.initializers:
-        array = np.ascontiguousarray(array)
-        tensor = ir.tensor(array, name=name)
-        graph.initializers[name] = ir.Value(
-            name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
-        )
+        tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+        graph.register_initializer(ir.val(name, const_value=tensor))
     return graph.initializers[name]
 
 

@@ -237,14 +237,12 @@ def target_capability(tensorrt: TensorRT, wanted: str | None) -> str:
         return here
     chosen, known = wanted or here, capabilities(tensorrt)
     if chosen not in known:
+        hint = (
+            "; an H100 or H200 takes the full TensorRT, or runner onnxruntime-cuda" if chosen == "9.0" else ""
+        )
         raise ExportError(
             f"compute capability {chosen} is none that {tensorrt.flavour} {tensorrt.version} names: "
-            f"{', '.join(known)}"
-            + (
-                "; an H100 or H200 takes the full TensorRT, or runner onnxruntime-cuda"
-                if chosen == "9.0"
-                else ""
-            )
+            f"{', '.join(known)}{hint}"
         )
     return str(chosen)
 

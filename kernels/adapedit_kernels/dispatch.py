@@ -163,11 +163,6 @@ def check_tensors(operation: str, expected: Expected) -> None:
             )
 
 
-def attention_tensors(query: Tensor, key: Tensor, chosen: str) -> dict[str, Any]:
-    """What attention expects of its queries and keys."""
-    return {"query": (query, "B P C", FLOATING[chosen]), "key": (key, "B N C", (query.dtype,))}
-
-
 def check_attention(
     operation: str, expected: Expected, heads: int, chosen: str, *, check_values: bool
 ) -> None:

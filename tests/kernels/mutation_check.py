@@ -115,8 +115,8 @@ MUTATIONS = [
         ("mask", "weight >= limit[:, None]", "weight >= 0 * limit[:, None]", 0),
         (
             "mask of the features",
-            "mask=(pixel[:, None] < pixels) & (channel[None, :] < channels)",
-            "mask=channel[None, :] < channels",
+            "visible = (pixel[:, None] < pixels) & (channel[None, :] < channels)",
+            "visible = channel[None, :] < channels",
             1,
         ),
     ),
@@ -142,8 +142,8 @@ MUTATIONS = [
         ("index", "mean + row * channels + channel, total", "mean + channel, total", 0),
         (
             "mask",
-            "mask=(pixel[:, None] < pixels) & (channel[None, :] < channels)",
-            "mask=channel[None, :] < channels",
+            "inside = (pixel[:, None] < pixels) & (channel[None, :] < channels)",
+            "inside = channel[None, :] < channels",
             0,
         ),
     ),

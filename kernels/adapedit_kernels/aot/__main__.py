@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable
+from itertools import groupby
 from pathlib import Path
 
 from adapedit_kernels.aot.compile import Binary, compile_all
@@ -48,22 +49,17 @@ def main() -> int:
 
 
 def report(binaries: Iterable[Binary]) -> str:
-    """A Markdown table, a line a variant: registers / shared memory / spilled bytes for each target."""
-    lines: dict[tuple[str, int], dict[int, Binary]] = {}
-    for binary in binaries:
-        lines.setdefault((binary.variant.name, binary.variant.block), {})[binary.target] = binary
-    targets = sorted({target for line in lines.values() for target in line})
-    text = ["| variant | block | warps | " + " | ".join(f"sm_{target}" for target in targets) + " |"]
-    text.append("|---|" + "---:|" * (len(targets) + 2))
-    for (name, block), line in lines.items():
-        cells = [
-            f"{line[target].registers} / {line[target].shared} / {line[target].spilled}"
-            if target in line
-            else "-"
-            for target in targets
-        ]
-        warps = next(iter(line.values())).num_warps
-        text.append(f"| `{name}` | {block} | {warps} | {' | '.join(cells)} |")
+    """A Markdown table, a line a variant: registers / shared memory / spilled bytes for each target.
+
+    binaries: in the order of `compile_all`.
+    """
+    lines = [list(line) for _, line in groupby(binaries, key=lambda binary: binary.variant)]
+    text = ["| variant | block | warps | " + " | ".join(f"sm_{binary.target}" for binary in lines[0]) + " |"]
+    text.append("|---|" + "---:|" * (len(lines[0]) + 2))
+    for line in lines:
+        variant, warps = line[0].variant, line[0].num_warps
+        cells = [f"{binary.registers} / {binary.shared} / {binary.spilled}" for binary in line]
+        text.append(f"| `{variant.name}` | {variant.block} | {warps} | {' | '.join(cells)} |")
     return "\n".join(text)
 
 

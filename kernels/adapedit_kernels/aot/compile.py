@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
-from pathlib import Path
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -23,7 +22,7 @@ PTX_VERSION = 87  # the first that knows every target, so that drivers since CUD
 # PTX of sm_90 and later is Triton's for that one architecture (the "a" in sm_90a), so no other device takes it.
 PTX_TARGETS = (80, 89)
 
-_REGISTERS = (255, 232)  # limits that are named in turn where a kernel spills
+_REGISTERS = (None, 255, 232)  # limits that are named in turn while a kernel spills; None: none is
 _SCRATCH_POINTERS = 2  # that Triton adds to every kernel: for scratch memory and for its profiler
 
 
@@ -61,11 +60,10 @@ def compile_one(variant: Variant, target: int) -> Binary:
     Raises:
         AdapEditError: Triton is being interpreted, or the kernel wants memory that the C library does not give.
     """
-    binary = _compile(variant, target, {})
     for limit in _REGISTERS:
+        binary = _compile(variant, target, {} if limit is None else {"maxnreg": limit})
         if not binary.spilled:
             break
-        binary = _compile(variant, target, {"maxnreg": limit})
     return binary
 
 
@@ -114,11 +112,10 @@ def _compile(variant: Variant, target: int, options: dict[str, int]) -> Binary:
 
 def _resources(cubin: bytes) -> tuple[int, int]:
     """Registers, and bytes of memory that stand in for them, of a thread: as cuobjdump reads them from the binary."""
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [str(tool), "--dump-resource-usage", file.name]
+        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
         text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
     if found is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adapedit_kernels.aot.compile import PTX_TARGETS, PTX_VERSION, Binary
-from adapedit_kernels.aot.variants import KERNELS, Variant
+from adapedit_kernels.aot.variants import Variant
 
 _C_TYPES = {"pointer": "uint64_t", "float": "float", "int": "int32_t"}
 _RESOURCES = "target num_warps registers spilled shared"
@@ -81,11 +81,10 @@ def _plain(ptx: str) -> str:
 
 def _parameters_header(variants: Iterable[Variant]) -> str:
     """A structure per kernel with its arguments by name: a kernel that changes them stops the C code compiling."""
-    shapes: dict[str, tuple[tuple[str, str], ...]] = dict.fromkeys(KERNELS, ())
+    shapes: dict[str, tuple[tuple[str, str], ...]] = {}
     for variant in variants:
-        known = shapes[variant.kernel] or variant.parameters()
+        known = shapes.setdefault(variant.kernel, variant.parameters())
         assert known == variant.parameters(), f"variants of {variant.kernel} differ in what they are given"
-        shapes[variant.kernel] = known
     text = [_NOTE, "#ifndef ADAPEDIT_KERNELS_PARAMETERS_H\n#define ADAPEDIT_KERNELS_PARAMETERS_H\n"]
     text.append("#include <stdint.h>\n\n")
     for kernel, shape in shapes.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import torch
@@ -112,72 +113,64 @@ def few_variants() -> tuple[Variant, ...]:
 
 def _attention() -> Iterator[Variant]:
     tensors = ("query", "key", "values", "out")
-    for dtype in DTYPES:
-        for width in HEAD_WIDTHS:
-            for usual in (False, True):
-                tiles = {}
-                for pixels in (_MANY_PIXELS, _FEW_PIXELS):
-                    tile = choose_tile(DTYPES[dtype], width, pixels, USUAL_TOKENS)
-                    tiles[tile if usual else tile._replace(LAST_N=0)] = pixels
-                for tile, pixels in tiles.items():
-                    if usual and not tile.LAST_N:  # no shorter block: what takes any number takes this one
-                        continue
-                    constants = {"WIDTH": width, "SPATIAL": True, "LSE": False}
-                    constants |= tile._asdict()
-                    num_warps = constants.pop("num_warps")
-                    yield Variant(
-                        name=f"edited_attention.{dtype}.w{width}" + ".usual" * usual,
-                        kernel="edited_attention_kernel",
-                        dtypes=dict.fromkeys(tensors, dtype),
-                        constants=constants,
-                        aligned=True,
-                        block=tile.BLOCK_P,
-                        pixels_from=pixels,
-                        num_warps=num_warps,
-                    )
+    for dtype, width, usual in product(DTYPES, HEAD_WIDTHS, (False, True)):
+        tiles = {}
+        for pixels in (_MANY_PIXELS, _FEW_PIXELS):
+            tile = choose_tile(DTYPES[dtype], width, pixels, USUAL_TOKENS)
+            tiles[tile if usual else tile._replace(LAST_N=0)] = pixels
+        for tile, pixels in tiles.items():
+            if usual and not tile.LAST_N:  # no shorter block: what takes any number takes this one
+                continue
+            constants = {"WIDTH": width, "SPATIAL": True, "LSE": False, **tile._asdict()}
+            num_warps = constants.pop("num_warps")
+            yield Variant(
+                name=f"edited_attention.{dtype}.w{width}" + ".usual" * usual,
+                kernel="edited_attention_kernel",
+                dtypes=dict.fromkeys(tensors, dtype),
+                constants=constants,
+                aligned=True,
+                block=tile.BLOCK_P,
+                pixels_from=pixels,
+                num_warps=num_warps,
+            )
 
 
 def _maps() -> Iterator[Variant]:
-    tensors = ("query", "key")
-    for dtype in DTYPES:
-        for width in HEAD_WIDTHS:
-            for name, tokens in (("", TOKENS), (".usual", USUAL_TOKENS)):
-                tile = map_tile(width, tokens)
-                yield Variant(
-                    name=f"attention_maps.{dtype}.w{width}{name}",
-                    kernel="map_kernel",
-                    dtypes=dict.fromkeys(tensors, dtype),
-                    constants={"WIDTH": width, "LISTED": True, **tile},
-                    aligned=True,
-                    block=tile["BLOCK_P"],
-                )
+    sizes = {"": TOKENS, ".usual": USUAL_TOKENS}
+    for dtype, width, name in product(DTYPES, HEAD_WIDTHS, sizes):
+        tile = map_tile(width, sizes[name])
+        yield Variant(
+            name=f"attention_maps.{dtype}.w{width}{name}",
+            kernel="map_kernel",
+            dtypes={"query": dtype, "key": dtype},
+            constants={"WIDTH": width, "LISTED": True, **tile},
+            aligned=True,
+            block=tile["BLOCK_P"],
+        )
     yield Variant(name="map_sum", kernel="map_sum_kernel", constants={"BLOCK": SUM_BLOCK}, block=SUM_BLOCK)
 
 
 def _steps() -> Iterator[Variant]:
-    for dtype in DTYPES:
-        for noise in (False, True):
-            for blend in (False, True):
-                yield Variant(
-                    name=f"guided_step.{dtype}" + ".noise" * noise + ".blend" * blend,
-                    kernel="guided_step_kernel",
-                    dtypes=dict.fromkeys(("noise_pred", "latents", "noise", "out"), dtype),
-                    constants={"BLOCK": 512, "NOISE": noise, "BLEND": blend},
-                    block=512,
-                )
+    for dtype, noise, blend in product(DTYPES, (False, True), (False, True)):
+        yield Variant(
+            name=f"guided_step.{dtype}" + ".noise" * noise + ".blend" * blend,
+            kernel="guided_step_kernel",
+            dtypes=dict.fromkeys(("noise_pred", "latents", "noise", "out"), dtype),
+            constants={"BLOCK": 512, "NOISE": noise, "BLEND": blend},
+            block=512,
+        )
 
 
 def _similarities() -> Iterator[Variant]:
-    constants = {"BLOCK_P": 32, "BLOCK_V": 64}
-    for dtype in DTYPES:
-        for name, block in (("mean", 64), ("similarity", 32)):
-            yield Variant(
-                name=f"{name}.{dtype}",
-                kernel=f"{name}_kernel",
-                dtypes={"features": dtype},
-                constants=constants,
-                block=block,
-            )
+    blocks = {"mean": 64, "similarity": 32}
+    for dtype, name in product(DTYPES, blocks):
+        yield Variant(
+            name=f"{name}.{dtype}",
+            kernel=f"{name}_kernel",
+            dtypes={"features": dtype},
+            constants={"BLOCK_P": 32, "BLOCK_V": 64},
+            block=blocks[name],
+        )
 
 
 def _relations() -> Iterator[Variant]:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from adapedit_kernels import dispatch
 from adapedit_kernels.attention_maps import reference
+from adapedit_kernels.dispatch import FLOATING, INTEGER
 
 __all__ = ["attention_maps"]
 
@@ -48,8 +49,9 @@ def attention_maps(
     chosen = dispatch.implementation_for(_NAME, implementation, query, key, map_sum)
     sums = (torch.float32,) if chosen == "triton" else (torch.float32, torch.float64)
     expected = {
-        **dispatch.attention_tensors(query, key, chosen),
-        "map_row": (map_row, "M", dispatch.INTEGER),
+        "query": (query, "B P C", FLOATING[chosen]),
+        "key": (key, "B N C", (query.dtype,)),
+        "map_row": (map_row, "M", INTEGER),
         "map_sum": (map_sum, "B P N" if map_row is None else "M P N", sums),
     }
     dispatch.check_attention(_NAME, expected, heads, chosen, check_values=check_values)

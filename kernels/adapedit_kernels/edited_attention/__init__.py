@@ -86,14 +86,17 @@ def edited_attention(
         ImplementationError: the named implementation can't run here.
     """
     chosen = dispatch.implementation_for(_NAME, implementation, query, key, value)
-    given, own = {"source_row": source_row, "prepared": prepared}, (query.dtype,)
-    expected: dict[str, Any] = dispatch.attention_tensors(query, key, chosen) | {
-        "value": (value, "B N C", own)
+    own = (query.dtype,)
+    expected: dict[str, Any] = {
+        "query": (query, "B P C", FLOATING[chosen]),
+        "key": (key, "B N C", own),
+        "value": (value, "B N C", own),
     }
     if edited_row is not None:
-        if missing := [name for name, tensor in given.items() if tensor is None]:
+        if source_row is None or prepared is None:
+            missing = "source_row" if source_row is None else "prepared"
             raise AdapEditError(
-                f"{_NAME}: {missing[0]} is None and edited_row is not; give all of the edit or none"
+                f"{_NAME}: {missing} is None and edited_row is not; give all of the edit or none"
             )
         expected |= {
             "edited_row": (edited_row, "E", INTEGER),

@@ -30,11 +30,8 @@ def mean_kernel(
     total = tl.zeros([BLOCK_V], dtype=tl.float32)
     for start in range(0, pixels, BLOCK_P):
         pixel = start + tl.arange(0, BLOCK_P)
-        tile = tl.load(
-            feature + pixel[:, None] * pixel_stride,
-            mask=(pixel[:, None] < pixels) & (channel[None, :] < channels),
-            other=0.0,
-        )
+        inside = (pixel[:, None] < pixels) & (channel[None, :] < channels)
+        tile = tl.load(feature + pixel[:, None] * pixel_stride, mask=inside, other=0.0)
         total += tl.sum(tile.to(tl.float32), axis=0)
     tl.store(mean + row * channels + channel, total / pixels, mask=channel < channels)
 
@@ -64,11 +61,8 @@ def similarity_kernel(
     centred = tl.load(centre + row) != 0
     for start in range(0, channels, BLOCK_V):
         channel = start + tl.arange(0, BLOCK_V)
-        tile = tl.load(
-            feature + channel[None, :] * channel_stride,
-            mask=(pixel[:, None] < pixels) & (channel[None, :] < channels),
-            other=0.0,
-        ).to(tl.float32)
+        inside = (pixel[:, None] < pixels) & (channel[None, :] < channels)
+        tile = tl.load(feature + channel[None, :] * channel_stride, mask=inside, other=0.0).to(tl.float32)
         middle = tl.load(mean + row * channels + channel, mask=channel < channels, other=0.0)
         tile = tile - tl.where(centred, middle, 0.0)[None, :]
         key = tl.load(key_embedding + row * channels + channel, mask=channel < channels, other=0.0)

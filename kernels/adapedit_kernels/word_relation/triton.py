@@ -60,11 +60,8 @@ def embed_kernel(
         columns = columns.to(tl.float32)
         peaks = tl.maximum(peaks, columns)
         leasts = tl.minimum(leasts, tl.where(inside, columns, float("inf")))
-        tile = tl.load(
-            feature + pixel[:, None] * pixel_stride,
-            mask=(pixel[:, None] < pixels) & (channel[None, :] < channels),
-            other=0.0,
-        )
+        visible = (pixel[:, None] < pixels) & (channel[None, :] < channels)
+        tile = tl.load(feature + pixel[:, None] * pixel_stride, mask=visible, other=0.0)
         middle += tl.sum(tile.to(tl.float32), axis=0)
     peak, least = tl.max(peaks, axis=1), tl.min(leasts, axis=1)
     centred = tl.load(centre + row) != 0
@@ -88,11 +85,8 @@ def embed_kernel(
         weight = tl.where(weight >= limit[:, None], weight, 0.0)
         weight = tl.where(softmax, tl.exp((weight - peak[:, None]) / warmth), weight)
         weight = tl.where(inside & seen[:, None], weight - common[:, None], 0.0)
-        tile = tl.load(
-            feature + pixel[:, None] * pixel_stride,
-            mask=(pixel[:, None] < pixels) & (channel[None, :] < channels),
-            other=0.0,
-        ).to(tl.float32)
+        visible = (pixel[:, None] < pixels) & (channel[None, :] < channels)
+        tile = tl.load(feature + pixel[:, None] * pixel_stride, mask=visible, other=0.0).to(tl.float32)
         total = tl.dot(weight, tile - middle[None, :], total, input_precision="ieee")
     place = embedding + row * tokens * channels + token[:, None] * channels + channel[None, :]
     tl.store(place, total, mask=(token[:, None] < tokens) & (channel[None, :] < channels))
