@@ -49,17 +49,17 @@ class Mailbox:
 
 async def listen(box: Mailbox, gone: Callable[[], Awaitable[bool]]) -> AsyncIterator[Event | None]:
     """Events up to the last one; None where there was none for a while. Ends early when the listener is gone."""
-    told = looked = time.monotonic()
+    told, looked = time.monotonic(), -LOOK
     while True:
-        found, now = await box.take(LOOK), time.monotonic()
-        if now >= looked + LOOK:
+        if (now := time.monotonic()) >= looked + LOOK:
             if await gone():
                 return
             looked = now
+        found = await box.take(LOOK)
         if found:
-            told = now
-        elif now >= told + KEEPALIVE:
-            told = now
+            told = time.monotonic()
+        elif time.monotonic() >= told + KEEPALIVE:
+            told = time.monotonic()
             yield None
         for event in found:
             yield event

@@ -46,7 +46,10 @@ class Running:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """No model takes a step inside: what is sent is accepted, and none of it ends, however fast the machine is."""
+        """No model takes a step inside: what is sent is accepted, and none of it ends, however fast the machine is.
+
+        Half as many edits as `max_rows` are under way then, see `full`; the rest waits.
+        """
         gate = threading.Event()
         runners = [lane.model.runner for lane in self.jobs.lanes.values() if lane.model is not None]
 
@@ -65,6 +68,13 @@ class Running:
             gate.set()
             for runner in runners:
                 del runner.infer
+
+    def full(self, seconds: float = 60) -> None:
+        """Wait until the first model has taken all that it takes at once, while it is held."""
+        until = time.monotonic() + seconds
+        while next(iter(self.jobs.lanes.values())).counts[0] < self.jobs.settings.max_rows // 2:
+            assert time.monotonic() < until
+            time.sleep(0.005)
 
     def done(self, **fields: Any) -> dict[str, Any]:
         """An edit that was made."""

@@ -204,6 +204,7 @@ def test_a_passed_deadline_is_told(service: Running):
 def test_more_urgent_edits_go_first(service: Running):
     with service.held():
         blockers = [service.edit(seed=seed).json()["id"] for seed in range(40, 60)]
+        service.full()
         late, early = (service.edit(priority=priority).json()["id"] for priority in (0, 50))
         positions = [service.client.get(f"/v1/edits/{id}").json()["position"] for id in (early, late)]
         pending = service.client.get(f"/v1/edits/{late}/content")
