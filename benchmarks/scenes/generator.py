@@ -298,6 +298,8 @@ def publish(
     CLIPTokenizer.from_pretrained(trained, subfolder="tokenizer").save_pretrained(part / "tokenizer")
     make_scheduler().save_pretrained(part / "scheduler")
     shutil.copy(trained / "model_index.json", part / "model_index.json")
+    if (about := out / "README.md").exists():
+        shutil.copy(about, part / about.name)
     for path in part.rglob("*config.json"):
         config = json.loads(path.read_text())
         # diffusers notes the folder that weights were loaded from: a path of whoever trained them.
