@@ -128,7 +128,7 @@ class Store:
             return self._database.execute(query, values).fetchall()
 
     def _sync(self) -> None:
-        """Wait until what this thread wrote is on the disk: once for all that wrote meanwhile, others read and write on."""
+        """Wait until what this thread wrote is on the disk: once for all that wrote meanwhile; others go on."""
         with self._lock:
             self._written += 1
             mine = self._written
