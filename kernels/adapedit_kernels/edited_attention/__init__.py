@@ -93,23 +93,32 @@ def edited_attention(
         "value": (value, "B N C", own),
     }
     if edited_row is not None:
-        if source_row is None or prepared is None:
-            missing = "source_row" if source_row is None else "prepared"
-            raise AdapEditError(
-                f"{_NAME}: {missing} is None and edited_row is not; give all of the edit or none"
-            )
-        expected |= {
-            "edited_row": (edited_row, "E", INTEGER),
-            "source_row": (source_row, "E", INTEGER),
-            "prepared": (prepared, "2 E 1 N C" if spatial_map is None else "2 E 2 N C", own),
-            "spatial_map": (spatial_map, "E P", FLOATING["reference"]),
-        }
+        expected |= _of_edits(edited_row, source_row, prepared, spatial_map, own)
     dispatch.check_attention(_NAME, expected, heads, chosen, check_values=check_values)
     scale = (query.shape[-1] // heads) ** -0.5 if scale is None else float(scale)
     edits = [tensor for tensor, *_ in list(expected.values())[3:] if tensor is not None]
     if chosen == "triton" and edits:
         return edited_attention_operator(query, key, value, heads, edits, scale)
     return reference.edited_attention(query, key, value, heads, edits, scale)
+
+
+def _of_edits(
+    edited_row: Tensor,
+    source_row: Tensor | None,
+    prepared: Tensor | None,
+    spatial_map: Tensor | None,
+    own: Any,
+) -> dict[str, Any]:
+    """What is expected of the edits. own: dtypes of the prepared values."""
+    if source_row is None or prepared is None:
+        missing = "source_row" if source_row is None else "prepared"
+        raise AdapEditError(f"{_NAME}: {missing} is None and edited_row is not; give all of the edit or none")
+    return {
+        "edited_row": (edited_row, "E", INTEGER),
+        "source_row": (source_row, "E", INTEGER),
+        "prepared": (prepared, "2 E 1 N C" if spatial_map is None else "2 E 2 N C", own),
+        "spatial_map": (spatial_map, "E P", FLOATING["reference"]),
+    }
 
 
 edited_attention_operator = dispatch.operator(

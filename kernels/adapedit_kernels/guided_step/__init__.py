@@ -13,6 +13,20 @@ from adapedit_kernels.guided_step import reference
 __all__ = ["guided_step"]
 
 _NAME = "guided_step"
+_AXES = {
+    "noise_pred": "B C h w",
+    "latents": "K C h w",
+    "guidance_rows": "K G",
+    "guidance_weights": "K G",
+    "sample_weight": "K",
+    "output_weight": "K",
+    "noise": "K C h w",
+    "noise_weight": "K",
+    "blend_mask": "K 1 h w",
+    "blend_source": "K",
+}
+_INDICES = ("guidance_rows", "blend_source")
+_PAIRS = (("noise", "noise_weight"), ("blend_mask", "blend_source"))
 
 
 def guided_step(
@@ -58,30 +72,22 @@ def guided_step(
         ImplementationError: the named implementation can't run here.
     """
     chosen = dispatch.implementation_for(_NAME, implementation, noise_pred, latents)
-    floating = FLOATING[chosen]
-    expected = {
-        "latents": (latents, "K C h w", floating),  # first: what does not fit them is named
-        "noise_pred": (noise_pred, "B C h w", floating),
-        "guidance_rows": (guidance_rows, "K G", INTEGER),
-        "guidance_weights": (guidance_weights, "K G", floating),
-        "sample_weight": (sample_weight, "K", floating),
-        "output_weight": (output_weight, "K", floating),
-        "noise": (noise, "K C h w", floating),
-        "noise_weight": (noise_weight, "K", floating),
-        "blend_mask": (blend_mask, "K 1 h w", floating),
-        "blend_source": (blend_source, "K", INTEGER),
-    }
-    for pair in (("noise", "noise_weight"), ("blend_mask", "blend_source")):
-        missing, present = sorted(pair, key=lambda name: expected[name][0] is not None)
-        if expected[missing][0] is None and expected[present][0] is not None:
+    weights = (guidance_rows, guidance_weights, sample_weight, output_weight)
+    arguments = (noise_pred, latents, *weights, noise, noise_weight, blend_mask, blend_source)
+    given = dict(zip(_AXES, arguments, strict=True))
+    for pair in _PAIRS:
+        missing, present = sorted(pair, key=lambda name: given[name] is not None)
+        if given[missing] is None and given[present] is not None:
             raise AdapEditError(f"{_NAME}: {present} is given without {missing}; give both or neither")
+    kinds = {name: INTEGER if name in _INDICES else FLOATING[chosen] for name in _AXES}
+    # The latents first: what does not fit them is named.
+    order = ("latents", *(name for name in _AXES if name != "latents"))
+    expected = {name: (given[name], _AXES[name], kinds[name]) for name in order}
     dispatch.check_tensors(_NAME, expected)
     if check_values:
         dispatch.check_rows(_NAME, "guidance_rows", guidance_rows, noise_pred.shape[0])
         if blend_source is not None:
             dispatch.check_rows(_NAME, "blend_source", blend_source, latents.shape[0])
-    weights = (guidance_rows, guidance_weights, sample_weight, output_weight)
-    arguments = (noise_pred, latents, *weights, noise, noise_weight, blend_mask, blend_source)
     if chosen == "reference":
         return reference.guided_step(*arguments)
     dispatch.check_layout(_NAME, expected, free=("noise_pred",))
