@@ -188,11 +188,13 @@ class Jobs:
             if self.draining:
                 raise self._ending()
             known = self.store.known(owner, key, digest)
-            if known is not None:
-                return known, False
-            lane = self.lane(lane.name)  # it may have been reloaded
-            self._refuse_full(lane)
-            row = self.store.add(values, files)
+            if known is None:
+                lane = self.lane(lane.name)  # it may have been reloaded
+                self._refuse_full(lane)
+                row = self.store.add(values, files)
+        self.store.sync()  # others are accepted meanwhile, and wait for the same
+        if known is not None:
+            return known, False
         log.info("accepted", extra={"edit": row.id, "model": row.model, "method": row.method})
         lane.look()
         return row, True

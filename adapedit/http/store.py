@@ -3,8 +3,8 @@
 The database is the queue. Each edit ends once: `end` is a single update of a row that has not ended, and a result's
 folder is whole before it.
 
-A killed process loses nothing. Neither does a machine without power of what was accepted or removed: `add` and `remove`
-return when that is on the disk. What it had begun or ended in its last moments it does again.
+A killed process loses nothing. A machine without power loses nothing of what was removed, or was added before a `sync`
+that has ended. What it had begun or ended in its last moments it does again.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class Store:
         with self._lock:
             return self._database.execute(query, values).fetchall()
 
-    def _sync(self) -> None:
+    def sync(self) -> None:
         """Wait until what this thread wrote is on the disk: once for all that wrote meanwhile; others go on."""
         with self._lock:
             self._written += 1
@@ -169,7 +169,6 @@ class Store:
             with self._lock:
                 (made,) = self._do(query, *row.values())
                 self.bytes += size
-            self._sync()
         except BaseException:
             self._remove_files(id)
             raise
@@ -239,7 +238,7 @@ class Store:
         with self._lock:
             gone = self._do("DELETE FROM edits WHERE id = ? RETURNING bytes", id)
             self.bytes -= sum(row["bytes"] for row in gone)
-        self._sync()
+        self.sync()
         self._remove_files(id)
         return bool(gone)
 

@@ -12,7 +12,7 @@ from adapedit import AdapEditError
 from adapedit.http.errors import ApiError
 from adapedit.http.store import Store
 from adapedit.result import OutputError
-from tests.helpers.service import serving, settings_for
+from tests.helpers.service import Running, serving, settings_for
 
 
 def add(store: Store, key: str | None = None, files: dict[str, bytes] | None = None, **values) -> str:
@@ -89,25 +89,27 @@ def test_edits_of_others_are_not_found(store: Store):
     assert store.page("two", None, True, 10) == []
 
 
-def test_what_is_accepted_is_on_the_disk_and_many_at_once_wait_together(store: Store, monkeypatch):
-    began, synced = [], []
+def test_what_is_accepted_is_on_the_disk_and_many_at_once_wait_together(
+    service: Running, monkeypatch: pytest.MonkeyPatch
+):
+    store, synced = service.jobs.store, []
 
     def fsync(file: int) -> None:
-        began.append(len(store.queued()))
-        time.sleep(0.05)
-        synced.append(began[-1])
+        there = store._do("SELECT max(number) FROM edits")[0][0]
+        time.sleep(0.2)
+        synced.append(there)
+
+    def one(seed: int) -> None:
+        row = store.find(service.edit(seed=seed).json()["id"])
+        assert row is not None and row.number <= synced[-1]  # it was there when a wait began that has ended
 
     monkeypatch.setattr("adapedit.http.store.os.fsync", fsync)
-
-    def one(_: int) -> None:
-        number = store.find(add(store)).number
-        assert number <= synced[-1]  # it was there when a wait began that has ended
-
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(one, range(8)))
-    assert synced[-1] == 8 and len(synced) < 8
-    store.remove(store.queued()[0].id)
-    assert synced[-1] == 7
+        list(pool.map(one, range(70, 78)))
+    assert len(synced) < 8
+    before = len(synced)
+    store.remove(service.edit(seed=78).json()["id"])
+    assert len(synced) == before + 2
 
 
 def test_results_expire(store: Store):
